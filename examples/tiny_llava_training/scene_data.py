@@ -1,0 +1,88 @@
+"""Renders the training and validation scenes once, into memory-mapped arrays of a working directory."""
+
+import argparse
+import json
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from scenes import IMAGE_SIZE_PX, MAX_OBJECTS, NUM_TOKENS, SceneObject, make_scene, patch_labels
+
+NUM_SCENES = {"train": 64_000, "validation": 500}
+_FIELDS = {
+    "images": (np.uint8, (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)),
+    "classes": (np.uint8, (NUM_TOKENS, 2)),
+    "centers": (np.float16, (NUM_TOKENS, 2)),
+    "objects": (np.int16, (MAX_OBJECTS, 6)),
+}
+_CHUNK = 500
+
+
+class SceneArrays:
+    """The arrays of one split.
+
+    images uint8 (N, 128, 128, 3); classes uint8 (N, 256, 2) and centers float16 (N, 256, 2) as `patch_labels` gives
+    them; objects int16 (N, 9, 6), rows of -1 where a scene has fewer.
+    """
+
+    def __init__(self, work_dir: Path, split: str, *, mode: str = "r") -> None:
+        folder = work_dir / "scenes" / split
+        self.images, self.classes, self.centers, self.objects = (
+            np.load(folder / f"{name}.npy", mmap_mode=mode) for name in _FIELDS
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def scene_objects(self, index: int) -> list[SceneObject]:
+        """The objects of one scene."""
+        return [SceneObject(*map(int, row)) for row in self.objects[index] if row[0] >= 0]
+
+
+def _render_chunk(task: tuple[Path, str, int, int]) -> int:
+    work_dir, split, start, stop = task
+    arrays = SceneArrays(work_dir, split, mode="r+")
+    for index in range(start, stop):
+        scene = make_scene(split, index)
+        arrays.images[index] = scene.pixels()
+        arrays.classes[index], arrays.centers[index] = patch_labels(scene)
+        rows = [(o.kind, o.color, o.digit, o.x, o.y, o.size_px) for o in scene.objects]
+        arrays.objects[index, : len(rows)] = rows
+    return stop - start
+
+
+def render_split(work_dir: Path, split: str, num_scenes: int, *, num_workers: int) -> None:
+    """Renders a split unless a finished one of that size is there."""
+    folder = work_dir / "scenes" / split
+    done = folder / "done.json"
+    if done.exists() and json.loads(done.read_text())["num_scenes"] == num_scenes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (dtype, shape) in _FIELDS.items():
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (num_scenes, *shape))
+        if name == "objects":
+            array[:] = -1
+        array.flush()
+    tasks = [(work_dir, split, i, min(i + _CHUNK, num_scenes)) for i in range(0, num_scenes, _CHUNK)]
+    with get_context("fork").Pool(num_workers) as pool:
+        for _ in pool.imap_unordered(_render_chunk, tasks):
+            pass
+    done.write_text(json.dumps({"num_scenes": num_scenes}))
+
+
+def main() -> None:
+    """Command line of this stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--num-scenes", type=int, default=NUM_SCENES["train"])
+    parser.add_argument("--num-workers", type=int, default=min(2, os.cpu_count() or 1))
+    args = parser.parse_args()
+    for split, num_scenes in (("validation", NUM_SCENES["validation"]), ("train", args.num_scenes)):
+        render_split(args.work_dir, split, num_scenes, num_workers=args.num_workers)
+        print(f"{split}: {num_scenes} scenes", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Trains the vision tower alone: every patch names its object, the class token names what the scene holds.
+
+The heads are thrown away afterwards. What they leave behind are patch features that carry class, colour and place of
+the patch's own object and nothing of the others, which is what makes dropping tokens cost something.
+
+For speed the first three quarters of the steps leave most of the background patches out; the rest see whole images.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tiny_model
+from scene_data import SceneArrays
+from scenes import COLORS, DIGIT_KIND, GRID, IMAGE_SIZE_PX, KINDS, PATCH_SIZE_PX
+
+NUM_CLASSES = 5 + 10
+NUM_PRESENCES = len(KINDS) * len(COLORS) + 10
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """Settings of the tower stage."""
+
+    num_steps: int = 4400
+    focused_share: float = 0.75
+    focused_tokens: int = 112
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 1
+    digit_weight: float = 2.0
+    background_weight: float = 0.25
+    checkpoint_every: int = 200
+
+
+class DenseHeads(nn.Module):
+    """Linear read-outs of the patches' features and of the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = tiny_model.VISION_WIDTH
+        self.class_head = nn.Linear(width, NUM_CLASSES)
+        self.color_head = nn.Linear(width, 1 + len(COLORS))
+        self.place_head = nn.Linear(width, 4)
+        self.presence_head = nn.Linear(width, NUM_PRESENCES)
+
+
+def presence_targets(objects: np.ndarray) -> torch.Tensor:
+    """Which (kind, colour) pairs and which digits a scene holds: int (B, 9, 6) to float (B, 40)."""
+    targets = torch.zeros(len(objects), NUM_PRESENCES)
+    for row, scene in enumerate(objects):
+        for kind, color, digit in scene[scene[:, 0] >= 0, :3].tolist():
+            targets[row, kind * len(COLORS) + color] = 1
+            if kind == DIGIT_KIND:
+                targets[row, len(KINDS) * len(COLORS) + digit] = 1
+    return targets
+
+
+def place_targets(centers_px: torch.Tensor) -> torch.Tensor:
+    """The object's centre as seen from the patch (in patches) and in the image (-1 to 1): (B, 256, 2) to (B, 256, 4)."""
+    axis = (torch.arange(GRID) + 0.5) * PATCH_SIZE_PX
+    here = torch.stack([axis.repeat(GRID), axis.repeat_interleave(GRID)], dim=-1)
+    half = IMAGE_SIZE_PX / 2
+    return torch.cat([(centers_px - here) / PATCH_SIZE_PX, centers_px / half - 1], dim=-1)
+
+
+class TowerTrainer:
+    """The tower, its heads and their optimizers, advanced step by step."""
+
+    def __init__(self, settings: TowerSettings, scenes: SceneArrays, work_dir: Path) -> None:
+        tiny_model.use_fixed_threads()
+        self.settings, self.scenes, self.path = settings, scenes, work_dir / "tower.pt"
+        self.tower = tiny_model.build_model(settings.seed).model.vision_tower
+        tiny_model.use_training_attention(self.tower)
+        self.heads = DenseHeads()
+        named = [*self.tower.named_parameters(prefix="tower"), *self.heads.named_parameters(prefix="heads")]
+        self.parameters = [parameter for _, parameter in named]
+        self.optimizers = tiny_model.build_optimizers(named, learning_rate=settings.learning_rate)
+        self.step = 0
+        weights = torch.ones(NUM_CLASSES)
+        weights[0], weights[5:] = settings.background_weight, settings.digit_weight
+        self.class_weights = weights
+        if self.path.exists():
+            state = torch.load(self.path)
+            self.step = state["step"]
+            self.tower.load_state_dict(state["tower"])
+            self.heads.load_state_dict(state["heads"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"step": self.step, "tower": self.tower.state_dict(), "heads": self.heads.state_dict()}
+        tiny_model.save_atomically({**state, "optimizers": optimizers}, self.path)
+
+    def loss(self, indices: np.ndarray) -> torch.Tensor:
+        """The loss of one batch of scenes."""
+        indices = np.sort(indices)
+        generator = tiny_model.step_generator(self.settings.seed, self.step)
+        pixels = tiny_model.normalized_pixels(self.scenes.images[indices])
+        pixels = pixels * (1 + 0.1 * torch.randn(len(pixels), 1, 1, 1, generator=generator))
+        pixels = pixels + 0.1 * torch.randn(len(pixels), 3, 1, 1, generator=generator)
+        classes = torch.from_numpy(self.scenes.classes[indices]).long()
+        places = place_targets(torch.from_numpy(self.scenes.centers[indices]).float())
+        kept = None
+        if self.step < self.settings.focused_share * self.settings.num_steps:
+            preference = (classes[..., 0] > 0) + torch.rand(classes.shape[:2], generator=generator)
+            kept = preference.topk(self.settings.focused_tokens, dim=1).indices
+            classes = classes.gather(1, kept[..., None].expand(-1, -1, 2))
+            places = places.gather(1, kept[..., None].expand(-1, -1, 4))
+        with torch.autocast("cpu", torch.bfloat16):
+            features, hidden = tiny_model.patch_features(self.tower, pixels, kept)
+            last = self.tower.encoder.layers[-1](hidden, attention_mask=None)
+            presence = self.heads.presence_head(self.tower.post_layernorm(last[:, 0]))
+            class_logits, color_logits = self.heads.class_head(features), self.heads.color_head(features)
+            place = self.heads.place_head(features)
+        on_object = classes[..., 0] > 0
+        weights = self.class_weights
+        color_weights = torch.where(torch.arange(1 + len(COLORS)) == 0, self.settings.background_weight, 1.0)
+        return (
+            F.cross_entropy(class_logits.flatten(0, 1).float(), classes[..., 0].flatten(), weights)
+            + 0.5 * F.cross_entropy(color_logits.flatten(0, 1).float(), classes[..., 1].flatten(), color_weights)
+            + 0.3 * F.smooth_l1_loss(place.float()[on_object], places[on_object])
+            + 2 * F.binary_cross_entropy_with_logits(presence.float(), presence_targets(self.scenes.objects[indices]))
+        )
+
+    def run(self, *, stop_step: int | None = None, log_every: int = 50) -> None:
+        """Trains up to `stop_step` (default: the end), writing checkpoints on the way."""
+        settings = self.settings
+        stop_step = settings.num_steps if stop_step is None else stop_step
+        started, first, mean_loss = time.monotonic(), self.step, 0.0
+        for indices in tiny_model.batches(
+            len(self.scenes), settings.batch_size, seed=settings.seed, start_step=self.step, num_steps=stop_step
+        ):
+            rate = tiny_model.learning_rate_at(self.step, peak=settings.learning_rate, num_steps=settings.num_steps)
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.zero_grad()
+            loss = self.loss(indices)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.step += 1
+            mean_loss += loss.item() / log_every
+            if self.step % log_every == 0:
+                speed = (self.step - first) * settings.batch_size / (time.monotonic() - started)
+                print(f"tower step {self.step} loss {mean_loss:.4f} {speed:.0f} images/s", flush=True)
+                mean_loss = 0.0
+            if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
+                self.save()
+
+
+@torch.no_grad()
+def patch_accuracy(trainer: TowerTrainer, scenes: SceneArrays) -> dict[str, float]:
+    """Share of held-out patches whose class or colour is read out rightly, by what lies on the patch."""
+    right: dict[str, list[torch.Tensor]] = {"background": [], "shape": [], "digit": [], "color": []}
+    for start in range(0, len(scenes), 100):
+        features, _ = tiny_model.patch_features(
+            trainer.tower, tiny_model.normalized_pixels(scenes.images[start : start + 100])
+        )
+        classes = torch.from_numpy(scenes.classes[start : start + 100]).long()
+        named, colored = trainer.heads.class_head(features).argmax(-1), trainer.heads.color_head(features).argmax(-1)
+        truth = classes[..., 0]
+        for name, where in (("background", truth == 0), ("shape", (truth > 0) & (truth < 5)), ("digit", truth >= 5)):
+            right[name].append((named == truth)[where])
+        right["color"].append((colored == classes[..., 1])[truth > 0])
+    return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
+
+
+def main() -> None:
+    """Command line of this stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--num-steps", type=int, default=TowerSettings.num_steps)
+    args = parser.parse_args()
+    trainer = TowerTrainer(TowerSettings(num_steps=args.num_steps), SceneArrays(args.work_dir, "train"), args.work_dir)
+    validation = SceneArrays(args.work_dir, "validation")
+    while trainer.step < args.num_steps:
+        trainer.run(stop_step=min(trainer.step // 500 * 500 + 500, args.num_steps))
+        print(f"tower step {trainer.step} patch accuracy {patch_accuracy(trainer, validation)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
