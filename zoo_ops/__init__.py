@@ -1,0 +1,36 @@
+"""Prompt-independent visual token selection: tensors in, tensors out.
+
+Axes, as tensor names carry them:
+    B  images of a batch            N  visual tokens of an image (padded to the longest)
+    D  width the projector reads    P  patches merged into one token    d  width of a patch, D = P d
+    H  hidden width of the projector    O  width of the language model's embeddings
+    K  ranked or kept tokens        M  directions        C  coordinates of a position (row, column)
+    R  rows worked on side by side
+
+A token's vision feature x is what the projector reads, its projected feature z = M(x) what the language model reads.
+"""
+
+from zoo_ops.gather import KeptTokens, gather_tokens
+from zoo_ops.projector import NormSpec, ProjectorSpec, as_projector_spec, preferred_estimator
+from zoo_ops.ranking import Ranking, rank_tokens
+from zoo_ops.sampled import draw_directions
+from zoo_ops.selectors import SELECTORS, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.sensitivity import ESTIMATORS, estimate_sensitivity, require_informative
+
+__all__ = [
+    "ESTIMATORS",
+    "SELECTORS",
+    "USES_SEEDS",
+    "USES_SENSITIVITY",
+    "KeptTokens",
+    "NormSpec",
+    "ProjectorSpec",
+    "Ranking",
+    "as_projector_spec",
+    "draw_directions",
+    "estimate_sensitivity",
+    "gather_tokens",
+    "preferred_estimator",
+    "rank_tokens",
+    "require_informative",
+]

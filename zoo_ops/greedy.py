@@ -1,0 +1,83 @@
+"""Greedy picks: the token whose weight times distance to the picked ones is largest, again and again."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Cosine distances below this are rounding of a float32 product: such tokens are duplicates, their distance is 0.
+DUPLICATE_DISTANCE = 1e-6
+# Blocks of the symmetric distance matrix: those above the diagonal are mirrored, not computed.
+MIRROR_BLOCKS = 4
+# Rows at a time when each looks for its nearest neighbour.
+NEAREST_ROWS = 1024
+
+
+def unit_rows(rows_NO: Tensor, norms_N: Tensor) -> Tensor:
+    """Rows over their norms; rows of norm zero stay zero, so that they are at distance 1 from every other."""
+    return rows_NO / norms_N.clamp_min(torch.finfo(rows_NO.dtype).tiny).unsqueeze(-1)
+
+
+def distances_from(unit_NO: Tensor, some_MO: Tensor) -> Tensor:
+    """1 - cos of every row of `unit_NO` to every row of `some_MO`: (N, M); duplicates at exactly 0."""
+    return _as_distances(unit_NO @ some_MO.T)
+
+
+def pairwise_distances(unit_NO: Tensor, out_NN: Tensor) -> None:
+    """1 - cos between all rows, written to `out_NN`; exactly symmetric, duplicates at exactly 0."""
+    size = unit_NO.shape[0]
+    step = -(-size // MIRROR_BLOCKS)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        block = unit_NO[start:] @ unit_NO[start:stop].T
+        out_NN[start:, start:stop] = block
+        out_NN[start:stop, stop:] = block[stop - start :].T
+    _as_distances(out_NN)
+
+
+def nearest_distances(unit_NO: Tensor, matrix_NN: Tensor | None) -> Tensor:
+    """Distance of every row to its nearest other row; 1 when there is no other. Read from `matrix_NN`, if given."""
+    if unit_NO.shape[0] == 1:
+        return torch.ones_like(unit_NO[:, 0])
+    if matrix_NN is not None:
+        return matrix_NN.clone().fill_diagonal_(torch.inf).amin(0)
+    parts = []
+    for start in range(0, unit_NO.shape[0], NEAREST_ROWS):
+        block = distances_from(unit_NO, unit_NO[start : start + NEAREST_ROWS])
+        block.diagonal(-start).fill_(torch.inf)
+        parts.append(block.amin(0))
+    return torch.cat(parts)
+
+
+def _as_distances(cosines: Tensor) -> Tensor:
+    torch.sub(torch.ones_like(cosines[:1, :1]), cosines, out=cosines)
+    return torch.threshold_(cosines, DUPLICATE_DISTANCE, 0.0)
+
+
+def greedy_picks(
+    first_RN: Tensor, weight_RN: Tensor, distance_to: Callable[[Tensor], Tensor], *, num_picks: int
+) -> tuple[Tensor, Tensor]:
+    """Picks and their scores, (R, num_picks) each, of R independent rows side by side.
+
+        first pick   argmax_i first_i
+        next picks   argmax_i  weight_i * min_{j picked} distance(i, j),  never a token twice
+
+    first_RN: -inf where a row has no token.  distance_to: picks (R,) -> distances of all tokens to them (R, N).
+    Ties go to the smaller index. A row with fewer tokens than num_picks repeats itself at score -inf.
+    """
+    picks, gains = [], []
+    order_N = torch.arange(first_RN.shape[1], device=first_RN.device)
+    closed_RN = torch.zeros_like(first_RN).masked_fill_(first_RN == -torch.inf, -torch.inf)
+    nearest_RN = torch.full_like(first_RN, torch.inf)
+    score_RN = first_RN
+    for pick in range(num_picks):
+        best_R1 = score_RN.amax(1, keepdim=True)
+        # Not argmax, which may name any of several maxima.
+        pick_R = torch.where(score_RN == best_R1, order_N, order_N.shape[0]).amin(1)
+        picks.append(pick_R)
+        gains.append(best_R1)
+        if pick + 1 < num_picks:
+            torch.minimum(nearest_RN, distance_to(pick_R), out=nearest_RN)
+            closed_RN.scatter_(1, pick_R.unsqueeze(1), -torch.inf)
+            score_RN = torch.addcmul(closed_RN, weight_RN, nearest_RN)
+    return torch.stack(picks, dim=1), torch.cat(gains, dim=1)

@@ -1,0 +1,199 @@
+"""One ordered ranking of an image's tokens: the selection at every budget is a prefix of it."""
+# ruff: noqa: N815 (fields carry their axes)
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo_ops.grid import grid_order
+from zoo_ops.precision import full_float32
+from zoo_ops.scores import Segment, scored_picks
+from zoo_ops.selectors import SELECTORS, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
+
+
+class Ranking(NamedTuple):
+    """Tokens in pick order.
+
+    indices_BK: (B, K) int64, positions in the image's token sequence, -1 behind the last token of a short row.
+    gains_BK: (B, K) float32, the score at which each pick was taken, -1 where the index is.
+    """
+
+    indices_BK: Tensor
+    gains_BK: Tensor
+
+
+@torch.no_grad()
+def rank_tokens(
+    projected_BNO: Tensor,
+    sensitivity_BN: Tensor | None,
+    *,
+    max_tokens: int,
+    selector: str = "zoo",
+    num_tokens_B: Tensor | None = None,
+    groups_BN: Tensor | None = None,
+    seeds_B: Tensor | None = None,
+    positions_BNC: Tensor | None = None,
+) -> Ranking:
+    """Ranking of up to `max_tokens` tokens of each image; its first k entries are the selection at budget k.
+
+        w_i = (s_i - min s) / (max s - min s)               all ones when max = min
+        first pick   argmax_i w_i
+        next picks   argmax_i  w_i * min_{j picked} (1 - cos(z_i, z_j)),  never a token twice
+        gain_t       the score at which pick t was taken    (non-increasing from t = 2 on)
+
+    selector:
+        zoo             as above (arXiv 2509.24837, section 3)
+        zoo_centered    cosines of z less its mean; w_i also times the min-max of minus the mean raw cosine to the
+                        other tokens (Cen-Prune, arXiv 2608.30263)
+        divprune        w = 1; first pick: the largest distance to its nearest neighbour, 1 when there is no other
+                        (arXiv 2503.02175)
+        feature_norm    as zoo, with ||z_i|| in place of s_i: the control that shows what s adds
+        sensitivity     by s alone, gain w_i
+        random          without replacement, drawn on the CPU from seeds_B
+        uniform_grid    evenly spread over the positions, every prefix of the order too
+    The last two have no score: their gain is the share of the tokens that was still free at the pick.
+
+    projected_BNO: z, (B, N, O), any floating dtype.  sensitivity_BN: s, (B, N); None for a selector without it.
+    num_tokens_B: (B,) integers, valid tokens of each image; those beyond are never read and may hold anything.
+    groups_BN: (B, N) integers; tokens of one group id are weighed and ranked among themselves, the groups interleaved
+    round-robin by ascending id, exhausted ones skipped; any prefix k holds k // groups of each, give or take one.
+    Tokens of group -1 are left out.
+    seeds_B: (B,) int64, for `random`: one seed per image, taken from the image's id alone, is what makes its ranking
+    the same in every batch, shard and run.
+    positions_BNC: (B, N, 1 or 2) coordinates of the tokens (row, column), for `uniform_grid`; without it, the index.
+    Returns Ranking(indices_BK int64, gains_BK float32), K = max_tokens; rows of images with fewer tokens end in -1.
+
+    Ties go to the smaller index; two tokens whose cosine distance is below 1e-6 (rounding, in float32) count as
+    duplicates, at distance 0. Similarities are float32 (float64 for float64 features), no TF32. The ranking of an
+    image depends on its own valid tokens only, not on the batch, its padding or max_tokens.
+    Memory beyond the arguments: one image's tokens in float32 and its N x N distances up to N = 4096; larger images
+    compute the distances of each pick as they go.
+    Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, missing sensitivity or seeds,
+    NaN or Inf in a valid token (names the image).
+    """
+    check_floating(projected_BNO, "projected_BNO", "BNO")
+    batch, width, _ = projected_BNO.shape
+    counts = token_counts(num_tokens_B, batch, width)
+    _check_arguments(projected_BNO, sensitivity_BN, max_tokens, selector, groups_BN, seeds_B, positions_BNC)
+    segments = [_segments(image, count, groups_BN, max_tokens) for image, count in enumerate(counts)]
+    flat = [segment for of_image in segments for segment in of_image]
+    indices_BK = torch.full((batch, max_tokens), -1, dtype=torch.int64, device=projected_BNO.device)
+    gains_BK = torch.full((batch, max_tokens), -1.0, dtype=torch.float32, device=projected_BNO.device)
+    with full_float32():
+        if selector in ("random", "uniform_grid"):
+            finite = [all_finite(projected_BNO[image, :count]) for image, count in enumerate(counts)]
+            check_finite(finite, "projected_BNO")
+            seeds = seeds_B if selector == "random" else None
+            results = [_positional(segment, counts[segment.image], seeds, positions_BNC) for segment in flat]
+        else:
+            results = scored_picks(flat, projected_BNO, sensitivity_BN, selector)
+    done = 0
+    for image, of_image in enumerate(segments):
+        parts = results[done : done + len(of_image)]
+        done += len(of_image)
+        if not parts:
+            continue
+        picks = torch.cat([part[0] for part in parts])
+        gains = torch.cat([part[1] for part in parts])
+        if len(parts) > 1:
+            turn = _round_robin(tuple(segment.picks for segment in of_image)).to(picks.device)
+            picks, gains = picks[turn], gains[turn]
+        indices_BK[image, : picks.shape[0]] = picks
+        gains_BK[image, : picks.shape[0]] = gains
+    return Ranking(indices_BK, gains_BK)
+
+
+def _check_arguments(
+    projected_BNO: Tensor,
+    sensitivity_BN: Tensor | None,
+    max_tokens: int,
+    selector: str,
+    groups_BN: Tensor | None,
+    seeds_B: Tensor | None,
+    positions_BNC: Tensor | None,
+) -> None:
+    batch, width, _ = projected_BNO.shape
+    if selector not in SELECTORS:
+        raise ValueError(f"selector is {selector!r}, expected one of {', '.join(SELECTORS)}")
+    check_integer(max_tokens, "max_tokens", 1)
+    if max_tokens > width:
+        raise ValueError(
+            f"max_tokens is {max_tokens}, expected at most {width}, the number of tokens in projected_BNO; "
+            f"pass max_tokens={width} to rank them all"
+        )
+    if selector in USES_SENSITIVITY:
+        if sensitivity_BN is None:
+            raise ValueError(f"sensitivity_BN is None, but selector {selector!r} needs it; see estimate_sensitivity")
+        check_floating(sensitivity_BN, "sensitivity_BN", "BN")
+        if sensitivity_BN.device != projected_BNO.device:
+            raise ValueError(
+                f"sensitivity_BN is on {sensitivity_BN.device}, expected {projected_BNO.device} as projected_BNO"
+            )
+    if selector in USES_SEEDS and seeds_B is None:
+        raise ValueError(
+            f"seeds_B is None, but selector {selector!r} needs a seed per image; take it from the image id"
+        )
+    per_token: tuple[int, ...] = (batch, width)
+    arguments = {"sensitivity_BN": (sensitivity_BN, per_token), "groups_BN": (groups_BN, per_token)}
+    arguments["seeds_B"] = (seeds_B, (batch,))
+    for name, (tensor, shape) in arguments.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {shape} for projected_BNO of shape "
+                f"{tuple(projected_BNO.shape)}; pass one value per {'image' if name == 'seeds_B' else 'token'}"
+            )
+        if tensor is not None and name != "sensitivity_BN" and tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected integers; convert it with .long()")
+    if positions_BNC is not None:
+        place = tuple(positions_BNC.shape)
+        if len(place) != 3 or place[:2] != (batch, width) or place[2] not in (1, 2):
+            raise ValueError(f"positions_BNC has shape {place}, expected ({batch}, {width}, 1 or 2): row, column")
+
+
+def _segments(image: int, count: int, groups_BN: Tensor | None, max_tokens: int) -> list[Segment]:
+    if groups_BN is None:
+        return [Segment(image, None, count, min(count, max_tokens))]
+    groups_N = groups_BN[image, :count]
+    tokens = [torch.nonzero(groups_N == group).squeeze(1) for group in groups_N.unique().tolist() if group >= 0]
+    quotas = _quotas([part.shape[0] for part in tokens], max_tokens)
+    pairs = zip(tokens, quotas, strict=True)
+    return [Segment(image, part, part.shape[0], quota) for part, quota in pairs if quota]
+
+
+def _quotas(sizes: list[int], total: int) -> list[int]:
+    """Picks of each group when `total` are dealt round-robin and exhausted groups are skipped."""
+    quotas = [0] * len(sizes)
+    while total > 0:
+        open_groups = [group for group, size in enumerate(sizes) if quotas[group] < size]
+        if not open_groups:
+            break
+        rounds = min(sizes[group] - quotas[group] for group in open_groups)
+        rounds = min(rounds, total // len(open_groups))
+        for group in open_groups if rounds else open_groups[:total]:
+            quotas[group] += max(rounds, 1)
+        total -= rounds * len(open_groups) if rounds else total
+    return quotas
+
+
+def _round_robin(picks: tuple[int, ...]) -> Tensor:
+    """Order of the concatenated picks of all groups: every first pick, then every second one, ..."""
+    turns = torch.cat([torch.arange(count) for count in picks])
+    return turns.sort(stable=True).indices
+
+
+def _positional(
+    segment: Segment, count: int, seeds_B: Tensor | None, positions_BNC: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Picks of `random` (with seeds) or `uniform_grid`, on the CPU, with the share of tokens free at each."""
+    tokens = torch.arange(count) if segment.tokens is None else segment.tokens.cpu()
+    if seeds_B is not None:
+        draw = torch.rand(count, generator=torch.Generator().manual_seed(int(seeds_B[segment.image])))
+        order = draw[tokens].sort(stable=True).indices
+    elif positions_BNC is None:
+        order = grid_order(tokens.unsqueeze(1), num_picks=segment.picks)
+    else:
+        order = grid_order(positions_BNC[segment.image].cpu()[tokens], num_picks=segment.picks)
+    gains = torch.arange(segment.size, 0, -1, dtype=torch.float32) / segment.size
+    return tokens[order[: segment.picks]], gains[: segment.picks]

@@ -1,0 +1,138 @@
+"""How much a token's projected feature moves when its vision feature does: the zeroth-order sensitivity."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from zoo_ops.closed_form import closed_form_rows
+from zoo_ops.precision import arithmetic_dtype, full_float32, own_rows
+from zoo_ops.projector import ProjectorSpec, as_projector_spec
+from zoo_ops.sampled import directional_rows, draw_directions, finite_difference_rows
+from zoo_ops.selectors import SELECTORS, USES_SENSITIVITY
+from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
+
+ESTIMATORS = ("closed_form", "directional", "finite_difference")
+
+
+@torch.no_grad()
+def estimate_sensitivity(
+    features_BND: Tensor,
+    projector: ProjectorSpec | nn.Module | Callable[[Tensor], Tensor],
+    *,
+    estimator: str = "closed_form",
+    num_directions: int = 64,
+    step_size: float = 0.01,
+    seed: int = 0,
+    num_tokens_B: Tensor | None = None,
+) -> Tensor:
+    """Sensitivity of every token: (B, N).
+
+        u_j ~ N(0, I), u_j <- u_j / ||u_j||, one bank of m directions shared by all tokens
+        finite_difference:  s_i = (1/m) sum_j || M(x_i + h u_j) - M(x_i - h u_j) || / 2h     the published formula
+        directional:        s_i = (1/m) sum_j || J_i u_j ||                                   its limit h -> 0
+        closed_form:        s_i = sqrt( E_u || J_i u ||^2 ) = || J_i ||_F / sqrt(D)           exact, no directions
+
+    features_BND: what the projector reads, (B, N, D), any floating dtype; D = P d where P patches are merged.
+    projector: nn.Sequential(Linear, activation, Linear), a ProjectorSpec, or any row-wise map (not closed_form).
+    num_directions: m; step_size: h, in units of the features; seed: of the bank, drawn on the CPU. closed_form
+    uses none of the three.
+    num_tokens_B: (B,) integers, valid tokens of each image when the batch is padded; the tokens beyond are not read
+    and their sensitivity is 0. The values of an image do not depend on the batch it came in: padded batches must
+    say so here for that to hold to the last bit.
+    Returns float32 whatever dtype features and projector have (float64 for float64 features). Units: projected
+    feature per unit of vision feature. Arithmetic: that dtype throughout, no TF32.
+
+    Raises ValueError: wrong shapes, devices or settings; NaN or Inf in a valid token (names the image); a linear
+    projector, whose sensitivity is the same for every token; closed_form of a projector that has none
+    (`preferred_estimator` chooses).
+    Source: arXiv 2509.24837, section 3 and Proposition 3.1.
+    """
+    check_floating(features_BND, "features_BND", "BND")
+    _check_settings(estimator, num_directions, step_size)
+    batch, width, depth = features_BND.shape
+    spec = as_projector_spec(projector)
+    counts = token_counts(num_tokens_B, batch, width)
+    _check_projector(spec, features_BND, estimator)
+    dtype = arithmetic_dtype(features_BND)
+    directions_MD = torch.empty(0, depth)
+    if estimator != "closed_form":
+        directions_MD = draw_directions(num_directions, depth, seed=seed).to(features_BND.device, dtype)
+    sensitivity_BN = torch.zeros(batch, width, dtype=dtype, device=features_BND.device)
+    finite = []
+    with full_float32():
+        for image, count in enumerate(counts):
+            rows_ND = own_rows(features_BND[image, :count], dtype)
+            finite.append(all_finite(rows_ND))
+            if image == 0:
+                _refuse_hidden_linear(spec, rows_ND)
+            if estimator == "closed_form":
+                values_N = closed_form_rows(rows_ND, spec)
+            elif estimator == "directional":
+                values_N = directional_rows(rows_ND, spec, directions_MD)
+            else:
+                values_N = finite_difference_rows(rows_ND, spec, directions_MD, step_size)
+            sensitivity_BN[image, :count] = values_N
+    check_finite(finite, "features_BND")
+    check_finite([all_finite(row) for row in sensitivity_BN], "the sensitivity")
+    return sensitivity_BN
+
+
+def require_informative(projector: ProjectorSpec | nn.Module, selector: str) -> None:
+    """Raise ValueError where `selector` needs the sensitivity and `projector` is linear by its structure."""
+    if selector in USES_SENSITIVITY and as_projector_spec(projector).is_linear:
+        raise ValueError(_linear_message(f"selector {selector!r}"))
+
+
+def _linear_message(subject: str) -> str:
+    others = ", ".join(name for name in SELECTORS if name not in USES_SENSITIVITY)
+    return (
+        f"{subject} needs the projector's sensitivity, but the projector is linear: its Jacobian is constant, every "
+        f"token has the same sensitivity, and it carries no information; use one of the selectors {others}"
+    )
+
+
+def _check_settings(estimator: str, num_directions: int, step_size: float) -> None:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
+    check_integer(num_directions, "num_directions", 1)
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"step_size is {step_size}, expected a positive number; the published one is 0.01")
+
+
+def _check_projector(spec: ProjectorSpec, features_BND: Tensor, estimator: str) -> None:
+    if spec.is_linear:
+        raise ValueError(_linear_message("estimate_sensitivity"))
+    if estimator == "closed_form" and spec.closed_form_obstacle is not None:
+        raise ValueError(
+            f"estimator 'closed_form' has no formula here: {spec.closed_form_obstacle}; use estimator='directional'"
+        )
+    if spec.linear_in is None:
+        return
+    depth, weight = features_BND.shape[-1], spec.linear_in.weight
+    if depth != spec.linear_in.in_features:
+        raise ValueError(
+            f"features_BND has width {depth}, expected {spec.linear_in.in_features}, the projector's input width "
+            f"({spec.num_patches} patches); pass what the projector reads, patches of a token one behind the other"
+        )
+    if weight.device != features_BND.device:
+        raise ValueError(
+            f"features_BND is on {features_BND.device}, the projector on {weight.device}; move one to the other"
+        )
+
+
+def _refuse_hidden_linear(spec: ProjectorSpec, rows_ND: Tensor) -> None:
+    """An opaque projector that is affine on random rows: M(x) + M(y) = M(x + y) + M(0)."""
+    if not spec.is_opaque:
+        return
+    first, second = draw_directions(2, rows_ND.shape[1], seed=0).to(rows_ND) * rows_ND.shape[1] ** 0.5
+    values = spec.project(torch.stack([first, second, first + second, torch.zeros_like(first)]), dtype=rows_ND.dtype)
+    if values.dim() != 2 or values.shape[0] != 4:
+        raise ValueError(
+            f"the projector maps shape (4, {rows_ND.shape[1]}) to {tuple(values.shape)}, expected (4, O): "
+            "it must map each row by itself"
+        )
+    gap = (values[0] + values[1] - values[2] - values[3]).norm()
+    if bool(gap <= 1e-5 * values.norm()):
+        raise ValueError(_linear_message("estimate_sensitivity"))
