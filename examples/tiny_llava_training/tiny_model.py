@@ -146,7 +146,7 @@ def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_steps: in
 
 
 def batches(num_scenes: int, batch_size: int, *, seed: int, start_step: int, num_steps: int) -> Iterator[np.ndarray]:
-    """Scene indices (batch_size,) of the steps from `start_step` on: epochs of shuffled scenes, a function of step only."""
+    """Scene indices (batch_size,) of the steps from `start_step` on: shuffled epochs, a function of the step only."""
     per_epoch = num_scenes // batch_size
     order, epoch = np.empty(0, int), -1
     for step in range(start_step, num_steps):

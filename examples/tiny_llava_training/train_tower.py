@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 import tiny_model
 from scene_data import SceneArrays
@@ -63,7 +63,7 @@ def presence_targets(objects: np.ndarray) -> torch.Tensor:
 
 
 def place_targets(centers_px: torch.Tensor) -> torch.Tensor:
-    """The object's centre as seen from the patch (in patches) and in the image (-1 to 1): (B, 256, 2) to (B, 256, 4)."""
+    """The object's centre from the patch (in patches) and in the image (-1 to 1): (B, 256, 2) to (B, 256, 4)."""
     axis = (torch.arange(GRID) + 0.5) * PATCH_SIZE_PX
     here = torch.stack([axis.repeat(GRID), axis.repeat_interleave(GRID)], dim=-1)
     half = IMAGE_SIZE_PX / 2
@@ -121,15 +121,16 @@ class TowerTrainer:
             presence = self.heads.presence_head(self.tower.post_layernorm(last[:, 0]))
             class_logits, color_logits = self.heads.class_head(features), self.heads.color_head(features)
             place = self.heads.place_head(features)
+        present = presence_targets(self.scenes.objects[indices])
         on_object = classes[..., 0] > 0
-        weights = self.class_weights
-        color_weights = torch.where(torch.arange(1 + len(COLORS)) == 0, self.settings.background_weight, 1.0)
-        return (
-            F.cross_entropy(class_logits.flatten(0, 1).float(), classes[..., 0].flatten(), weights)
-            + 0.5 * F.cross_entropy(color_logits.flatten(0, 1).float(), classes[..., 1].flatten(), color_weights)
-            + 0.3 * F.smooth_l1_loss(place.float()[on_object], places[on_object])
-            + 2 * F.binary_cross_entropy_with_logits(presence.float(), presence_targets(self.scenes.objects[indices]))
-        )
+        color_weights = torch.ones(1 + len(COLORS))
+        color_weights[0] = self.settings.background_weight
+        class_logits, color_logits = class_logits.flatten(0, 1).float(), color_logits.flatten(0, 1).float()
+        of_class = functional.cross_entropy(class_logits, classes[..., 0].flatten(), self.class_weights)
+        of_color = functional.cross_entropy(color_logits, classes[..., 1].flatten(), color_weights)
+        of_place = functional.smooth_l1_loss(place.float()[on_object], places[on_object])
+        of_presence = functional.binary_cross_entropy_with_logits(presence.float(), present)
+        return of_class + 0.5 * of_color + 0.3 * of_place + 2 * of_presence
 
     def run(self, *, stop_step: int | None = None, log_every: int = 50) -> None:
         """Trains up to `stop_step` (default: the end), writing checkpoints on the way."""

@@ -1,0 +1,21 @@
+"""Makes the training scripts importable and finds the bundled files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES_DIR = Path(__file__).resolve().parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES_DIR / "tiny_llava_training"))
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The bundled checkpoint."""
+    return EXAMPLES_DIR / "tiny-llava"
+
+
+@pytest.fixture(scope="session")
+def corpus_dir() -> Path:
+    """The bundled corpus."""
+    return EXAMPLES_DIR / "scenes"
