@@ -82,7 +82,7 @@ def _budgets(budget: int | Tensor, batch: int, longest: int) -> Tensor:
     for value in (int(budgets_B.amin()), int(budgets_B.amax())):
         if not 1 <= value <= longest:
             raise ValueError(
-                f"budget is {value}, expected 1 to {longest}, the length of the ranking; rank with max_tokens={value} or "
-                "ask for fewer"
+                f"budget is {value}, expected 1 to {longest}, the length of the ranking; rank with max_tokens={value} "
+                "or ask for fewer"
             )
     return budgets_B
