@@ -43,8 +43,7 @@ def gather_tokens(
     batch, longest = ranking.indices_BK.shape
     if len(features) != batch:
         raise ValueError(f"features holds {len(features)} images, expected {batch} as the ranking; pass the same batch")
-    axes = 3 if isinstance(features, Tensor) else 2
-    if any(image.dim() != axes - 1 for image in features):
+    if any(image.dim() != 2 for image in features):
         raise ValueError("features has a wrong number of axes, expected (B, N, O) or a sequence of (N, O)")
     device = features[0].device
     budgets_B = _budgets(budget, batch, longest).to(device)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 BITS = 31
+# Dyadic points lie on the borders between tokens; a hair further on, each has one nearest token, in its own box.
+OFF_BORDER = 2.0**-20
 
 
 def spread_points(count: int, axes: int) -> Tensor:
@@ -21,7 +23,7 @@ def spread_points(count: int, axes: int) -> Tensor:
         for bit in range(BITS):
             value ^= ((numbers >> bit) & 1) * direction
             direction = direction >> 1 if axis == 0 else direction ^ (direction >> 1)
-        columns.append(value.double() / 2**BITS)
+        columns.append(value.double() / 2**BITS + OFF_BORDER)
     return torch.stack(columns, dim=1)
 
 

@@ -89,7 +89,7 @@ def _rank_group(z_NO: Tensor, s_N: Tensor | None, selector: str) -> tuple[list[i
     if selector == "zoo_centered":
         others = max(size - 1, 1)
         crowd = [sum(1 - raw[i][j] for j in range(size) if j != i) / others for i in range(size)]
-        weight = [w * c for w, c in zip(weight, _min_max([-c for c in crowd]), strict=True)]
+        weight = [w * c for w, c in zip(weight, _min_max([-c for c in crowd], scale=1.0), strict=True)]
         distance = _cosine_distances(z_NO - z_NO.mean(0))
     picks, gains = [], []
     score = weight if first is None else first
@@ -101,9 +101,10 @@ def _rank_group(z_NO: Tensor, s_N: Tensor | None, selector: str) -> tuple[list[i
     return picks, gains
 
 
-def _min_max(values: list[float]) -> list[float]:
+def _min_max(values: list[float], scale: float | None = None) -> list[float]:
     low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in values]
+    equal_within = 1e-6 * (max(map(abs, values)) if scale is None else scale)
+    return [(value - low) / (high - low) if high - low > equal_within else 1.0 for value in values]
 
 
 def _cosine_distances(z_NO: Tensor) -> list[list[float]]:

@@ -65,9 +65,10 @@ def rank_tokens(
     positions_BNC: (B, N, 1 or 2) coordinates of the tokens (row, column), for `uniform_grid`; without it, the index.
     Returns Ranking(indices_BK int64, gains_BK float32), K = max_tokens; rows of images with fewer tokens end in -1.
 
-    Ties go to the smaller index; two tokens whose cosine distance is below 1e-6 (rounding, in float32) count as
-    duplicates, at distance 0. Similarities are float32 (float64 for float64 features), no TF32. The ranking of an
-    image depends on its own valid tokens only, not on the batch, its padding or max_tokens.
+    Ties go to the smaller index. Two tokens whose cosine distance is below 1e-6 (rounding, in float32) count as
+    duplicates, at distance 0, and sensitivities that differ by no more than 1e-6 of the largest count as equal.
+    Similarities are float32 (float64 for float64 features), no TF32. The ranking of an image depends on its own valid
+    tokens only, not on the batch, its padding or max_tokens.
     Memory beyond the arguments: one image's tokens in float32 and its N x N distances up to N = 4096; larger images
     compute the distances of each pick as they go.
     Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, missing sensitivity or seeds,

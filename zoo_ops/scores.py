@@ -14,6 +14,7 @@ from zoo_ops.validate import check_finite
 # Up to here all distances of an image are computed at once; larger images compute a row of them per pick. By the
 # image's size alone, so that neither the batch nor the budget changes the arithmetic.
 MATRIX_TOKENS = 4096
+EQUAL_WITHIN = 1e-6
 # Distances of the segments ranked side by side; bounds memory, and picks do not depend on it.
 SIDE_BY_SIDE_BYTES = 64 * 2**20
 
@@ -36,17 +37,12 @@ def scored_picks(
     segments: Sequence[Segment], projected_BNO: Tensor, sensitivity_BN: Tensor | None, selector: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Picks (positions in the image) and float32 gains of every segment, for the selectors that score tokens."""
-    finite: list[Tensor] = []
-    finite_scores: list[Tensor] = []
     results: list[tuple[Tensor, Tensor]] = []
     for chunk in _side_by_side(segments):
-        pairs = _greedy(chunk, projected_BNO, sensitivity_BN, selector, finite, finite_scores)
+        pairs = _greedy(chunk, projected_BNO, sensitivity_BN, selector)
         for segment, (picks, gains) in zip(chunk, pairs, strict=True):
             picks, gains = picks[: segment.picks], gains[: segment.picks].float()
             results.append((picks if segment.tokens is None else segment.tokens[picks], gains))
-    images = [segment.image for segment in segments]
-    check_finite(finite, "projected_BNO", images)
-    check_finite(finite_scores, "sensitivity_BN", images)
     return results
 
 
@@ -55,9 +51,7 @@ def _greedy(
     projected_BNO: Tensor,
     sensitivity_BN: Tensor | None,
     selector: str,
-    finite: list[Tensor],
-    finite_scores: list[Tensor],
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     dtype, device = arithmetic_dtype(projected_BNO), projected_BNO.device
     widest = max(segment.size for segment in chunk)
     first_RN = torch.full((len(chunk), widest), -torch.inf, dtype=dtype, device=device)
@@ -66,6 +60,7 @@ def _greedy(
     # Zeros, where a shorter segment leaves room: anything else there would have to be finite.
     distance_RNN = torch.zeros((len(chunk), *(2 * [widest if keep_matrix else 0])), dtype=dtype, device=device)
     unit_NO = first_RN
+    finite, finite_scores, by_score = [], [], []
     for r, segment in enumerate(chunk):
         rows_NO = own_rows(segment.take(projected_BNO), dtype)
         norms_N = torch.linalg.vector_norm(rows_NO, dim=-1)
@@ -79,12 +74,12 @@ def _greedy(
         if selector == "sensitivity":
             # By the sensitivity itself: the min-max weight may round two of them to one value.
             order_N = score_N.sort(descending=True, stable=True).indices
-            yield order_N, min_max(score_N)[order_N]
+            by_score.append((order_N, min_max(score_N)[order_N]))
             continue
         unit_NO = unit_rows(rows_NO, norms_N)
         weight_N = torch.ones_like(norms_N) if selector == "divprune" else min_max(score_N)
         if selector == "zoo_centered":
-            weight_N = weight_N * min_max(-mean_cosine(unit_NO))
+            weight_N = weight_N * min_max(-mean_cosine(unit_NO), scale=1.0)
             rows_NO = rows_NO - rows_NO.mean(0)
             unit_NO = unit_rows(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
         del rows_NO
@@ -95,8 +90,12 @@ def _greedy(
         if selector == "divprune":
             weight_N = nearest_distances(unit_NO, matrix_NN)
         first_RN[r, : segment.size] = weight_N
+    # Before the picks: among NaNs there is no largest score.
+    images = [segment.image for segment in chunk]
+    check_finite(finite, "projected_BNO", images)
+    check_finite(finite_scores, "sensitivity_BN", images)
     if selector == "sensitivity":
-        return
+        return by_score
     rows_R = torch.arange(len(chunk), device=device)
 
     def distance_to(pick_R: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ def _greedy(
     picks_RK, gains_RK = greedy_picks(
         first_RN, weight_RN, distance_to, num_picks=max(segment.picks for segment in chunk)
     )
-    yield from zip(picks_RK, gains_RK, strict=True)
+    return list(zip(picks_RK, gains_RK, strict=True))
 
 
 def _side_by_side(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -116,7 +115,8 @@ def _side_by_side(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     widest = 0
     for segment in segments:
         widest = max(widest, segment.size)
-        if chunk and (len(chunk) + 1) * widest**2 * 4 > SIDE_BY_SIDE_BYTES:
+        alone = widest > MATRIX_TOKENS or (len(chunk) + 1) * widest**2 * 4 > SIDE_BY_SIDE_BYTES
+        if chunk and alone:
             yield chunk
             chunk, widest = [], segment.size
         chunk.append(segment)
@@ -124,11 +124,16 @@ def _side_by_side(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         yield chunk
 
 
-def min_max(values_N: Tensor) -> Tensor:
-    """(v - min v) / (max v - min v); all ones when max = min."""
+def min_max(values_N: Tensor, *, scale: float | None = None) -> Tensor:
+    """(v - min v) / (max v - min v); all ones when max = min.
+
+    They count as equal within 1e-6 of `scale` (without it, of the largest magnitude): stretching what is but rounding
+    of float32 to the whole interval would rank tokens that are alike by noise.
+    """
     low, high = values_N.amin(), values_N.amax()
     spread = high - low
-    return torch.where(spread > 0, (values_N - low) / spread, torch.ones_like(values_N))
+    largest = values_N.abs().amax() if scale is None else scale
+    return torch.where(spread > EQUAL_WITHIN * largest, (values_N - low) / spread, torch.ones_like(values_N))
 
 
 def mean_cosine(unit_NO: Tensor) -> Tensor:
