@@ -1,0 +1,55 @@
+# Everything a contributor or CI runs. Needs only Python >= 3.11 with venv and pip.
+#   make demo                         the whole story on the bundled corpus
+#   make test TORCH_INDEX=<url>       take torch from another wheel index (a CPU or a CUDA build)
+PYTHON      ?= python3
+VENV        ?= .venv
+OUT         ?= out
+TORCH_INDEX ?=
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint format demo constraints bench-selectors bench-ops clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+install: $(STAMP) ## create .venv and install the package with its test tools
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	    "$$(grep '^torch==' constraints.txt)"
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -c "import torch; print('torch==' + torch.__version__)" >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[test]'
+	touch $(STAMP)
+
+test: $(STAMP)   ## run the whole suite (without the slow marker)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP)   ## prune the bundled corpus, answer it, print the tables (OUT=folder)
+	$(BIN)/python examples/demo.py --output $(OUT)
+
+bench-selectors: $(STAMP) ## accuracy of the selectors on the bundled corpus
+	$(BIN)/python benchmarks/selectors.py
+
+bench-ops: $(STAMP) ## speed and memory of zoo_ops against the published forms
+	$(BIN)/python benchmarks/ops.py
+
+constraints: $(STAMP) ## write the installed versions to constraints.txt
+	{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:           ## remove the environment and the demo's output
+	rm -rf $(VENV) $(OUT)

@@ -1,0 +1,65 @@
+"""What every job's command line shares: one sentence and status 2 for bad input, paths that survive a submission."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+EXIT_BAD_INPUT = 2
+
+
+def say(line: str) -> None:
+    """One line for the user, on standard error (standard output is for results)."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call a job's main with the command line; turn bad input into one sentence and exit status 2."""
+    quiet_libraries()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def quiet_libraries() -> None:
+    """Before Transformers and Ray start: no progress bars, no advice, no usage report, in this process and its workers."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core prints warnings about its own actors
+
+
+def ray_address() -> str | None:
+    """Address of the cluster this job was submitted to or told to use; None: a private local one."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def output_path(text: str) -> str:
+    """`--output` as an absolute path.
+
+    Raises:
+        UserError: relative in a submitted job, where it would lie in a temporary copy of the working directory.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(text).expanduser().is_absolute():
+        raise UserError(
+            f"--output {text} is relative, but a submitted job runs in a temporary copy of the working directory "
+            "that is deleted afterwards; give an absolute path on storage that every node sees"
+        )
+    return str(Path(text).expanduser().absolute())
+
+
+def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """An argument parser that keeps the layout of its examples."""
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )

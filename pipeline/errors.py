@@ -1,0 +1,5 @@
+"""The one exception a user may meet: a clear sentence that says what, where and what to do."""
+
+
+class UserError(Exception):
+    """Bad input from the user. Jobs print it without a traceback and exit with status 2."""

@@ -1,0 +1,16 @@
+"""The model families: one adapter file each, one line here."""
+
+from importlib import import_module
+
+from pipeline.families.base import Family
+
+# Transformers `model_type` -> adapter module.
+FAMILIES = {
+    "llava": "pipeline.families.llava",
+}
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family that handles checkpoints of this `model_type`, or None."""
+    module = FAMILIES.get(model_type)
+    return import_module(module).FAMILY if module else None

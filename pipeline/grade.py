@@ -1,0 +1,19 @@
+"""Is a generated answer right? Exact match with one of the references, after the usual normalisation."""
+
+import re
+import string
+from collections.abc import Sequence
+
+_EDGES = string.punctuation + string.whitespace
+
+
+def normalise(text: str) -> str:
+    """Case folded, white space collapsed, punctuation at both ends dropped."""
+    return re.sub(r"\s+", " ", text.casefold()).strip(_EDGES)
+
+
+def is_correct(answer: str, references: Sequence[str] | None) -> bool | None:
+    """Whether the answer equals a reference; None where there is none to compare with."""
+    if not references:
+        return None
+    return normalise(answer) in {normalise(reference) for reference in references}

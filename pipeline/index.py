@@ -1,0 +1,302 @@
+"""Stage 0: the index. Every sample of the corpus hashed in parallel, distinct images numbered, each given to a shard.
+
+The lowest input position owns an image; prompts that refer to the same bytes anywhere in the corpus ride in the owner's
+shard. Inputs added to a corpus later form a new generation: new shards, the old ones stay as they are.
+
+    _index/part-00000000.parquet   64 shards a file, one row group a shard, rows of `schemas.tables.INDEX`
+    _index/index.json              written last: no index.json, no index
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.corpus import CorpusInput
+from pipeline.errors import UserError
+from pipeline.files import new_file, replace_file
+from pipeline.runtime import map_shards
+from pipeline.scan import ScanUnit, scan, scan_units
+from schemas.records import to_json
+from schemas.tables import INDEX, SCAN
+from schemas.views import quoted
+
+SHARDS_PER_FILE = 64
+SCAN_BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one indexing run added."""
+
+    inputs: list[dict[str, Any]]  # path, kind, size_bytes of the input files, in order
+    first_input: int
+    first_shard: int
+    num_shards: int
+    first_file: int
+    num_files: int
+    num_samples: int
+    num_images: int
+    num_prompts: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of an artifact, as recorded in `_index/index.json`."""
+
+    root: Path  # the _index folder
+    generations: list[Generation]
+
+    @property
+    def num_shards(self) -> int:
+        return sum(g.num_shards for g in self.generations)
+
+    @property
+    def num_images(self) -> int:
+        return sum(g.num_images for g in self.generations)
+
+    @property
+    def num_prompts(self) -> int:
+        return sum(g.num_prompts for g in self.generations)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(g.num_samples for g in self.generations)
+
+    def files(self) -> list[Path]:
+        return [_part(self.root, n) for g in self.generations for n in range(g.first_file, g.first_file + g.num_files)]
+
+    def read_shard(self, shard: int) -> pa.Table:
+        """Rows of `schemas.tables.INDEX` of one shard, ordered by input position."""
+        for g in self.generations:
+            if g.first_shard <= shard < g.first_shard + g.num_shards:
+                file, group = divmod(shard - g.first_shard, SHARDS_PER_FILE)
+                return pq.ParquetFile(_part(self.root, g.first_file + file)).read_row_group(group)
+        raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
+
+
+def _part(root: Path, number: int) -> Path:
+    return root / f"part-{number:08d}.parquet"
+
+
+def read_index(root: Path) -> Index | None:
+    """The index recorded under `root`, or None when there is none yet."""
+    try:
+        data = json.loads((root / "index.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return Index(root, [Generation(**g) for g in data["generations"]])
+
+
+def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: Path) -> list[CorpusInput]:
+    """The inputs the index does not cover yet.
+
+    Raises:
+        UserError: an indexed input is gone from the corpus or has changed in size.
+    """
+    if index is None:
+        return list(inputs)
+    known = {item["path"]: item for g in index.generations for item in g.inputs}
+    asked = {item.path: item for item in inputs}
+    for path, item in known.items():
+        if path not in asked:
+            raise UserError(
+                f"{root} was indexed from {path}, which --corpus no longer names; "
+                "a corpus can grow but not shrink: name it again, or choose another --output"
+            )
+        if asked[path].size_bytes != item["size_bytes"]:
+            raise UserError(
+                f"{path} has {asked[path].size_bytes} bytes but had {item['size_bytes']} when it was indexed; "
+                "inputs must not change: put new samples into a new file, or choose another --output"
+            )
+    return [item for item in inputs if item.path not in known]
+
+
+def extend_index(
+    root: Path, index: Index | None, inputs: Sequence[CorpusInput], *, shard_size: int, limit: int | None
+) -> Index:
+    """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
+
+    Args:
+        root: the `_index` folder.
+        index: what is there already, or None.
+        inputs: input files not indexed yet, in corpus order.
+        shard_size: distinct images a shard.
+        limit: index only the first samples of the corpus (all inputs must be new then).
+    """
+    old = index.generations if index else []
+    first_input = sum(len(g.inputs) for g in old)
+    scratch = root / "scan"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    _scan_all(scan_units(list(inputs), first_input), scratch, limit)
+    assign: Any = ray.remote(num_cpus=1)(_assign_shards)  # type: ignore[arg-type]
+    columns = ray.get(
+        assign.remote(
+            root,
+            scratch,
+            [str(path) for path in index.files()] if index else [],
+            first_shard=sum(g.num_shards for g in old),
+            first_file=sum(g.num_files for g in old),
+            shard_size=shard_size,
+            limit=limit,
+        )
+    )
+    new = Generation(inputs=[asdict(item) for item in inputs], first_input=first_input, **columns)
+    extended = Index(root, [*old, new])
+    replace_file(root / "index.json", to_json({"generations": [asdict(g) for g in extended.generations]}))
+    shutil.rmtree(scratch)
+    return extended
+
+
+def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
+    """Scan the units in parallel; with a limit in waves, until enough samples are found."""
+    wave = len(units) if limit is None else max(8, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    found = 0
+    for begin in range(0, len(units), wave):
+        items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        rows = map_shards(dataset, _scan_batch, fn_args=(str(scratch), limit), num_cpus=1)
+        found += sum(row["samples"] for row in rows.iter_rows())
+        if limit is not None and found >= limit:
+            return
+
+
+def _scan_batch(batch: pa.Table, scratch: str, limit: int | None) -> pa.Table:
+    """Scan each unit of the batch into a Parquet file of its own."""
+    counts = []
+    for item in batch.to_pylist():
+        number = item.pop("number")
+        count = 0
+        path = Path(scratch) / f"unit-{number:08d}.parquet"
+        with pq.ParquetWriter(path, SCAN) as writer:
+            rows: list[dict[str, Any]] = []
+            for row in scan(ScanUnit(**item), limit):
+                rows.append(row)
+                if len(rows) == SCAN_BATCH_ROWS:
+                    writer.write_table(pa.Table.from_pylist(rows, SCAN))
+                    count += len(rows)
+                    rows = []
+            writer.write_table(pa.Table.from_pylist(rows, SCAN))
+            count += len(rows)
+        counts.append(count)
+    return pa.table({"samples": pa.array(counts, pa.int64())})
+
+
+# Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
+_ASSIGN = """
+create table samples as
+    select *, row_number() over (order by input, sample) as n from read_parquet({scan}) {limit};
+create table known as {known};
+create table owners as
+    select image_id, n, row_number() over (order by n) - 1 as rank
+    from (select image_id, min(n) as n from samples where reason is null group by image_id)
+    anti join known using (image_id);
+create table repeated as
+    with prompts as (
+        select n, unnest(prompts).prompt_id as prompt_id, generate_subscripts(prompts, 1) as place from samples
+    ),
+    suspects as (
+        select prompt_id from prompts group by prompt_id having count(*) > 1
+        union
+        select prompt_id from prompts semi join known_prompts using (prompt_id)
+    )
+    select n, list(place) as places
+    from (
+        select n, place, row_number() over (partition by prompt_id order by n, place) as occurrence, k.prompt_id as old
+        from prompts semi join suspects using (prompt_id) left join known_prompts k using (prompt_id)
+    )
+    where occurrence > 1 or old is not null group by n;
+create table placed as
+    select ({first_shard} + coalesce(o.rank, before.rank, 0) // {shard_size})::integer as shard,
+           case when o.n = s.n then (o.rank % {shard_size})::integer end as slot,
+           coalesce({first_shard} + o.rank // {shard_size}, k.shard)::integer as image_shard,
+           s.* exclude (prompts, n),
+           case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
+               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id') else p end)
+           end as prompts
+    from samples s
+    asof left join (select n, rank from owners) before on s.n >= before.n
+    left join owners o on s.image_id = o.image_id and s.reason is null
+    left join known k on s.image_id = k.image_id and s.reason is null
+    left join repeated r on s.n = r.n
+    order by shard, s.n;
+"""
+
+
+def _assign_shards(
+    root: Path,
+    scratch: Path,
+    old_files: list[str],
+    *,
+    first_shard: int,
+    first_file: int,
+    shard_size: int,
+    limit: int | None,
+) -> dict[str, int]:
+    """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
+    with duckdb.connect(str(scratch / "assign.duckdb")) as db:
+        db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
+        db.execute("set threads = 1")
+        if old_files:
+            listing = f"read_parquet([{', '.join(quoted(path) for path in old_files)}])"
+            known = f"select image_id, shard from {listing} where slot is not null"
+            known_prompts = f"select distinct unnest(prompts).prompt_id as prompt_id from {listing}"
+        else:
+            known = "select null::varchar as image_id, null::integer as shard where false"
+            known_prompts = "select null::varchar as prompt_id where false"
+        db.execute(f"create table known_prompts as {known_prompts}")
+        db.execute(
+            _ASSIGN.format(
+                scan=quoted(str(scratch / "unit-*.parquet")),
+                limit="" if limit is None else f"qualify n <= {limit}",
+                known=known,
+                first_shard=first_shard,
+                shard_size=shard_size,
+            )
+        )
+        num_samples, num_images, num_prompts, num_shards = _one_row(
+            db,
+            f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {first_shard} from placed",
+        )
+        if not num_samples:
+            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
+        num_files = -(-num_shards // SHARDS_PER_FILE)
+        columns = ", ".join(f'"{name}"' for name in INDEX.names)
+        for file in range(num_files):
+            begin = first_shard + file * SHARDS_PER_FILE
+            table = db.sql(
+                f"select {columns} from placed where shard >= {begin} and shard < {begin + SHARDS_PER_FILE} "
+                "order by shard, input, sample"
+            ).to_arrow_table()
+            _write_part(_part(root, first_file + file), table.cast(INDEX), begin)
+    return {
+        "first_shard": first_shard,
+        "num_shards": num_shards,
+        "first_file": first_file,
+        "num_files": num_files,
+        "num_samples": num_samples,
+        "num_images": num_images,
+        "num_prompts": num_prompts,
+    }
+
+
+def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
+    (row,) = db.sql(sql).fetchall()
+    return tuple(int(value or 0) for value in row)
+
+
+def _write_part(path: Path, table: pa.Table, first_shard: int) -> None:
+    """One row group a shard, so that a shard is read without its neighbours."""
+    with new_file(path) as temporary, pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
+        for shard in range(first_shard, int(pc.max(table["shard"]).as_py()) + 1):
+            rows = table.filter(pc.equal(table["shard"], shard))
+            writer.write_table(rows, row_group_size=max(1, len(rows)))

@@ -1,0 +1,60 @@
+"""Kept features as bytes: one safetensors payload per image, in pick order, in the stored dtype.
+
+Members: `features` (K, O); `deepstack.<level>` (K, O) where a family has them; int8 adds `<name>_scale` (K,) float32
+(`scale` for `features`), with value = int8 * scale.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+FEATURE_DTYPES = ("model", "float32", "float16", "bfloat16", "int8")
+
+
+def _scale_name(name: str) -> str:
+    return "scale" if name == "features" else f"{name}_scale"
+
+
+def pack_features(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
+    """Serialise (K, O) tensors.
+
+    Args:
+        tensors: by member name; `features` among them.
+        dtype: one of `FEATURE_DTYPES`; `model` keeps every bit, int8 is symmetric with one scale a token.
+
+    Raises:
+        ValueError: a value does not fit into float16.
+    """
+    members = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        if dtype == "model":
+            members[name] = tensor.contiguous()
+        elif dtype == "int8":
+            values = tensor.float()
+            scale = values.abs().amax(dim=-1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+            members[name] = (values / scale[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous()
+            members[_scale_name(name)] = scale.contiguous()
+        else:
+            stored = tensor.to(getattr(torch, dtype)).contiguous()
+            if not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"{name} holds values beyond the range of {dtype}; use --feature-dtype bfloat16 or model"
+                )
+            members[name] = stored
+    return save(members)
+
+
+def unpack_features(payload: bytes) -> dict[str, Tensor]:
+    """The (K, O) tensors of a payload; int8 members come back as float32."""
+    members = load(payload)
+    tensors = {}
+    for name, tensor in members.items():
+        if name == "scale" or name.endswith("_scale"):
+            continue
+        if tensor.dtype == torch.int8:
+            tensor = tensor.float() * members[_scale_name(name)][:, None]
+        tensors[name] = tensor
+    return tensors

@@ -1,0 +1,91 @@
+"""Stage score + select: encoded images in, one ordered ranking per image out."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pipeline.budget import Budget
+from pipeline.families.base import EncodedImage
+from zoo_ops import ProjectorSpec, estimate_sensitivity, rank_tokens
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """How tokens are scored and chosen."""
+
+    budget: Budget
+    selector: str = "zoo"
+    estimator: str = "closed_form"
+    num_directions: int = 64
+    step_size: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The decision about one image."""
+
+    ranking_K: Tensor  # int64, pick order
+    gain_K: Tensor  # float32
+    sensitivity_N: Tensor  # float32
+
+
+def image_seed(image_id: str, seed: int) -> int:
+    """Seed of an image's own randomness: of its bytes and the job's seed alone, so no batch or shard changes it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big") >> 1
+
+
+def select_tokens(
+    images: Sequence[EncodedImage],
+    image_ids: Sequence[str],
+    projector: ProjectorSpec,
+    settings: SelectSettings,
+    seconds: dict[str, float],
+) -> list[Selection]:
+    """Score and rank a mini-batch; adds the time to `seconds["score"]` and `seconds["select"]`.
+
+    Args:
+        images: encoded images, any mix of token counts.
+        image_ids: their ids, for the seed of `random`.
+        projector: of the model that encoded them.
+    """
+    started = time.perf_counter()
+    lengths = [len(image.features_ND) for image in images]
+    budgets = [settings.budget.of(n) for n in lengths]
+    sensitivity_BN = estimate_sensitivity(
+        pad_sequence([image.features_ND for image in images], batch_first=True),
+        projector,
+        estimator=settings.estimator,
+        num_directions=settings.num_directions,
+        step_size=settings.step_size,
+        seed=settings.seed,
+    )
+    scored = time.perf_counter()
+    groups = [image.groups_N for image in images]
+    ranking = rank_tokens(
+        pad_sequence([image.projected_NO for image in images], batch_first=True),
+        sensitivity_BN,
+        max_tokens=max(budgets),
+        selector=settings.selector,
+        num_tokens_B=torch.tensor(lengths),
+        groups_BN=None
+        if all(g is None for g in groups)
+        else pad_sequence(
+            [torch.zeros(n, dtype=torch.int64) if g is None else g for g, n in zip(groups, lengths, strict=True)],
+            batch_first=True,
+            padding_value=-1,
+        ),
+        seeds_B=torch.tensor([image_seed(image_id, settings.seed) for image_id in image_ids]),
+    )
+    indices, gains, sensitivity = ranking.indices_BK.cpu(), ranking.gains_BK.cpu(), sensitivity_BN.cpu()
+    seconds["score"] = seconds.get("score", 0.0) + scored - started
+    seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - scored
+    return [
+        Selection(indices[b, :k], gains[b, :k], sensitivity[b, :n])
+        for b, (k, n) in enumerate(zip(budgets, lengths, strict=True))
+    ]

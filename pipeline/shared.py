@@ -1,0 +1,43 @@
+"""Small things both jobs need to resolve their settings."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+
+def check_at_least_one(settings: Any, names: Iterable[str]) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+
+
+def own_dtype(config: Any) -> str:
+    """The dtype a checkpoint's config asks for; float32 when it says none."""
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
+def local_model(model: str) -> str:
+    """A model folder as an absolute path, so that workers find it from any directory; a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, for `_job.json`."""
+    packages = ("torch", "transformers", "ray", "pyarrow", "webdataset", "pillow", "safetensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,157 @@
+"""Stage write: one encoded shard to its files, then its commit record. Runs in CPU tasks.
+
+File names depend on the shard number alone and a retry writes the same bytes, so a repeated shard replaces itself.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+
+from pipeline.artifact import Artifact
+from pipeline.files import new_file, sha256_of
+from schemas.records import CommitRecord, FileEntry
+from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
+
+# What the driver learns of a committed shard.
+OUTCOME = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("images", pa.int64()),  # distinct images, those that failed included
+        ("kept", pa.int64()),  # images with a selection
+        ("samples", pa.int64()),
+        ("errors", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("seconds", pa.string()),  # JSON, per stage
+    ]
+)
+
+# Fields of a selection that go into the JSON member beside its features.
+_SAMPLE_FIELDS = [
+    name
+    for name in SELECTIONS.names
+    if name not in ("sensitivity", "shard", "last_gain") and "sensitivity_" not in name
+]
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """Where shards go and which forms of features are written."""
+
+    root: Path
+    features: tuple[str, ...]  # of "webdataset", "parquet"
+
+
+def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
+    """Write and commit one shard; one row of `OUTCOME`."""
+    started = time.perf_counter()
+    rows = batch.to_pylist()
+    shard = rows[0]["shard"]
+    _resolve_duplicates(rows)
+    selections = sorted((r for r in rows if r["slot"] is not None and r["reason"] is None), key=lambda r: r["slot"])
+    prompts, errors = list(_prompt_rows(rows)), list(_error_rows(rows))
+    files = {
+        "selections": write_table(settings.root, "selections", shard, selections, SELECTIONS),
+        "prompts": write_table(settings.root, "prompts", shard, prompts, PROMPTS),
+        "errors": write_table(settings.root, "errors", shard, errors, ERRORS),
+    }
+    if "webdataset" in settings.features:
+        files["features.webdataset"] = _write_features_tar(settings.root, shard, selections)
+    if "parquet" in settings.features:
+        features = [{**row, "width": row["features_width"], "dtype": row["features_dtype"]} for row in selections]
+        files["features.parquet"] = write_table(settings.root, "features", shard, features, FEATURES)
+    stages = ("read", "decode", "encode", "score", "select")
+    seconds = {stage: round(rows[0][f"{stage}_seconds"], 6) for stage in stages}
+    seconds["write"] = round(time.perf_counter() - started, 6)
+    record = CommitRecord(shard=shard, files=files, counts=_counts(rows, prompts), seconds=seconds)
+    Artifact(settings.root).commit(record)
+    return pa.Table.from_pylist([outcome_of(record)], OUTCOME)
+
+
+def outcome_of(record: CommitRecord) -> dict[str, Any]:
+    """The row of `OUTCOME` that a commit record stands for."""
+    return {
+        "shard": record.shard,
+        "images": record.counts["images"],
+        "kept": record.files["selections"].rows,
+        "samples": record.counts["samples"],
+        "errors": record.files["errors"].rows,
+        "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
+        "seconds": json.dumps(record.seconds),
+    }
+
+
+def _resolve_duplicates(rows: list[dict[str, Any]]) -> None:
+    """A sample that refers to bytes owned by another sample fails if the owner's decoding failed."""
+    failed = {r["image_id"]: r for r in rows if r["slot"] is not None and r["reason"] is not None}
+    for row in rows:
+        if row["reason"] is None and row["slot"] is None and row["image_id"] in failed:
+            owner = failed[row["image_id"]]
+            row.update(reason=owner["reason"], message=f"same bytes as {owner['source']}: {owner['message']}")
+
+
+def _prompt_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for row in rows:
+        shared = {name: row[name] for name in ("image_id", "source", "shard", "image_shard")}
+        for prompt in row["prompts"]:
+            yield {**prompt, **shared, "status": row["reason"] or prompt["status"]}
+
+
+def _error_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for row in rows:
+        shared = {"source": row["source"], "image_id": row["image_id"], "shard": row["shard"]}
+        if row["reason"] is not None:
+            yield {**shared, "prompt_id": None, "reason": row["reason"], "message": row["message"]}
+            continue
+        for prompt in row["prompts"]:
+            if prompt["status"] != "ok":
+                message = f"prompt {prompt['prompt_id']!r} of this sample can't be posed: {prompt['status']}"
+                yield {**shared, "prompt_id": prompt["prompt_id"], "reason": prompt["status"], "message": message}
+
+
+def _counts(rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[str, int]:
+    """Samples, distinct images and prompts in all; samples and prompts per status."""
+    counts = Counter(samples=len(rows), images=sum(row["slot"] is not None for row in rows), prompts=len(prompts))
+    counts.update(f"samples.{row['reason'] or 'ok'}" for row in rows)
+    counts.update(f"prompts.{prompt['status']}" for prompt in prompts)
+    return dict(counts)
+
+
+def write_table(root: Path, table: str, shard: int, rows: list[dict[str, Any]], schema: pa.Schema) -> FileEntry:
+    """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
+    path = root / table / f"part-{shard:08d}.parquet"
+    with new_file(path) as temporary:
+        arrow = pa.Table.from_pylist(rows, schema)
+        pq.write_table(arrow, temporary, compression="zstd", row_group_size=max(1, len(rows)))
+        return _entry(root, path, temporary, len(rows))
+
+
+def _write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
+    path = root / "features" / f"shard-{shard:08d}.tar"
+    with new_file(path) as temporary:
+        with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:
+            for row in selections:
+                writer.write(
+                    {
+                        "__key__": row["image_id"],
+                        "features.safetensors": row["features"],
+                        "json": _sample_json(row),
+                    }
+                )
+        return _entry(root, path, temporary, len(selections))
+
+
+def _sample_json(row: Mapping[str, Any]) -> bytes:
+    fields = {name: row[name] for name in _SAMPLE_FIELDS}
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _entry(root: Path, path: Path, temporary: Path, rows: int) -> FileEntry:
+    return FileEntry(path.relative_to(root).as_posix(), rows, temporary.stat().st_size, sha256_of(temporary))

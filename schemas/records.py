@@ -1,0 +1,127 @@
+"""The JSON records of an artifact: job, commit record, manifest. Plain JSON, validated on the way in."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+class RecordError(ValueError):
+    """A record does not have the form it must have: truncated, altered, or of another schema version."""
+
+
+def to_json(record: Any) -> bytes:
+    """Stable bytes of a record: sorted keys, two spaces, one newline at the end."""
+    data = record if isinstance(record, Mapping) else asdict(record)
+    return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _parse(text: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{where} is not valid JSON ({error}); it was truncated or altered") from error
+    if not isinstance(data, dict):
+        raise RecordError(f"{where} holds {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def _take(data: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    if key not in data:
+        raise RecordError(f"{where} has no {key!r}; it was truncated, altered or written by another version")
+    if not isinstance(data[key], kind):
+        raise RecordError(f"{where}: {key!r} is {data[key]!r}, expected {kind}")
+    return data[key]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One committed file: where it lies under the artifact's root, and what it must contain."""
+
+    path: str  # relative to the artifact's root, "/" between parts
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """One committed unit of work. Without this record the shard never happened."""
+
+    shard: int
+    files: dict[str, FileEntry]  # by table name ("selections", "features.webdataset", ...)
+    counts: dict[str, int]  # input samples and prompts per status
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage
+
+    @classmethod
+    def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
+        """Parse and check a commit record.
+
+        Raises:
+            RecordError: truncated or altered record, or a path that leaves the artifact.
+        """
+        data = _parse(text, where)
+        files = {}
+        for name, entry in _take(data, "files", dict, where).items():
+            if not isinstance(entry, dict):
+                raise RecordError(f"{where}: files.{name} is {entry!r}, expected an object")
+            path = _take(entry, "path", str, where)
+            if path.startswith("/") or ".." in path.split("/"):
+                raise RecordError(f"{where}: file path {path!r} leaves the artifact's folder")
+            files[name] = FileEntry(
+                path=path,
+                rows=_take(entry, "rows", int, where),
+                size_bytes=_take(entry, "size_bytes", int, where),
+                sha256=_take(entry, "sha256", str, where),
+            )
+        return cls(
+            shard=_take(data, "shard", int, where),
+            files=files,
+            counts=_take(data, "counts", dict, where),
+            seconds=_take(data, "seconds", dict, where),
+        )
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """`_job.json`: what was asked for, of which model, by which code, where. Written before anything else."""
+
+    kind: str  # "prune" or "answer"
+    schema_version: int
+    settings: dict[str, Any]  # resolved settings that decide the output's bytes
+    model: dict[str, Any]  # identity of the model, see pipeline/checkpoint.py
+    environment: dict[str, str]  # versions and hardware of the first run; informative
+    notes: list[str] = field(default_factory=list)  # what was resolved in another way than asked, and why
+
+    @classmethod
+    def from_json(cls, text: bytes | str, where: str) -> "JobRecord":
+        """Parse and check `_job.json`.
+
+        Raises:
+            RecordError: truncated or altered record.
+        """
+        data = _parse(text, where)
+        return cls(
+            kind=_take(data, "kind", str, where),
+            schema_version=_take(data, "schema_version", int, where),
+            settings=_take(data, "settings", dict, where),
+            model=_take(data, "model", dict, where),
+            environment=_take(data, "environment", dict, where),
+            notes=_take(data, "notes", list, where),
+        )
+
+    def differences(self, other: "JobRecord") -> list[str]:
+        """What would make the two jobs write different bytes, a line each; empty when they are the same job."""
+        lines = []
+        if self.kind != other.kind:
+            lines.append(f"kind: {self.kind} -> {other.kind}")
+        if self.schema_version != other.schema_version:
+            lines.append(f"schema_version: {self.schema_version} -> {other.schema_version}")
+        for title, mine, theirs in (
+            ("", self.settings, other.settings),
+            ("model.", self.model, other.model),
+        ):
+            for key in sorted(mine.keys() | theirs.keys()):
+                if mine.get(key) != theirs.get(key):
+                    lines.append(f"{title}{key}: {mine.get(key)!r} -> {theirs.get(key)!r}")
+        return lines

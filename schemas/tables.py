@@ -1,0 +1,131 @@
+"""One explicit Arrow schema per table. Every writer passes it, so all files of a table are identical in form.
+
+Axes in the comments: `N` visual tokens of an image, `K` kept tokens, in pick order.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_POSITION = pa.struct([("tile", pa.int32()), ("row", pa.int32()), ("col", pa.int32())])
+
+PROMPT_STRUCT = pa.struct(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("type", pa.string()),
+        ("status", pa.string()),  # "ok", or why this prompt can't be answered whatever its image
+    ]
+)
+
+# What one input sample is, as found by the scan. `sample` is the byte offset of the sample in its input file.
+SCAN = pa.schema(
+    [
+        ("input", pa.int32()),
+        ("sample", pa.int64()),
+        ("source", pa.string()),
+        ("path", pa.string()),  # file that holds the image's encoded bytes
+        ("offset", pa.int64()),  # null: the whole file
+        ("size", pa.int64()),
+        ("image_id", pa.string()),  # null: the bytes could not be read
+        ("reason", pa.string()),  # null unless the sample failed in the scan
+        ("message", pa.string()),
+        ("prompts", pa.list_(PROMPT_STRUCT)),
+    ]
+)
+
+# The index: the scan plus the decision where each sample goes, sorted by (shard, input, sample).
+INDEX = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("slot", pa.int32()),  # place of the image in its shard; null unless this sample owns its image
+        ("image_shard", pa.int32()),  # shard that holds the image; null without image
+        *SCAN,
+    ]
+)
+
+# selections: exactly the distinct images that decoded; everything about the decision, no features.
+SELECTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),  # lower-case hex sha256 of the encoded bytes
+        ("source", pa.string()),  # the input sample that owns the image
+        ("shard", pa.int32()),
+        ("width", pa.int32()),  # of the decoded image, pixels
+        ("height", pa.int32()),
+        ("num_tokens", pa.int32()),  # N, structure tokens excluded
+        ("num_kept", pa.int32()),  # K
+        ("num_structure", pa.int32()),  # structure tokens (newlines), always kept, counted apart
+        ("grid", pa.struct([("rows", pa.int32()), ("cols", pa.int32()), ("tiles", pa.int32())])),
+        # Consecutive runs of the packed sequence, each a raster of rows x cols; together they cover all N tokens.
+        (
+            "segments",
+            pa.list_(
+                pa.struct([("first", pa.int32()), ("tile", pa.int32()), ("rows", pa.int32()), ("cols", pa.int32())])
+            ),
+        ),
+        ("ranking", pa.list_(pa.int32())),  # (K,) token indices in pick order: the first k are budget k
+        ("gain", pa.list_(pa.float32())),  # (K,) score at which each pick was taken
+        ("sensitivity", pa.list_(pa.float32())),  # (N,)
+        ("position", pa.list_(_POSITION)),  # (K,) where each pick lies
+        ("sensitivity_min", pa.float32()),
+        ("sensitivity_mean", pa.float32()),
+        ("sensitivity_max", pa.float32()),
+        ("last_gain", pa.float32()),  # gain of the last pick
+    ]
+)
+
+# prompts: one row per input prompt.
+PROMPTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("image_id", pa.string()),  # null when the image's bytes could not be read
+        ("prompt", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("type", pa.string()),
+        ("source", pa.string()),  # the input sample the prompt came from
+        ("status", pa.string()),  # "ok", or the reason it can't be answered
+        ("shard", pa.int32()),
+        ("image_shard", pa.int32()),  # shard whose selections and features hold the image
+    ]
+)
+
+# errors: one row per failed input (a sample, or a prompt of it).
+ERRORS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("prompt_id", pa.string()),  # set when only this prompt failed
+        ("image_id", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("shard", pa.int32()),
+    ]
+)
+
+# features/part-*.parquet: the same safetensors payload as the WebDataset member <image_id>.features.safetensors.
+FEATURES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("num_kept", pa.int32()),  # K
+        ("width", pa.int32()),  # O, of the language model
+        ("dtype", pa.string()),
+        ("features", pa.large_binary()),
+    ]
+)
+
+# answers/part-*.parquet: one row per prompt that could be answered.
+ANSWERS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("image_id", pa.string()),
+        ("answer", pa.string()),
+        ("answer_tokens", pa.list_(pa.int32())),  # generated token ids, end-of-sequence excluded
+        ("finish_reason", pa.string()),  # "stop" (end of sequence) or "length"
+        ("tokens", pa.int32()),  # visual tokens the model saw (k of the ranking), structure tokens not counted
+        ("seconds", pa.float32()),  # generation time of the batch / prompts in it
+        ("type", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("correct", pa.bool_()),  # null without references
+        ("shard", pa.int32()),
+    ]
+)
