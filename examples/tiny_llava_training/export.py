@@ -15,7 +15,12 @@ def export_model(model: LlavaForConditionalGeneration, folder: Path) -> None:
     model.generation_config = build_generation_config()
     model.config.text_config.use_cache = True
     model.float().save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    processor = build_processor()
+    processor.save_pretrained(folder)
+    # The processor's file holds the image processor too; readers older than that look for it alone.
+    processor.image_processor.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def load_trained(work_dir: Path, language_seed: int) -> LlavaForConditionalGeneration:

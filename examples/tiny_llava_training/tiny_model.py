@@ -75,7 +75,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
 
 def normalized_pixels(images: np.ndarray) -> torch.Tensor:
     """What the image processor makes of decoded 128 px images: uint8 (B, 128, 128, 3) to float32 (B, 3, 128, 128)."""
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - IMAGE_MEAN) / IMAGE_STD
+    return (torch.tensor(images).permute(0, 3, 1, 2).float() / 255 - IMAGE_MEAN) / IMAGE_STD
 
 
 def _matmul_attention(

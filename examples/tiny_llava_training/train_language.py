@@ -29,7 +29,7 @@ _QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, 
 class LanguageSettings:
     """Settings of the language stage."""
 
-    num_steps: int = 9000
+    num_steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 1
@@ -137,7 +137,7 @@ def validate(trainer: LanguageTrainer, work_dir: Path, *, num_scenes: int = 200)
     rng = np.random.default_rng(3)
     limits = dict(_QUESTION_LIMITS, caption=1)
     asked = [sample_questions(scenes.scene_objects(i), rng, limits=limits) for i in range(num_scenes)]
-    visual = trainer.model.model.multi_modal_projector(torch.from_numpy(features[:num_scenes]).float())
+    visual = trainer.model.model.multi_modal_projector(torch.tensor(features[:num_scenes]).float())
     lines = []
     for num_kept in (NUM_TOKENS, NUM_TOKENS // 2, NUM_TOKENS // 8):
         kept = torch.from_numpy(random_subset(rng, num_scenes, num_kept))

@@ -1,0 +1,77 @@
+"""Training is resumable: an interrupted run ends with the same bits as one that was not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from features import extract_features, feature_array
+from scene_data import SceneArrays, render_split
+from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset
+from train_tower import TowerSettings, TowerTrainer
+
+_NUM_SCENES = 12
+
+
+@pytest.fixture(scope="module")
+def scenes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work_dir = tmp_path_factory.mktemp("work")
+    render_split(work_dir, "train", _NUM_SCENES, num_workers=1)
+    return work_dir
+
+
+def _work_dir(path: Path, scenes_dir: Path) -> Path:
+    path.mkdir()
+    (path / "scenes").symlink_to(scenes_dir / "scenes")
+    return path
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first == second
+
+
+def _tower(work_dir: Path) -> TowerTrainer:
+    settings = TowerSettings(num_steps=4, batch_size=4, focused_share=0.5, checkpoint_every=2)
+    return TowerTrainer(settings, SceneArrays(work_dir, "train"), work_dir)
+
+
+def test_resumed_training_ends_with_the_same_bits(scenes_dir: Path, tmp_path: Path) -> None:
+    whole, parts = _work_dir(tmp_path / "whole", scenes_dir), _work_dir(tmp_path / "parts", scenes_dir)
+    _tower(whole).run()
+    _tower(parts).run(stop_step=3)
+    resumed = _tower(parts)
+    assert resumed.step == 2
+    resumed.run()
+    assert _same(torch.load(whole / "tower.pt"), torch.load(parts / "tower.pt"))
+
+    settings = LanguageSettings(num_steps=4, batch_size=4, checkpoint_every=2)
+    for folder in (whole, parts):
+        extract_features(folder, "train", _NUM_SCENES)
+    assert (feature_array(whole, "train") == feature_array(parts, "train")).all()
+    LanguageTrainer(settings, whole).run()
+    LanguageTrainer(settings, parts).run(stop_step=3)
+    LanguageTrainer(settings, parts).run()
+    name = "language-seed1.pt"
+    assert _same(torch.load(whole / name), torch.load(parts / name))
+    frozen = torch.load(whole / "tower.pt")["tower"]
+    trained = torch.load(whole / name)["model"]
+    assert all(torch.equal(trained[f"model.vision_tower.{key}"], value) for key, value in frozen.items())
+
+
+def test_kept_tokens_are_in_raster_order_and_of_every_number() -> None:
+    rng, settings = np.random.default_rng(0), LanguageSettings()
+    numbers = []
+    for _ in range(300):
+        kept = kept_tokens(rng, 3, settings)
+        assert (np.diff(kept, axis=1) > 0).all()
+        numbers.append(kept.shape[1])
+    assert min(numbers) < 20
+    assert 60 < sum(number == 256 for number in numbers) < 130
+    assert len(set(numbers)) > 80
+    assert not (random_subset(rng, 2, 64)[0] == random_subset(rng, 2, 64)[0]).all()
