@@ -10,6 +10,8 @@ Axes, as tensor names carry them:
 A token's vision feature x is what the projector reads, its projected feature z = M(x) what the language model reads.
 """
 
+from zoo_ops.agreement import Agreement, estimator_agreement, spearman
+from zoo_ops.budgets import MeanBudget, budget_by_count, budget_by_gain, budget_by_mean, budget_by_ratio, ranked_tokens
 from zoo_ops.gather import KeptTokens, gather_tokens
 from zoo_ops.projector import NormSpec, ProjectorSpec, as_projector_spec, preferred_estimator
 from zoo_ops.ranking import Ranking, rank_tokens
@@ -22,15 +24,24 @@ __all__ = [
     "SELECTORS",
     "USES_SEEDS",
     "USES_SENSITIVITY",
+    "Agreement",
     "KeptTokens",
+    "MeanBudget",
     "NormSpec",
     "ProjectorSpec",
     "Ranking",
     "as_projector_spec",
+    "budget_by_count",
+    "budget_by_gain",
+    "budget_by_mean",
+    "budget_by_ratio",
     "draw_directions",
     "estimate_sensitivity",
+    "estimator_agreement",
     "gather_tokens",
     "preferred_estimator",
     "rank_tokens",
+    "ranked_tokens",
     "require_informative",
+    "spearman",
 ]

@@ -1,5 +1,4 @@
 """What the estimators need of a projector's weights, computed once per model."""
-# ruff: noqa: N815 (fields carry their axes)
 
 import weakref
 from dataclasses import dataclass

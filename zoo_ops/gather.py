@@ -1,5 +1,4 @@
 """Apply a ranking: the kept rows at a budget."""
-# ruff: noqa: N815 (fields carry their axes)
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,9 +33,9 @@ def gather_tokens(
         raster order:  the same rows by ascending index, as a language model expects them
 
     features: (B, N, O), or a sequence of B tensors (N_b, O); any dtype, returned as it is (bit for bit).
-    budget: one integer for all images, or (B,) integers (see zoo_ops.budgets); images with fewer ranked tokens keep
-    them all.
-    Raises ValueError: budget below 1 or beyond the ranking's K, unknown order, shapes or indices that do not fit.
+    budget: one integer for all images, or (B,) integers from 0 (see zoo_ops.budgets); images with fewer ranked
+    tokens keep them all.
+    Raises ValueError: budget below those or beyond the ranking's K, unknown order, shapes or indices that do not fit.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}")
@@ -78,10 +77,11 @@ def _budgets(budget: int | Tensor, batch: int, longest: int) -> Tensor:
     else:
         check_integer(budget, "budget", 1)
         budgets_B = torch.full((batch,), budget)
+    least = 0 if isinstance(budget, Tensor) else 1
     for value in (int(budgets_B.amin()), int(budgets_B.amax())):
-        if not 1 <= value <= longest:
+        if not least <= value <= longest:
             raise ValueError(
-                f"budget is {value}, expected 1 to {longest}, the length of the ranking; rank with max_tokens={value} "
+                f"budget is {value}, expected {least} to {longest}, the ranking holds; rank with max_tokens={value} "
                 "or ask for fewer"
             )
     return budgets_B

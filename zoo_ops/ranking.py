@@ -1,5 +1,4 @@
 """One ordered ranking of an image's tokens: the selection at every budget is a prefix of it."""
-# ruff: noqa: N815 (fields carry their axes)
 
 from typing import NamedTuple
 

@@ -37,8 +37,8 @@ def test_kept_rows_are_the_features_bit_for_bit(ranked, order, dtype, as_list):
 
 def test_budgets_may_differ_by_image(ranked):
     z, _, ranking = ranked
-    kept = gather_tokens(z, ranking, budget=torch.tensor([3, 20, 1, 9]), order="pick")
-    assert kept.mask_BK.sum(1).tolist() == [3, 5, 1, 9]
+    kept = gather_tokens(z, ranking, budget=torch.tensor([3, 20, 0, 9]), order="pick")
+    assert kept.mask_BK.sum(1).tolist() == [3, 5, 0, 9]
     assert kept.features_BKO.shape == (4, 20, O)
 
 
@@ -53,7 +53,7 @@ def test_padding_of_the_features_is_not_read(ranked):
     [
         ({"budget": 21}, "budget is 21, expected 1 to 20.*max_tokens=21"),
         ({"budget": 0}, "budget is 0, expected an integer of at least 1"),
-        ({"budget": torch.tensor([1, 2, 3, 0])}, "budget is 0, expected 1 to 20"),
+        ({"budget": torch.tensor([1, 2, 3, -1])}, "budget is -1, expected 0 to 20"),
         ({"budget": torch.tensor([1, 2])}, r"budget has shape \(2,\)"),
         ({"order": "random"}, "order is 'random', expected one of pick, raster"),
         ({"features": torch.randn(3, N, O)}, "features holds 3 images, expected 4"),
