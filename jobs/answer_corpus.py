@@ -45,9 +45,8 @@ def main(arguments: list[str]) -> None:
     settings = parse(arguments)
     result = answer_corpus(settings, say)
     if result.shards_done:
-        say(
-            f"answered {result.prompts:,} prompts in {result.shards_done:,} shards; the output lies in {settings.output}"
-        )
+        done = f"answered {result.prompts:,} prompts in {result.shards_done:,} shards"
+        say(f"{done}; the output lies in {settings.output}")
     table = accuracy(connect(Path(settings.pruned), [Path(settings.output)]))
     if len(table):
         print_table(table, title="accuracy, %")

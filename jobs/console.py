@@ -30,7 +30,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Before Transformers and Ray start: no progress bars, no advice, no usage report, in this process and its workers."""
+    """Before Transformers and Ray start: no progress bars, advice or usage report, in this process and its workers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

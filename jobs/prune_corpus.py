@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> PruneSettings:
     add("--model", required=True, metavar="PATH|ID", help="checkpoint folder or hub id")
     add("--output", required=True, metavar="FOLDER", help="where the artifact lies; the same folder resumes")
     add("--max-tokens", default="64", metavar="COUNT|RATIO|all",
-        help="tokens kept of an image: 64, 0.125 or all (default: 64); any smaller budget can be read later")  # fmt: skip
+        help="tokens kept of an image: 64, 0.125 or all (default: 64); smaller budgets can be read later")  # fmt: skip
     add("--selector", default="zoo", choices=("zoo", "feature_norm", "random"), help="default: zoo")
     add("--estimator", default="closed_form", choices=("closed_form", "finite_difference"),
         help="of the sensitivity (default: closed_form, exact)")  # fmt: skip

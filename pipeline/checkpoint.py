@@ -40,7 +40,8 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     family = family_of(config.model_type)
     if family is None:
         raise UserError(
-            f"--model {name}: model type {config.model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"
+            f"--model {name}: model type {config.model_type!r} is not supported; "
+            f"supported are {', '.join(sorted(FAMILIES))}"
         )
     if not list(path.glob("*.safetensors")):
         raise UserError(

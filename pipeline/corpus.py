@@ -1,4 +1,4 @@
-"""What the user calls a corpus: `--corpus` patterns resolved to input files, each a WebDataset tar or a JSONL manifest."""
+"""What the user calls a corpus: `--corpus` patterns resolved to WebDataset tars and JSONL manifests."""
 
 import glob
 import os
@@ -30,7 +30,7 @@ def _kind(path: str) -> str:
         return "manifest"
     if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
         raise UserError(
-            f"--corpus: {path} is a compressed tar; images are read by byte offset, so decompress it to a plain .tar first"
+            f"--corpus: {path} is a compressed tar; images are read by byte offset: decompress it to a .tar first"
         )
     raise UserError(f"--corpus: {path} is neither a WebDataset .tar nor a .jsonl manifest")
 
