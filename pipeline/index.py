@@ -43,6 +43,7 @@ class Generation:
     num_shards: int
     first_file: int
     num_files: int
+    shards_per_file: int
     num_samples: int
     num_images: int
     num_prompts: int
@@ -78,7 +79,7 @@ class Index:
         """Rows of `schemas.tables.INDEX` of one shard, ordered by input position."""
         for g in self.generations:
             if g.first_shard <= shard < g.first_shard + g.num_shards:
-                file, group = divmod(shard - g.first_shard, SHARDS_PER_FILE)
+                file, group = divmod(shard - g.first_shard, g.shards_per_file)
                 return pq.ParquetFile(_part(self.root, g.first_file + file)).read_row_group(group)
         raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
 
@@ -121,7 +122,13 @@ def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: P
 
 
 def extend_index(
-    root: Path, index: Index | None, inputs: Sequence[CorpusInput], *, shard_size: int, limit: int | None
+    root: Path,
+    index: Index | None,
+    inputs: Sequence[CorpusInput],
+    *,
+    shard_size: int,
+    limit: int | None,
+    shards_per_file: int = SHARDS_PER_FILE,
 ) -> Index:
     """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
 
@@ -131,6 +138,7 @@ def extend_index(
         inputs: input files not indexed yet, in corpus order.
         shard_size: distinct images a shard.
         limit: index only the first samples of the corpus (all inputs must be new then).
+        shards_per_file: how many shards share a file of the index.
     """
     old = index.generations if index else []
     first_input = sum(len(g.inputs) for g in old)
@@ -148,6 +156,7 @@ def extend_index(
             first_file=sum(g.num_files for g in old),
             shard_size=shard_size,
             limit=limit,
+            shards_per_file=shards_per_file,
         )
     )
     new = Generation(inputs=[asdict(item) for item in inputs], first_input=first_input, **columns)
@@ -241,6 +250,7 @@ def _assign_shards(
     first_file: int,
     shard_size: int,
     limit: int | None,
+    shards_per_file: int,
 ) -> dict[str, int]:
     """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
     with duckdb.connect(str(scratch / "assign.duckdb")) as db:
@@ -269,12 +279,12 @@ def _assign_shards(
         )
         if not num_samples:
             raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
-        num_files = -(-num_shards // SHARDS_PER_FILE)
+        num_files = -(-num_shards // shards_per_file)
         columns = ", ".join(f'"{name}"' for name in INDEX.names)
         for file in range(num_files):
-            begin = first_shard + file * SHARDS_PER_FILE
+            begin = first_shard + file * shards_per_file
             table = db.sql(
-                f"select {columns} from placed where shard >= {begin} and shard < {begin + SHARDS_PER_FILE} "
+                f"select {columns} from placed where shard >= {begin} and shard < {begin + shards_per_file} "
                 "order by shard, input, sample"
             ).to_arrow_table()
             _write_part(_part(root, first_file + file), table.cast(INDEX), begin)
@@ -283,6 +293,7 @@ def _assign_shards(
         "num_shards": num_shards,
         "first_file": first_file,
         "num_files": num_files,
+        "shards_per_file": shards_per_file,
         "num_samples": num_samples,
         "num_images": num_images,
         "num_prompts": num_prompts,

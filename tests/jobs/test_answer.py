@@ -1,0 +1,156 @@
+"""Answers from pruned inputs: equal to the untouched model where they must be, resumable, and only from the right model."""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.errors import UserError
+from pipeline.grade import is_correct, normalise
+
+SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
+NEW_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def answer(ray_session: None, tiny_llava: str) -> Callable[..., dict[str, dict]]:
+    """Run the answer job; answers by prompt id."""
+
+    def run(pruned: Path, output: Path, **changes: object) -> dict[str, dict]:
+        settings = {"model": tiny_llava, "max_new_tokens": NEW_TOKENS, **changes}
+        answer_corpus(AnswerSettings(pruned=str(pruned), output=str(output), **settings), lambda _: None)  # type: ignore[arg-type]
+        return read_answers(output)
+
+    return run
+
+
+def read_answers(output: Path) -> dict[str, dict]:
+    manifest = json.loads((output / "manifest.json").read_text())
+    rows = [row for s in manifest["shards"] for row in pq.read_table(output / s["files"]["answers"]["path"]).to_pylist()]
+    answers = {row["prompt_id"]: row for row in rows}
+    assert len(answers) == len(rows), "one answer a prompt"
+    return answers
+
+
+def raw_images() -> dict[str, Image.Image]:
+    """image_id -> picture, decoded here and not by the pipeline."""
+    images = {}
+    for path in sorted(SCENES.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name.endswith(".json"):
+                    continue
+                data = archive.extractfile(member).read()  # type: ignore[union-attr]
+                try:
+                    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+                except (UnidentifiedImageError, OSError):
+                    continue
+                images[hashlib.sha256(data).hexdigest()] = image
+    return images
+
+
+@torch.inference_mode()
+def untouched_answers(checkpoint: str, prompts: list[dict]) -> dict[str, list[int]]:
+    """`model.generate` of the stock model on raw images, through its own processor and chat template."""
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    processor = LlavaProcessor.from_pretrained(checkpoint)
+    images = raw_images()
+    ends = model.generation_config.eos_token_id
+    answers = {}
+    for begin in range(0, len(prompts), 48):
+        batch = prompts[begin : begin + 48]
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": p["prompt"]}]}],
+                add_generation_prompt=True,
+            )
+            for p in batch
+        ]
+        inputs = processor(images=[images[p["image_id"]] for p in batch], text=texts, padding=True, return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        for prompt, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[prompt["prompt_id"]] = tokens[: tokens.index(ends)] if ends in tokens else tokens
+    return answers
+
+
+def answerable(pruned: Path) -> list[dict]:
+    manifest = json.loads((pruned / "manifest.json").read_text())
+    rows = [row for s in manifest["shards"] for row in pq.read_table(pruned / s["files"]["prompts"]["path"]).to_pylist()]
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, tiny_llava, tmp_path):
+    prompts = answerable(pruned_all)
+    assert len(prompts) > 1600
+    answers = answer(pruned_all, tmp_path / "all", tokens="all")
+    assert {row["tokens"] for row in answers.values()} == {256}
+    expected = untouched_answers(tiny_llava, prompts)
+    assert answers.keys() == expected.keys()
+    different = [i for i, tokens in expected.items() if answers[i]["answer_tokens"] != tokens]
+    assert different == []
+
+
+def test_a_prefix_of_a_larger_artifact_is_the_smaller_artifact(pruned_64, prune, answer, tmp_path):
+    prune(tmp_path / "pruned32", max_tokens="32")
+    from_64 = answer(pruned_64, tmp_path / "a", tokens="32")
+    from_32 = answer(tmp_path / "pruned32", tmp_path / "b", tokens="all")
+    keep = ("answer", "answer_tokens", "tokens", "finish_reason")
+    assert {i: [row[k] for k in keep] for i, row in from_64.items()} == {i: [row[k] for k in keep] for i, row in from_32.items()}
+    assert {row["tokens"] for row in from_64.values()} == {32}
+
+
+def test_resume_skips_and_repairs(pruned_64, answer, tmp_path):
+    output = tmp_path / "out"
+    first = answer(pruned_64, output, tokens="8", max_new_tokens=4)
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
+    assert answer(pruned_64, output, tokens="8", max_new_tokens=4) == first
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
+    (output / "answers" / "part-00000003.parquet").unlink()
+    again = answer(pruned_64, output, tokens="8", max_new_tokens=4)
+    assert {i: row["answer_tokens"] for i, row in again.items()} == {i: row["answer_tokens"] for i, row in first.items()}
+    with pytest.raises(UserError, match="other settings"):
+        answer(pruned_64, output, tokens="9", max_new_tokens=4)
+
+
+def test_more_tokens_than_stored_are_refused(pruned_64, answer, tmp_path):
+    with pytest.raises(UserError, match=r"--tokens 65: 307 images .* down to 64"):
+        answer(pruned_64, tmp_path / "out", tokens="65")
+
+
+def test_another_model_is_refused(pruned_64, answer, tiny_llava, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llava, other)
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    name = next(n for n in header if "multi_modal_projector" in n)
+    data[8 + int.from_bytes(data[:8], "little") + header[name]["data_offsets"][0]] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match="its projector differs"):
+        answer(pruned_64, tmp_path / "out", model=str(other))
+
+
+def test_an_unfinished_artifact_is_refused(pruned_64, answer, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned_64, copy)
+    (copy / "_SUCCESS").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        answer(copy, tmp_path / "out")
+
+
+def test_grading():
+    assert normalise("  Two,\n circles. ") == "two, circles"
+    assert is_correct("Red.", ["red", "crimson"]) is True
+    assert is_correct("blue", ["red"]) is False
+    assert is_correct("blue", []) is None

@@ -1,0 +1,104 @@
+"""Job record, commits, manifest, lock: what a folder promises."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifact import Artifact
+from pipeline.errors import UserError
+from pipeline.files import new_file
+from pipeline.write import write_table
+from schemas.records import CommitRecord, JobRecord
+from schemas.tables import ERRORS
+
+REPO = Path(__file__).resolve().parents[2]
+JOB = JobRecord("prune", 1, {"seed": 0, "max_tokens": "64"}, {"config": "abc"}, {"torch": "1"})
+
+
+def commit(artifact: Artifact, shard: int) -> CommitRecord:
+    row = {"source": "s", "reason": "r", "message": "m", "shard": shard}
+    record = CommitRecord(shard, {"errors": write_table(artifact.root, "errors", shard, [row], ERRORS)}, {"samples": 1}, {})
+    artifact.commit(record)
+    return record
+
+
+def test_the_same_job_is_adopted_and_another_refused_with_the_difference(tmp_path):
+    artifact = Artifact(tmp_path / "out")
+    artifact.adopt_job(JOB)
+    assert artifact.adopt_job(dataclasses.replace(JOB, environment={"torch": "2"})).environment == {"torch": "1"}
+    with pytest.raises(UserError, match=r"seed: 0 -> 1"):
+        artifact.adopt_job(dataclasses.replace(JOB, settings={"seed": 1, "max_tokens": "64"}))
+    with pytest.raises(UserError, match=r"model.config: 'abc' -> 'xyz'"):
+        artifact.adopt_job(dataclasses.replace(JOB, model={"config": "xyz"}))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="no _job.json"):
+        Artifact(tmp_path).adopt_job(JOB)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_pending_shards_are_those_without_a_sound_commit(tmp_path):
+    artifact = Artifact(tmp_path)
+    for shard in range(6):
+        commit(artifact, shard)
+    assert artifact.pending_shards(7) == ([6], [])
+    (tmp_path / "_commits" / "00000001.json").write_text('{"shard": 1, "fil')
+    (tmp_path / "errors" / "part-00000002.parquet").unlink()
+    with open(tmp_path / "errors" / "part-00000003.parquet", "ab") as stream:
+        stream.write(b"x")
+    pending, reasons = artifact.pending_shards(6)
+    assert pending == [1, 2, 3]
+    assert [reason.split(" is done again")[0] for reason in reasons] == ["shard 00000001", "shard 00000002", "shard 00000003"]
+
+
+def test_deep_check_finds_a_flipped_byte(tmp_path):
+    artifact = Artifact(tmp_path)
+    record = commit(artifact, 0)
+    path = tmp_path / "errors" / "part-00000000.parquet"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    assert artifact.problem_of(record) is None
+    assert "sha256" in str(artifact.problem_of(record, deep=True))
+
+
+def test_a_commit_record_can_not_point_outside(tmp_path):
+    artifact = Artifact(tmp_path)
+    record = commit(artifact, 0)
+    entry = dataclasses.replace(record.files["errors"], path="../../etc/passwd")
+    artifact.commit(dataclasses.replace(record, files={"errors": entry}))
+    assert artifact.pending_shards(1)[0] == [0]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), new_file(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from pipeline.artifact import Artifact
+with Artifact(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_names_its_owner_and_goes_with_it(tmp_path):
+    command = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPO) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"in use by process {process.pid}"), Artifact(tmp_path).locked():
+            pass
+        process.kill()
+    with Artifact(tmp_path).locked():
+        pass

@@ -1,0 +1,98 @@
+"""Bytes to RGB: every form a corpus holds, and every way bytes can lie."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.decode import DecodeError, decode_image
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [
+        ("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("1", "PNG"),
+        ("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("RGBA", "WEBP"), ("P", "GIF"),
+        ("RGB", "TIFF"), ("RGB", "BMP"), ("RGB", "PPM"),
+    ],
+)  # fmt: skip
+def test_every_mode_and_format_becomes_rgb(mode, form):
+    image = decode_image(encoded(picture(mode), form))
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+
+
+def test_alpha_is_dropped_not_blended():
+    source = picture("RGBA")
+    source.putalpha(10)
+    assert np.array_equal(np.asarray(decode_image(encoded(source, "PNG"))), np.asarray(picture()))
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to view
+    source = picture()
+    image = decode_image(encoded(source, "TIFF", exif=exif))
+    assert image.size == (4, 6)
+    assert np.array_equal(np.asarray(image), np.rot90(np.asarray(source), -1))
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    image = decode_image(encoded(Image.fromarray(values), "PNG"))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode_image(data))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty_file"),
+        (b"this is a text, not an image", "unreadable_image"),
+        (encoded(picture(size=(64, 64)), "JPEG")[:300], "unreadable_image"),
+        (encoded(picture(size=(64, 64)), "PNG")[:-40], "unreadable_image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "unreadable_image"),
+    ],
+)
+def test_bad_bytes_have_a_reason(data, reason):
+    with pytest.raises(DecodeError) as caught:
+        decode_image(data)
+    assert caught.value.reason == reason
+    assert str(caught.value)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(data) < 100_000
+    with pytest.raises(DecodeError) as caught:
+        decode_image(data)
+    assert caught.value.reason == "decompression_bomb"
+
+
+def test_the_corpus_decodes_as_its_readme_says(scenes_manifest):
+    from pathlib import Path
+
+    folder = Path(scenes_manifest).parent / "images"
+    bad = {}
+    for path in sorted(folder.iterdir()):
+        try:
+            decode_image(path.read_bytes())
+        except DecodeError as error:
+            bad[path.name] = error.reason
+    assert bad == {"000017.jpg": "unreadable_image", "000031.jpg": "empty_file", "000042.jpg": "unreadable_image"}
