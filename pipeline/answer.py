@@ -150,7 +150,7 @@ def _run_shards(
 
 def _check_stored(pruned: Artifact, budget: Budget, text: str) -> None:
     """Refuse a budget beyond what the artifact holds, naming the largest that it does."""
-    wanted = f"ceil({budget.value} * num_tokens - 1e-9)" if budget.kind == "ratio" else str(int(budget.value))
+    wanted = f"floor({budget.value} * num_tokens + 0.5)" if budget.kind == "ratio" else str(int(budget.value))
     files = pruned.files_of("selections")
     if not files:
         return

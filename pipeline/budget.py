@@ -14,10 +14,10 @@ class Budget:
     value: float = 0.0
 
     def of(self, num_tokens: int) -> int:
-        """Tokens kept of an image with `num_tokens`: at least 1, at most all of them."""
+        """Tokens kept of an image with `num_tokens`: at least 1, at most all; ratios round halves up, as in zoo_ops."""
         if self.kind == "all":
             return num_tokens
-        wanted = math.ceil(self.value * num_tokens - 1e-9) if self.kind == "ratio" else int(self.value)
+        wanted = math.floor(self.value * num_tokens + 0.5) if self.kind == "ratio" else int(self.value)
         return min(num_tokens, max(1, wanted))
 
 

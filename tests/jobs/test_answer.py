@@ -1,4 +1,4 @@
-"""Answers from pruned inputs: equal to the untouched model where they must be, resumable, and only from the right model."""
+"""Answers from pruned inputs: equal to the untouched model where they must be, resumable, only from the right model."""
 
 import hashlib
 import io
@@ -36,7 +36,9 @@ def answer(ray_session: None, tiny_llava: str) -> Callable[..., dict[str, dict]]
 
 def read_answers(output: Path) -> dict[str, dict]:
     manifest = json.loads((output / "manifest.json").read_text())
-    rows = [row for s in manifest["shards"] for row in pq.read_table(output / s["files"]["answers"]["path"]).to_pylist()]
+    rows = [
+        row for s in manifest["shards"] for row in pq.read_table(output / s["files"]["answers"]["path"]).to_pylist()
+    ]
     answers = {row["prompt_id"]: row for row in rows}
     assert len(answers) == len(rows), "one answer a prompt"
     return answers
@@ -86,7 +88,9 @@ def untouched_answers(checkpoint: str, prompts: list[dict]) -> dict[str, list[in
 
 def answerable(pruned: Path) -> list[dict]:
     manifest = json.loads((pruned / "manifest.json").read_text())
-    rows = [row for s in manifest["shards"] for row in pq.read_table(pruned / s["files"]["prompts"]["path"]).to_pylist()]
+    rows = [
+        row for s in manifest["shards"] for row in pq.read_table(pruned / s["files"]["prompts"]["path"]).to_pylist()
+    ]
     return [row for row in rows if row["status"] == "ok"]
 
 
@@ -106,7 +110,9 @@ def test_a_prefix_of_a_larger_artifact_is_the_smaller_artifact(pruned_64, prune,
     from_64 = answer(pruned_64, tmp_path / "a", tokens="32")
     from_32 = answer(tmp_path / "pruned32", tmp_path / "b", tokens="all")
     keep = ("answer", "answer_tokens", "tokens", "finish_reason")
-    assert {i: [row[k] for k in keep] for i, row in from_64.items()} == {i: [row[k] for k in keep] for i, row in from_32.items()}
+    assert {i: [row[k] for k in keep] for i, row in from_64.items()} == {
+        i: [row[k] for k in keep] for i, row in from_32.items()
+    }
     assert {row["tokens"] for row in from_64.values()} == {32}
 
 
@@ -118,7 +124,9 @@ def test_resume_skips_and_repairs(pruned_64, answer, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
     (output / "answers" / "part-00000003.parquet").unlink()
     again = answer(pruned_64, output, tokens="8", max_new_tokens=4)
-    assert {i: row["answer_tokens"] for i, row in again.items()} == {i: row["answer_tokens"] for i, row in first.items()}
+    assert {i: row["answer_tokens"] for i, row in again.items()} == {
+        i: row["answer_tokens"] for i, row in first.items()
+    }
     with pytest.raises(UserError, match="other settings"):
         answer(pruned_64, output, tokens="9", max_new_tokens=4)
 

@@ -52,7 +52,10 @@ def test_every_file_is_the_one_its_commit_record_describes(pruned_all):
             assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["size_bytes"], entry["sha256"])
             named.add(entry["path"])
     written = {str(p.relative_to(pruned_all)) for p in pruned_all.rglob("*") if p.is_file() and p.parent != pruned_all}
-    assert written - named == {f"_commits/{p.name}" for p in shards} | {"_index/index.json", "_index/part-00000000.parquet"}
+    assert written - named == {f"_commits/{p.name}" for p in shards} | {
+        "_index/index.json",
+        "_index/part-00000000.parquet",
+    }
 
 
 def test_all_files_of_a_table_have_its_schema(pruned_all):
@@ -159,7 +162,11 @@ def test_growing_and_damage(prune, scenes_tars, tmp_path):
     """A grown corpus keeps its old shards to the byte; a damaged shard is done again to the same bytes."""
     output = tmp_path / "out"
     prune(output, corpus=(scenes_tars.replace("{000000..000002}", "{000000..000001}"),), max_tokens="16")
-    old = {name: data for name, (_, data) in snapshot(output).items() if name.startswith(("selections", "features", "prompts"))}
+    old = {
+        name: data
+        for name, (_, data) in snapshot(output).items()
+        if name.startswith(("selections", "features", "prompts"))
+    }
     said = prune(output, max_tokens="16")
     grown = snapshot(output)
     assert all(grown[name][1] == data for name, data in old.items())

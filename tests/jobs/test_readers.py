@@ -45,4 +45,6 @@ def test_duckdb(pruned_64):
 def test_datasets(pruned_64, table, tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = datasets.load_dataset("parquet", data_files=files_of(pruned_64, table), split="train", cache_dir=tmp_path)
-    assert len(rows) == sum(s["files"][table]["rows"] for s in json.loads((pruned_64 / "manifest.json").read_text())["shards"])
+    assert len(rows) == sum(
+        s["files"][table]["rows"] for s in json.loads((pruned_64 / "manifest.json").read_text())["shards"]
+    )

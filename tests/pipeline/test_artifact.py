@@ -20,7 +20,9 @@ JOB = JobRecord("prune", 1, {"seed": 0, "max_tokens": "64"}, {"config": "abc"}, 
 
 def commit(artifact: Artifact, shard: int) -> CommitRecord:
     row = {"source": "s", "reason": "r", "message": "m", "shard": shard}
-    record = CommitRecord(shard, {"errors": write_table(artifact.root, "errors", shard, [row], ERRORS)}, {"samples": 1}, {})
+    record = CommitRecord(
+        shard, {"errors": write_table(artifact.root, "errors", shard, [row], ERRORS)}, {"samples": 1}, {}
+    )
     artifact.commit(record)
     return record
 
@@ -31,13 +33,13 @@ def test_the_same_job_is_adopted_and_another_refused_with_the_difference(tmp_pat
     assert artifact.adopt_job(dataclasses.replace(JOB, environment={"torch": "2"})).environment == {"torch": "1"}
     with pytest.raises(UserError, match=r"seed: 0 -> 1"):
         artifact.adopt_job(dataclasses.replace(JOB, settings={"seed": 1, "max_tokens": "64"}))
-    with pytest.raises(UserError, match=r"model.config: 'abc' -> 'xyz'"):
+    with pytest.raises(UserError, match=r"model\.config: 'abc' -> 'xyz'"):
         artifact.adopt_job(dataclasses.replace(JOB, model={"config": "xyz"}))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="no _job.json"):
+    with pytest.raises(UserError, match=r"no _job\.json"):
         Artifact(tmp_path).adopt_job(JOB)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -53,7 +55,11 @@ def test_pending_shards_are_those_without_a_sound_commit(tmp_path):
         stream.write(b"x")
     pending, reasons = artifact.pending_shards(6)
     assert pending == [1, 2, 3]
-    assert [reason.split(" is done again")[0] for reason in reasons] == ["shard 00000001", "shard 00000002", "shard 00000003"]
+    assert [reason.split(" is done again")[0] for reason in reasons] == [
+        "shard 00000001",
+        "shard 00000002",
+        "shard 00000003",
+    ]
 
 
 def test_deep_check_finds_a_flipped_byte(tmp_path):
@@ -76,9 +82,13 @@ def test_a_commit_record_can_not_point_outside(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="stop"), new_file(tmp_path / "a") as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError("stop")
+    def write_half() -> None:
+        with new_file(tmp_path / "a") as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
     assert list(tmp_path.iterdir()) == []
 
 

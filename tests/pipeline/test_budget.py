@@ -10,7 +10,15 @@ from pipeline.errors import UserError
 
 @pytest.mark.parametrize(
     ("text", "num_tokens", "kept"),
-    [("64", 256, 64), ("64", 10, 10), ("all", 7, 7), ("0.125", 256, 32), ("0.1", 576, 58), ("1.0", 9, 9), ("0.001", 9, 1)],
+    [
+        ("64", 256, 64),
+        ("64", 10, 10),
+        ("all", 7, 7),
+        ("0.125", 256, 32),
+        ("0.1", 576, 58),
+        ("1.0", 9, 9),
+        ("0.001", 9, 1),
+    ],
 )
 def test_counts_ratios_and_all(text, num_tokens, kept):
     assert parse_budget(text, "--max-tokens").of(num_tokens) == kept
@@ -22,7 +30,10 @@ def test_impossible_budgets_are_named(text):
         parse_budget(text, "--tokens")
 
 
-@given(st.one_of(st.integers(1, 4000).map(str), st.floats(1e-6, 1).map(lambda x: f"{x:.6f}"), st.just("all")), st.integers(1, 3000))
+@given(
+    st.one_of(st.integers(1, 4000).map(str), st.floats(1e-6, 1).map(lambda x: f"{x:.6f}"), st.just("all")),
+    st.integers(1, 3000),
+)
 def test_a_budget_is_always_between_one_and_all(text, num_tokens):
     try:
         budget = parse_budget(text, "--tokens")

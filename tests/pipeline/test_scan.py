@@ -20,7 +20,9 @@ def scan_all(path: Path, limit: int | None = None) -> list[dict]:
 
 def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
     record = {"prompts": [{"id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t"}]}
-    path = write_tar(tmp_path / "a.tar", [("x/1.jpg", jpeg(1)), ("x/1.json", record), ("2.json", {}), ("2.PNG", jpeg(2))])
+    path = write_tar(
+        tmp_path / "a.tar", [("x/1.jpg", jpeg(1)), ("x/1.json", record), ("2.json", {}), ("2.PNG", jpeg(2))]
+    )
     first, second = scan_all(path)
     for row, seed in ((first, 1), (second, 2)):
         with open(row["path"], "rb") as stream:
@@ -30,12 +32,16 @@ def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
         assert row["image_id"] == hashlib.sha256(data).hexdigest()
         assert row["reason"] is None
     assert first["source"] == "a.tar/x/1.jpg"
-    assert first["prompts"] == [{"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok"}]
+    assert first["prompts"] == [
+        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok"}
+    ]
     assert second["prompts"] == []
 
 
 def test_a_prompt_without_id_gets_one_and_an_empty_one_keeps_its_row(tmp_path, jpeg, write_tar):
-    path = write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"prompts": ["what ?", {"prompt": " "}, {"id": 7}]})])
+    path = write_tar(
+        tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"prompts": ["what ?", {"prompt": " "}, {"id": 7}]})]
+    )
     (row,) = scan_all(path)
     assert [(p["prompt_id"], p["status"]) for p in row["prompts"]] == [
         ("a.tar/1#0", "ok"),

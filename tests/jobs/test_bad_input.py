@@ -1,0 +1,106 @@
+"""Every mistake a user makes at the command line: one clear sentence, exit status 2, no traceback, nothing written."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import answer_corpus, prune_corpus, query_selections
+from jobs.console import output_path
+from pipeline.errors import UserError
+
+REPO = Path(__file__).resolve().parents[2]
+SCENES = "examples/scenes/scenes-000000.tar"
+MODEL = "examples/tiny-llava"
+
+
+@pytest.fixture(autouse=True)
+def in_repo(monkeypatch):
+    monkeypatch.chdir(REPO)
+
+
+def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
+    options = {"corpus": SCENES, "model": MODEL, "output": str(tmp_path / "out"), **changes}
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus": "nowhere.tar"}, r"--corpus: nowhere\.tar does not exist"),
+        ({"corpus": "nowhere-*.tar"}, "nothing matches"),
+        ({"corpus": "a-{0..2.tar"}, "unbalanced braces|does not exist"),
+        ({"corpus": "examples/scenes"}, "is a folder"),
+        ({"corpus": "README.md"}, "neither a WebDataset .tar nor a .jsonl"),
+        ({"model": "nowhere"}, "--model nowhere: no such folder"),
+        ({"model": "examples/scenes"}, "--model examples/scenes: config.json can't be used"),
+        ({"max_tokens": "0"}, "--max-tokens 0: expected a count"),
+        ({"max_tokens": "1.5"}, "--max-tokens 1.5: expected a count"),
+        ({"shard_size": "0"}, "--shard-size 0: expected at least 1"),
+        ({"batch_size": "-1"}, "--batch-size -1: expected at least 1"),
+        ({"limit": "0"}, "--limit 0: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_prune(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        prune_corpus.main(prune_arguments(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_architecture(tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    with pytest.raises(UserError, match=r"model type 'bert' is not supported; supported are .*llava"):
+        prune_corpus.main(prune_arguments(tmp_path, model=str(tmp_path / "bert")))
+
+
+def test_a_model_without_weights_or_with_a_cut_file(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"not a complete safetensors file"):
+        prune_corpus.main(prune_arguments(tmp_path, model=str(model)))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"no .safetensors file"):
+        prune_corpus.main(prune_arguments(tmp_path, model=str(model)))
+
+
+def test_answer_and_query(tmp_path):
+    with pytest.raises(UserError, match=r"--pruned .*does not exist; name the --output of jobs.prune_corpus"):
+        answer_corpus.main(["--pruned", str(tmp_path / "no"), "--model", MODEL, "--output", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"--tokens none: expected a count"):
+        answer_corpus.main(["--pruned", str(tmp_path), "--model", MODEL, "--output", "x", "--tokens", "none"])
+    with pytest.raises(UserError, match=r"holds no _job.json"):
+        query_selections.main(["--pruned", str(tmp_path)])
+
+
+def test_a_relative_output_of_a_submitted_job(monkeypatch):
+    assert output_path("out") == str(REPO / "out")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert output_path("/data/out") == "/data/out"
+    with pytest.raises(UserError, match=r"give an absolute path"):
+        output_path("out")
+
+
+@pytest.mark.parametrize("job", ["prune_corpus", "answer_corpus", "query_selections"])
+def test_exit_status_and_no_traceback(job, tmp_path):
+    arguments = ["--pruned", str(tmp_path)] if job != "prune_corpus" else ["--corpus", "nowhere.tar"]
+    if job != "query_selections":
+        arguments += ["--model", MODEL, "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", f"jobs.{job}", *arguments], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("job", ["prune_corpus", "answer_corpus", "query_selections"])
+def test_help_has_examples(job):
+    done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+    assert f"jobs.{job}" in done.stdout

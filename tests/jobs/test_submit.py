@@ -1,0 +1,101 @@
+"""`ray job submit` to a real cluster with token authentication, started and stopped here; the code travels along."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the dashboard of a head node of its own."""
+    port, dashboard, agent = free_ports(3)
+    log = tmp_path_factory.mktemp("cluster") / "head.log"
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+    ]  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    with open(log, "wb") as stream, subprocess.Popen(command, env=environment, stdout=stream, stderr=stream) as head:
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(f"{address}/api/jobs/"):
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield address
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+def answers(url: str, token: str = TOKEN) -> bool:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def submit(address: str, environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess:
+    command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(REPO), "--", *entrypoint]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_submitted_job_is_followed_to_its_end(cluster, environment, tiny_llava, scenes_tars, tmp_path):
+    assert not answers(f"{cluster}/api/jobs/", token="wrong" * 10)
+    job = ["python", "jobs/prune_corpus.py", "--corpus", scenes_tars, "--model", tiny_llava, "--limit", "40"]
+    done = submit(cluster, environment, *job, "--output", str(tmp_path / "out"), "--shard-size", "16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout + done.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert sum(s["files"]["selections"]["rows"] for s in manifest["shards"]) == 38
+
+    relative = submit(cluster, environment, *job, "--output", "out")
+    assert relative.returncode != 0
+    assert "give an absolute path" in relative.stdout + relative.stderr
+
+    failing = submit(cluster, environment, *job, "--output", str(tmp_path / "two"), "--model", "no/such/model")
+    assert failing.returncode != 0
+    assert "failed" in failing.stdout + failing.stderr
+    assert "no such folder" in failing.stdout + failing.stderr
+
+
+def test_the_code_that_runs_is_the_working_directorys(cluster, environment):
+    shown = submit(cluster, environment, "python", "-c", "'import pipeline; print(pipeline.__file__)'")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "working_dir_files" in shown.stdout + shown.stderr
