@@ -1,6 +1,7 @@
 """Greedy picks: the token whose weight times distance to the picked ones is largest, again and again."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,37 +14,61 @@ MIRROR_BLOCKS = 4
 NEAREST_ROWS = 1024
 
 
-def unit_rows(rows_NO: Tensor, norms_N: Tensor) -> Tensor:
-    """Rows over their norms; rows of norm zero stay zero, so that they are at distance 1 from every other."""
-    return rows_NO / norms_N.clamp_min(torch.finfo(rows_NO.dtype).tiny).unsqueeze(-1)
+class Directions(NamedTuple):
+    """Rows and one over their norms: what cosines are made of, without a second copy of the rows.
+
+    inverse_N: 0 for rows of norm zero, so that they are at distance 1 from every other.
+    """
+
+    rows_NO: Tensor
+    inverse_N: Tensor
+
+    @classmethod
+    def of(cls, rows_NO: Tensor, norms_N: Tensor) -> "Directions":
+        inverse_N = norms_N.clamp_min(torch.finfo(rows_NO.dtype).tiny).reciprocal()
+        return cls(rows_NO, inverse_N.masked_fill_(norms_N == 0, 0))
+
+    def cosines(self, rows: slice, others: slice | Tensor) -> Tensor:
+        """Cosines of `rows` to `others`."""
+        products = self.rows_NO[rows] @ self.rows_NO[others].T
+        return products.mul_(self.inverse_N[rows].unsqueeze(1)).mul_(self.inverse_N[others])
+
+    def distances_from(self, others: slice | Tensor) -> Tensor:
+        """1 - cos of every row to `others`: (N, M); duplicates at exactly 0."""
+        return _as_distances(self.cosines(slice(None), others))
+
+    def mean_cosines(self) -> Tensor:
+        """Mean cosine of every row to the other rows, (N,); 0 for a single row."""
+        size = self.rows_NO.shape[0]
+        to_all_N = (self.rows_NO @ (self.inverse_N @ self.rows_NO)) * self.inverse_N
+        # A row's cosine to itself is 1, or 0 for a row of norm zero.
+        return (to_all_N - (self.inverse_N > 0).to(to_all_N.dtype)) / max(size - 1, 1)
 
 
-def distances_from(unit_NO: Tensor, some_MO: Tensor) -> Tensor:
-    """1 - cos of every row of `unit_NO` to every row of `some_MO`: (N, M); duplicates at exactly 0."""
-    return _as_distances(unit_NO @ some_MO.T)
-
-
-def pairwise_distances(unit_NO: Tensor, out_NN: Tensor) -> None:
+def pairwise_distances(directions: Directions, out_NN: Tensor) -> None:
     """1 - cos between all rows, written to `out_NN`; exactly symmetric, duplicates at exactly 0."""
-    size = unit_NO.shape[0]
+    size = out_NN.shape[0]
     step = -(-size // MIRROR_BLOCKS)
     for start in range(0, size, step):
         stop = min(start + step, size)
-        block = unit_NO[start:] @ unit_NO[start:stop].T
+        block = directions.cosines(slice(start, size), slice(start, stop))
+        # The square on the diagonal too: its lower half, twice.
+        block[: stop - start] = block[: stop - start].tril() + block[: stop - start].tril(-1).T
         out_NN[start:, start:stop] = block
         out_NN[start:stop, stop:] = block[stop - start :].T
     _as_distances(out_NN)
 
 
-def nearest_distances(unit_NO: Tensor, matrix_NN: Tensor | None) -> Tensor:
+def nearest_distances(directions: Directions, matrix_NN: Tensor | None) -> Tensor:
     """Distance of every row to its nearest other row; 1 when there is no other. Read from `matrix_NN`, if given."""
-    if unit_NO.shape[0] == 1:
-        return torch.ones_like(unit_NO[:, 0])
+    size = directions.rows_NO.shape[0]
+    if size == 1:
+        return torch.ones_like(directions.inverse_N)
     if matrix_NN is not None:
         return matrix_NN.clone().fill_diagonal_(torch.inf).amin(0)
     parts = []
-    for start in range(0, unit_NO.shape[0], NEAREST_ROWS):
-        block = distances_from(unit_NO, unit_NO[start : start + NEAREST_ROWS])
+    for start in range(0, size, NEAREST_ROWS):
+        block = directions.distances_from(slice(start, start + NEAREST_ROWS))
         block.diagonal(-start).fill_(torch.inf)
         parts.append(block.amin(0))
     return torch.cat(parts)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo_ops.greedy import distances_from, greedy_picks, nearest_distances, pairwise_distances, unit_rows
+from zoo_ops.greedy import Directions, greedy_picks, nearest_distances, pairwise_distances
 from zoo_ops.precision import arithmetic_dtype, own_rows
 from zoo_ops.selectors import USES_SENSITIVITY
 from zoo_ops.validate import check_finite
@@ -59,7 +59,7 @@ def _greedy(
     keep_matrix = selector != "sensitivity" and widest <= MATRIX_TOKENS
     # Zeros, where a shorter segment leaves room: anything else there would have to be finite.
     distance_RNN = torch.zeros((len(chunk), *(2 * [widest if keep_matrix else 0])), dtype=dtype, device=device)
-    unit_NO = first_RN
+    directions = Directions(first_RN, first_RN)
     finite, finite_scores, by_score = [], [], []
     for r, segment in enumerate(chunk):
         rows_NO = own_rows(segment.take(projected_BNO), dtype)
@@ -72,23 +72,24 @@ def _greedy(
         finite.append(norms_N.sum().isfinite())
         finite_scores.append(score_N.sum().isfinite())
         if selector == "sensitivity":
-            # By the sensitivity itself: the min-max weight may round two of them to one value.
-            order_N = score_N.sort(descending=True, stable=True).indices
-            by_score.append((order_N, min_max(score_N)[order_N]))
+            weight_N = min_max(score_N)
+            # By the sensitivity itself, as the weight may round two of them to one; unless all count as equal.
+            key_N = torch.where(weight_N.amin() == 1, weight_N, score_N)
+            order_N = key_N.sort(descending=True, stable=True).indices
+            by_score.append((order_N, weight_N[order_N]))
             continue
-        unit_NO = unit_rows(rows_NO, norms_N)
+        directions = Directions.of(rows_NO, norms_N)
         weight_N = torch.ones_like(norms_N) if selector == "divprune" else min_max(score_N)
         if selector == "zoo_centered":
-            weight_N = weight_N * min_max(-mean_cosine(unit_NO), scale=1.0)
+            weight_N = weight_N * min_max(-directions.mean_cosines(), scale=1.0)
             rows_NO = rows_NO - rows_NO.mean(0)
-            unit_NO = unit_rows(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
-        del rows_NO
+            directions = Directions.of(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
         weight_RN[r, : segment.size] = weight_N
         matrix_NN = distance_RNN[r, : segment.size, : segment.size] if keep_matrix else None
         if matrix_NN is not None:
-            pairwise_distances(unit_NO, matrix_NN)
+            pairwise_distances(directions, matrix_NN)
         if selector == "divprune":
-            weight_N = nearest_distances(unit_NO, matrix_NN)
+            weight_N = nearest_distances(directions, matrix_NN)
         first_RN[r, : segment.size] = weight_N
     # Before the picks: among NaNs there is no largest score.
     images = [segment.image for segment in chunk]
@@ -101,7 +102,7 @@ def _greedy(
     def distance_to(pick_R: Tensor) -> Tensor:
         if keep_matrix:
             return distance_RNN[rows_R, pick_R]
-        return distances_from(unit_NO, unit_NO[pick_R]).T
+        return directions.distances_from(pick_R).T
 
     picks_RK, gains_RK = greedy_picks(
         first_RN, weight_RN, distance_to, num_picks=max(segment.picks for segment in chunk)
@@ -134,9 +135,3 @@ def min_max(values_N: Tensor, *, scale: float | None = None) -> Tensor:
     spread = high - low
     largest = values_N.abs().amax() if scale is None else scale
     return torch.where(spread > EQUAL_WITHIN * largest, (values_N - low) / spread, torch.ones_like(values_N))
-
-
-def mean_cosine(unit_NO: Tensor) -> Tensor:
-    """Mean cosine of every row to the other rows; 0 for a single row."""
-    together_N = unit_NO @ unit_NO.sum(0) - unit_NO.square().sum(-1)
-    return together_N / max(unit_NO.shape[0] - 1, 1)

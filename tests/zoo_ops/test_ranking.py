@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo_ops import SELECTORS, Ranking, rank_tokens
+from zoo_ops import SELECTORS, Ranking, estimate_sensitivity, rank_tokens
 from zoo_ops import scores as scores_module
 from zoo_ops.naive import rank_naive, rank_published
 
@@ -109,6 +109,19 @@ def test_constant_tokens_are_taken_in_order(selector, scale):
     z = (torch.randn(O) * scale).expand(1, N, O)
     ranking = rank(z, torch.full((1, N), 0.7), selector=selector)
     assert ranking.indices_BK[0].tolist() == list(range(N))
+
+
+@pytest.mark.parametrize("width", [7, 1024, 4096])
+def test_a_blank_picture_is_kept_from_its_first_token_on(make_mlp, width):
+    """Scored and ranked, at widths of models: rounding must not tell equal tokens apart."""
+    mlp = make_mlp(60, 129, width)
+    features = (torch.randn(60) * 3).expand(1, 333, 60)
+    sensitivity = estimate_sensitivity(features, mlp)
+    with torch.no_grad():
+        projected = mlp(features) + 10
+    for selector in SCORED:
+        ranking = rank(projected, sensitivity, selector=selector)
+        assert ranking.indices_BK[0].tolist() == list(range(333))
 
 
 @pytest.mark.parametrize("selector", ["zoo", "divprune", "zoo_centered"])

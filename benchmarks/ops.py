@@ -1,0 +1,307 @@
+"""Time and memory of the operations, at the shapes of real models with random weights.
+
+    python benchmarks/ops.py                         all tables, benchmarks/results/ops.json
+    python benchmarks/ops.py --only rank --repeats 3 --output -
+
+Every table first checks the fast operation against its literal twin. A ratio is taken between medians of one run. On a
+CUDA device (`--device cuda`, the default where there is one) the same tables gain bfloat16 rows.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from zoo_ops import NormSpec, ProjectorSpec, draw_directions, estimate_sensitivity, rank_tokens, spearman  # noqa: E402
+from zoo_ops.constants import clear_constants, projector_constants  # noqa: E402
+from zoo_ops.naive import finite_difference_naive, rank_naive, rank_published  # noqa: E402
+
+DIRECTIONS = 64
+# The literal estimator runs this many of the 64 directions where all of them would take minutes; its time is linear
+# in them, which the LLaVA-1.5 row checks by running all.
+LITERAL_DIRECTIONS = 8
+# tokens, groups, patches, width of a patch, hidden width, output width, kept tokens
+SHAPES = {
+    "LLaVA-1.5": (576, 1, 1, 1024, 4096, 4096, 64),
+    "LLaVA-NeXT": (2880, 5, 1, 1024, 4096, 4096, 640),
+    "Qwen2.5-VL": (1024, 1, 4, 1280, 5120, 3584, 205),
+}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and command of this run."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "load_1min": Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def seconds(work: Callable[[], Any], repeats: int, device: torch.device, *, warm: bool = True) -> float:
+    """Median time of `work`, after one run that does not count."""
+    times = []
+    for repeat in range(-1 if warm else 0, repeats):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        if repeat >= 0:
+            times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def make_projector(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ProjectorSpec:
+    _, _, patches, width, hidden, width_out, _ = SHAPES[shape]
+    torch.manual_seed(0)
+    first = nn.Linear(patches * width, hidden).to(device, dtype)
+    second = nn.Linear(hidden, width_out).to(device, dtype)
+    norm = None
+    if patches > 1:
+        norm = NormSpec("rms", torch.rand(width).add(0.5).to(device, dtype))
+    return ProjectorSpec(first, nn.GELU(), second, norm=norm, num_patches=patches)
+
+
+def make_features(shape: str, batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    tokens, _, patches, width, *_ = SHAPES[shape]
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(batch, tokens, patches * width, generator=generator)
+    # Tokens of unlike scale, as a tower gives them.
+    return (rows * torch.rand(batch, tokens, 1, generator=generator).add(0.5)).to(device, dtype)
+
+
+def literal(features_BND: Tensor, spec: ProjectorSpec, directions: int) -> Tensor:
+    bank = draw_directions(DIRECTIONS, features_BND.shape[-1], seed=0)[:directions].to(features_BND)
+    return torch.stack([finite_difference_naive(image, spec, bank) for image in features_BND])
+
+
+def sensitivity_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+    rows = []
+    for shape in SHAPES:
+        for dtype in dtypes:
+            spec = make_projector(shape, device, dtype)
+            clear_constants()
+            make_constants = partial(projector_constants, spec, dtype=torch.float32, purpose="jacobian")
+            once = seconds(make_constants, 1, device, warm=False)
+            check = agreement_with_the_literal(spec, make_features(shape, 1, device))
+            for batch in (1, 8):
+                x = make_features(shape, batch, device, dtype)
+                row: dict[str, Any] = {"shape": shape, "dtype": str(dtype).split(".")[1], "batch": batch, **check}
+                row["constants_once_sec"] = once
+                row["projection_sec"] = seconds(partial(spec, x), repeats, device)
+                row["closed_form_sec"] = seconds(partial(estimate_sensitivity, x, spec), repeats, device)
+                # float32 whatever the model runs in: in half precision the published form is not itself.
+                plain = make_projector(shape, device)
+                part = literal_seconds(x[:1].float(), plain, LITERAL_DIRECTIONS, device) * batch
+                row["literal_sec"] = part * DIRECTIONS / LITERAL_DIRECTIONS
+                if shape == "LLaVA-1.5" and batch == 1:
+                    row["literal_all_directions_sec"] = literal_seconds(x.float(), plain, DIRECTIONS, device)
+                    row["literal_sec"] = row["literal_all_directions_sec"]
+                if batch == 1:
+                    directional = partial(
+                        estimate_sensitivity, x, spec, estimator="directional", num_directions=DIRECTIONS
+                    )
+                    row["directional_sec"] = seconds(directional, 1, device, warm=device.type == "cuda")
+                    row["literal_per_directional"] = row["literal_sec"] / row["directional_sec"]
+                row["literal_per_closed_form"] = row["literal_sec"] / row["closed_form_sec"]
+                row["closed_form_per_projection"] = row["closed_form_sec"] / row["projection_sec"]
+                rows.append(row)
+                show(row)
+    return rows
+
+
+def literal_seconds(x: Tensor, spec: ProjectorSpec, directions: int, device: torch.device) -> float:
+    return seconds(partial(literal, x, spec, directions), 1, device, warm=device.type == "cuda")
+
+
+def agreement_with_the_literal(spec: ProjectorSpec, x: Tensor) -> dict[str, float]:
+    """On 63 tokens: finite_difference has the literal values, directional is near them, closed_form orders alike."""
+    x = x[:, :63].float()
+    dtype = spec.parameters[0].dtype
+    plain = spec if dtype == torch.float32 else ProjectorSpec.opaque(lambda rows: spec.project(rows, dtype=rows.dtype))
+    expected = torch.stack([finite_difference_naive(x[0], plain, draw_directions(4, x.shape[-1], seed=0).to(x))])
+    errors = {}
+    for name in ("finite_difference", "directional"):
+        value = estimate_sensitivity(x, spec, estimator=name, num_directions=4)
+        errors[name] = float(((value - expected) / expected).abs().max())
+        assert errors[name] <= 1e-3, f"{name} is {errors[name]} off the literal twin"
+    exact = estimate_sensitivity(x.double(), _in_double(spec))
+    correlation = float(spearman(torch.stack([estimate_sensitivity(x, spec)[0].double(), exact[0]]))[0, 1])
+    assert correlation >= 0.9999, f"closed_form in float32 orders unlike float64: {correlation}"
+    return {"finite_difference_error": errors["finite_difference"], "closed_form_spearman_float64": correlation}
+
+
+def _in_double(spec: ProjectorSpec) -> ProjectorSpec:
+    assert spec.linear_in is not None
+    assert spec.linear_out is not None
+    layers = []
+    for linear in (spec.linear_in, spec.linear_out):
+        copy = nn.Linear(linear.in_features, linear.out_features, dtype=torch.float64, device=linear.weight.device)
+        copy.load_state_dict(linear.state_dict())
+        layers.append(copy)
+    norm = spec.norm
+    if norm is not None and norm.weight is not None:
+        norm = NormSpec(norm.kind, norm.weight.double(), None, norm.eps, norm.per_patch)
+    return ProjectorSpec(layers[0], spec.activation, layers[1], norm=norm, num_patches=spec.num_patches)
+
+
+def rank_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+    rows = []
+    for shape, (tokens, groups, _, _, _, width, kept) in SHAPES.items():
+        small = torch.randn(63, width, dtype=torch.float64, device=device)
+        weights = torch.rand(63, dtype=torch.float64, device=device)
+        picks, _ = rank_naive(small.cpu(), weights.cpu(), max_tokens=40)
+        assert rank_tokens(small[None], weights[None], max_tokens=40).indices_BK[0].tolist() == picks
+        for dtype in dtypes:
+            for batch in (1, 8):
+                generator = torch.Generator().manual_seed(2)
+                z = torch.randn(batch, tokens, width, generator=generator) + torch.randn(width, generator=generator)
+                z, s = z.to(device, dtype), torch.rand(batch, tokens, generator=generator).to(device)
+                ids = torch.arange(tokens, device=device).expand(batch, -1) // (tokens // groups)
+                group_ids = ids if groups > 1 else None
+                row: dict[str, Any] = {"shape": shape, "dtype": str(dtype).split(".")[1], "batch": batch}
+                row |= {"tokens": tokens, "kept": kept, "groups": groups}
+                rank = partial(rank_tokens, z, s, max_tokens=kept, groups_BN=group_ids)
+                row["rank_sec"] = seconds(rank, repeats, device)
+                if shape == "LLaVA-1.5" and batch == 1:
+                    published = partial(rank_published, z[0].float(), s[0], max_tokens=kept)
+                    start = time.perf_counter()
+                    theirs = published().tolist()
+                    row["published_sec"] = time.perf_counter() - start
+                    row["same_tokens"] = len({*rank().indices_BK[0].tolist()} & {*theirs})
+                    row["published_per_rank"] = row["published_sec"] / row["rank_sec"]
+                rows.append(row)
+                show(row)
+    return rows
+
+
+def share_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+    """Score and rank against encoding the same 8 images with a CLIP-L/14-336 tower."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    rows = []
+    for dtype in dtypes:
+        tower: nn.Module = CLIPVisionModel(config).eval()
+        tower = tower.to(device, dtype)
+        spec = make_projector("LLaVA-1.5", device, dtype)
+        pixels = torch.randn(8, 3, 336, 336, device=device).to(dtype)
+        hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        z = spec(hidden)
+
+        def score_and_rank(x: Tensor = hidden, z: Tensor = z, spec: ProjectorSpec = spec) -> None:
+            rank_tokens(z, estimate_sensitivity(x, spec), max_tokens=64)
+
+        row: dict[str, Any] = {"tower": "CLIP-L/14-336", "dtype": str(dtype).split(".")[1], "batch": 8}
+        # By turns, so that a change of the machine's speed meets both.
+        encode, score = [], []
+        seconds(partial(tower, pixels), 1, device, warm=False)
+        for _ in range(max(3, repeats // 2)):
+            encode.append(seconds(partial(tower, pixels), 1, device, warm=False))
+            score.append(seconds(score_and_rank, 1, device))
+        row |= {"encode_sec": median(encode), "score_and_rank_sec": median(score)}
+        row["share"] = row["score_and_rank_sec"] / row["encode_sec"]
+        row["images_per_sec"] = 8 / row["score_and_rank_sec"]
+        rows.append(row)
+        show(row)
+    return rows
+
+
+def memory_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+    """Peak memory of score and rank at N = 2880, batch 1, beyond model, constants, features and projected features."""
+    spec, x = make_projector("LLaVA-NeXT", device), make_features("LLaVA-NeXT", 1, device)
+    z = spec(x)
+    small = x[:, :8].clone()
+    rank_tokens(spec(small), estimate_sensitivity(small, spec), max_tokens=1)
+    row: dict[str, Any] = {"tokens": 2880, "batch": 1, "kept": 640}
+    for name, group_ids in (("one_group", None), ("five_groups", torch.arange(2880, device=device)[None] // 576)):
+        before = reset_peak(device)
+        rank_tokens(z, estimate_sensitivity(x, spec), max_tokens=640, groups_BN=group_ids)
+        row[f"{name}_peak_mb"] = (read_peak(device) - before) / 2**20
+    show(row)
+    return [row]
+
+
+def reset_peak(device: torch.device) -> int:
+    """Start a new peak; the memory held now, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def read_peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def show(row: dict[str, Any]) -> None:
+    cells = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items())
+    print("  " + "  ".join(cells), flush=True)
+
+
+TABLES = {"memory": memory_table, "sensitivity": sensitivity_table, "rank": rank_table, "share": share_table}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of the operations.")
+    parser.add_argument("--only", choices=sorted(TABLES), nargs="+", default=list(TABLES), help="tables to run")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of the fast operations (default 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", default=str(ROOT / "benchmarks/results/ops.json"), help="JSON file, - for none")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    result: dict[str, Any] = {"environment": environment(device)}
+    show(result["environment"])
+    for name in [table for table in TABLES if table in arguments.only]:
+        print(name)
+        result[name] = TABLES[name](arguments.repeats, device, dtypes)
+    if arguments.output != "-":
+        Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
