@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 from features import extract_features, feature_array
 from scene_data import SceneArrays, render_split
@@ -37,11 +38,14 @@ def _same(first: object, second: object) -> bool:
 
 
 def _tower(work_dir: Path) -> TowerTrainer:
-    settings = TowerSettings(num_steps=4, batch_size=4, focused_share=0.5, checkpoint_every=2)
+    settings = TowerSettings(num_steps=4, schedule_steps=4, batch_size=3, focused_share=0.5, checkpoint_every=2)
     return TowerTrainer(settings, SceneArrays(work_dir, "train"), work_dir)
 
 
-def test_resumed_training_ends_with_the_same_bits(scenes_dir: Path, tmp_path: Path) -> None:
+def test_resumed_training_ends_with_the_same_bits(
+    scenes_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model, "NUM_THREADS", 1)
     whole, parts = _work_dir(tmp_path / "whole", scenes_dir), _work_dir(tmp_path / "parts", scenes_dir)
     _tower(whole).run()
     _tower(parts).run(stop_step=3)
@@ -50,7 +54,7 @@ def test_resumed_training_ends_with_the_same_bits(scenes_dir: Path, tmp_path: Pa
     resumed.run()
     assert _same(torch.load(whole / "tower.pt"), torch.load(parts / "tower.pt"))
 
-    settings = LanguageSettings(num_steps=4, batch_size=4, checkpoint_every=2)
+    settings = LanguageSettings(num_steps=4, batch_size=3, checkpoint_every=2)
     for folder in (whole, parts):
         extract_features(folder, "train", _NUM_SCENES)
     assert (feature_array(whole, "train") == feature_array(parts, "train")).all()
