@@ -4,8 +4,8 @@
     python benchmarks/selectors.py --model OTHER --json FILE --no-picture
 
 Every image is encoded once. A selector ranks its tokens once; each budget is a prefix of that ranking. The language
-model then answers from the kept features alone, greedily. Accuracy is exact match over the one-word questions; captions are
-counted apart. Intervals: 95 % percentile bootstrap over images, 2,000 resamples, the same resamples for every row.
+model then answers from the kept features alone, greedily. Accuracy is exact match over the one-word questions;
+captions are counted apart. Intervals: 95 % percentile bootstrap over images, 2,000 resamples, the same for every row.
 """
 
 import argparse
