@@ -128,8 +128,9 @@ def write_table(root: Path, table: str, shard: int, rows: list[dict[str, Any]], 
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
     path = root / table / f"part-{shard:08d}.parquet"
     with new_file(path) as temporary:
-        arrow = pa.Table.from_pylist(rows, schema)
-        pq.write_table(arrow, temporary, compression="zstd", row_group_size=max(1, len(rows)))
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            if rows:  # an empty file has no row group: some readers stumble over one without rows
+                writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
         return _entry(root, path, temporary, len(rows))
 
 

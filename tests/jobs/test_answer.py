@@ -132,7 +132,7 @@ def test_resume_skips_and_repairs(pruned_64, answer, tmp_path):
 
 
 def test_more_tokens_than_stored_are_refused(pruned_64, answer, tmp_path):
-    with pytest.raises(UserError, match=r"--tokens 65: 307 images .* down to 64"):
+    with pytest.raises(UserError, match=r"--tokens 65: 307 images .*down to 64"):
         answer(pruned_64, tmp_path / "out", tokens="65")
 
 
