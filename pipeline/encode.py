@@ -108,29 +108,25 @@ def _is_finite(image: EncodedImage) -> bool:
 def _decision(image: EncodedImage, selection: Selection) -> dict[str, Any]:
     """Columns of `selections` that the model decides."""
     ranking = selection.ranking_K.tolist()
-    sensitivity = selection.sensitivity_N.numpy()
+    sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
     rows, cols, tiles = image.grid
     return {
-        "num_tokens": len(sensitivity),
+        "num_tokens": len(image.projected_NO),
         "num_kept": len(ranking),
-        "num_structure": image.num_structure,
+        "num_structure": len(image.structure),
         "grid": {"rows": rows, "cols": cols, "tiles": tiles},
         "segments": [vars(segment) for segment in image.segments],
+        "structure": list(image.structure),
+        "image_grid_thw": image.image_grid_thw,
         "ranking": ranking,
         "gain": selection.gain_K.numpy(),
         "sensitivity": sensitivity,
-        "position": [_position(image, token) for token in ranking],
-        "sensitivity_min": float(sensitivity.min()),
-        "sensitivity_mean": float(sensitivity.astype(np.float64).mean()),
-        "sensitivity_max": float(sensitivity.max()),
+        "position": [dict(zip(("tile", "row", "col"), image.place(token), strict=True)) for token in ranking],
+        "sensitivity_min": None if sensitivity is None else float(sensitivity.min()),
+        "sensitivity_mean": None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
+        "sensitivity_max": None if sensitivity is None else float(sensitivity.max()),
         "last_gain": float(selection.gain_K[-1]),
     }
-
-
-def _position(image: EncodedImage, token: int) -> dict[str, int]:
-    segment = next(s for s in reversed(image.segments) if s.first <= token)
-    row, col = divmod(token - segment.first, segment.cols)
-    return {"tile": segment.tile, "row": row, "col": col}
 
 
 def _kept_features(image: EncodedImage, selection: Selection, feature_dtype: str) -> dict[str, Any]:

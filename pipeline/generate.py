@@ -32,6 +32,7 @@ class GenerateSettings:
     budget: Budget
     batch_size: int  # prompts a batch
     max_new_tokens: int
+    positions: str | None = None  # of the family's; None: its default
     use_gpu: bool = False
 
 
@@ -41,7 +42,7 @@ class Question:
 
     prompt: dict[str, Any]  # its row of the prompts table
     image: KeptImage
-    token_ids: list[int]  # rendered text, the placeholder already repeated
+    token_ids: list[int]  # rendered text, the image's tokens in their place
 
 
 class AnswerShards:
@@ -53,7 +54,7 @@ class AnswerShards:
         self._settings = settings
         checkpoint, family = open_checkpoint(settings.model)
         device = torch.device("cuda" if settings.use_gpu else "cpu")
-        self._answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype))
+        self._answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)
         self._pruned = Artifact(settings.pruned)
         self._output = Artifact(settings.output)
 
@@ -120,11 +121,7 @@ def answer_prompts(
 
 
 def _question(answerer: Answerer, prompt: dict[str, Any], image: KeptImage) -> Question:
-    ids = answerer.tokenizer(answerer.render(prompt["prompt"]))["input_ids"]
-    assert isinstance(ids, list), "one text gives one list of ids"
-    place = ids.index(answerer.image_token_id)
-    repeated = [answerer.image_token_id] * answerer.num_image_tokens(image)
-    return Question(prompt, image, ids[:place] + repeated + ids[place + 1 :])
+    return Question(prompt, image, answerer.token_ids(prompt["prompt"], image))
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.budget import Budget
 from pipeline.families.base import EncodedImage
-from zoo_ops import ProjectorSpec, estimate_sensitivity, rank_tokens
+from zoo_ops import ProjectorSpec, estimate_sensitivity, preferred_estimator, rank_tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Selection:
 
     ranking_K: Tensor  # int64, pick order
     gain_K: Tensor  # float32
-    sensitivity_N: Tensor  # float32
+    sensitivity_N: Tensor | None  # float32; None where the projector is linear
 
 
 def image_seed(image_id: str, seed: int) -> int:
@@ -57,14 +57,17 @@ def select_tokens(
     started = time.perf_counter()
     lengths = [len(image.features_ND) for image in images]
     budgets = [settings.budget.of(n) for n in lengths]
-    sensitivity_BN = estimate_sensitivity(
-        pad_sequence([image.features_ND for image in images], batch_first=True),
-        projector,
-        estimator=settings.estimator,
-        num_directions=settings.num_directions,
-        step_size=settings.step_size,
-        seed=settings.seed,
-    )
+    sensitivity_BN = None
+    if not projector.is_linear:
+        sensitivity_BN = estimate_sensitivity(
+            pad_sequence([image.features_ND for image in images], batch_first=True),
+            projector,
+            estimator=preferred_estimator(projector, settings.estimator),
+            num_directions=settings.num_directions,
+            step_size=settings.step_size,
+            seed=settings.seed,
+            num_tokens_B=torch.tensor(lengths),
+        )
     scored = time.perf_counter()
     groups = [image.groups_N for image in images]
     ranking = rank_tokens(
@@ -81,11 +84,20 @@ def select_tokens(
             padding_value=-1,
         ),
         seeds_B=torch.tensor([image_seed(image_id, settings.seed) for image_id in image_ids]),
+        positions_BNC=pad_sequence([_positions(image) for image in images], batch_first=True)
+        if settings.selector == "uniform_grid"
+        else None,
     )
-    indices, gains, sensitivity = ranking.indices_BK.cpu(), ranking.gains_BK.cpu(), sensitivity_BN.cpu()
+    indices, gains = ranking.indices_BK.cpu(), ranking.gains_BK.cpu()
+    sensitivity = None if sensitivity_BN is None else sensitivity_BN.cpu()
     seconds["score"] = seconds.get("score", 0.0) + scored - started
     seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - scored
     return [
-        Selection(indices[b, :k], gains[b, :k], sensitivity[b, :n])
+        Selection(indices[b, :k], gains[b, :k], None if sensitivity is None else sensitivity[b, :n])
         for b, (k, n) in enumerate(zip(budgets, lengths, strict=True))
     ]
+
+
+def _positions(image: EncodedImage) -> Tensor:
+    """Row and column (N, 2) of every token."""
+    return torch.tensor([image.place(token)[1:] for token in range(len(image.projected_NO))])

@@ -7,6 +7,10 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+_SEGMENT = (
+    *("first", "tile", "rows", "cols", "row", "col"),
+    *("tile_rows", "tile_cols", "tiles_across", "top", "left"),
+)
 _POSITION = pa.struct([("tile", pa.int32()), ("row", pa.int32()), ("col", pa.int32())])
 
 PROMPT_STRUCT = pa.struct(
@@ -57,16 +61,14 @@ SELECTIONS = pa.schema(
         ("num_kept", pa.int32()),  # K
         ("num_structure", pa.int32()),  # structure tokens (newlines), always kept, counted apart
         ("grid", pa.struct([("rows", pa.int32()), ("cols", pa.int32()), ("tiles", pa.int32())])),
-        # Consecutive runs of the packed sequence, each a raster of rows x cols; together they cover all N tokens.
-        (
-            "segments",
-            pa.list_(
-                pa.struct([("first", pa.int32()), ("tile", pa.int32()), ("rows", pa.int32()), ("cols", pa.int32())])
-            ),
-        ),
+        # Consecutive runs of the visual tokens, each a raster of rows x cols; together they cover all N tokens. What
+        # the fields mean: pipeline/families/base.py, Segment.
+        ("segments", pa.list_(pa.struct([(name, pa.int32()) for name in _SEGMENT]))),
+        ("structure", pa.list_(pa.int32())),  # (S,) places of the structure tokens in the packed sequence of N + S
+        ("image_grid_thw", pa.list_(pa.int32())),  # (3,) patches before merging; Qwen-VL only
         ("ranking", pa.list_(pa.int32())),  # (K,) token indices in pick order: the first k are budget k
         ("gain", pa.list_(pa.float32())),  # (K,) score at which each pick was taken
-        ("sensitivity", pa.list_(pa.float32())),  # (N,)
+        ("sensitivity", pa.list_(pa.float32())),  # (N,); null where the projector is linear: it has none to tell
         ("position", pa.list_(_POSITION)),  # (K,) where each pick lies
         ("sensitivity_min", pa.float32()),
         ("sensitivity_mean", pa.float32()),

@@ -7,17 +7,22 @@ VIEW_NAMES = ("images", "tokens", "prompts", "errors", "shards", "answers")
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """
 create view tokens as
-select image_id, token, seg.tile as tile,
-       ((token - seg.first) // seg.cols)::integer as row,
-       ((token - seg.first) % seg.cols)::integer as col,
+select image_id, token,
+       (seg.tile + case when seg.tile_rows = 0 then 0 else
+           (y + seg.top) // seg.tile_rows * seg.tiles_across + (x + seg.left) // seg.tile_cols
+       end)::integer as tile,
+       (seg.row + y)::integer as row, (seg.col + x)::integer as col,
        sensitivity, (place - 1)::integer as pick, gain[place] as gain
 from (
-    select *, list_last(list_filter(segments, lambda s: s.first <= token)) as seg,
-           list_position(ranking, token) as place
+    select *, (token - seg.first) // seg.cols as y, (token - seg.first) % seg.cols as x
     from (
-        select image_id, ranking, gain, segments,
-               unnest(range(num_tokens))::integer as token, unnest(sensitivity) as sensitivity
-        from images
+        select *, list_last(list_filter(segments, lambda s: s.first <= token)) as seg,
+               list_position(ranking, token) as place
+        from (
+            select image_id, ranking, gain, segments,
+                   unnest(range(num_tokens))::integer as token, unnest(sensitivity) as sensitivity
+            from images
+        )
     )
 )
 """

@@ -7,6 +7,12 @@ from pipeline.families.base import Family
 # Transformers `model_type` -> adapter module.
 FAMILIES = {
     "llava": "pipeline.families.llava",
+    "llava_next": "pipeline.families.llava_next",
+    "llava_onevision": "pipeline.families.llava_onevision",
+    "qwen2_vl": "pipeline.families.qwen2_vl",
+    "qwen2_5_vl": "pipeline.families.qwen2_5_vl",
+    "qwen3_vl": "pipeline.families.qwen3_vl",
+    "internvl": "pipeline.families.internvl",
 }
 
 

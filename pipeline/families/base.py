@@ -4,7 +4,9 @@
     Encoder    model actor            pixels -> per-image tokens at the projector's input and output
     Answerer   model actor            stored kept features -> what `generate` needs, without any vision weight
 
-Axes: `N` visual tokens of an image, `K` kept tokens, `D` projector input width, `O` language-model width.
+Axes: `N` visual tokens of an image, `K` kept tokens, `S` structure tokens, `D` projector input width, `O`
+language-model width. The packed sequence of an image is what the language model sees: N visual tokens with the S
+structure tokens (newlines) between them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +24,32 @@ from zoo_ops import ProjectorSpec
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of the packed visual sequence that is a raster of rows x cols, starting at token `first`."""
+    """A run of the visual tokens, from token `first` on, that is a raster of rows x cols.
+
+    (row, col) is where it begins in the grid of the whole image; an overview of the image has a grid of its own, so it
+    begins at (0, 0). A raster over several tiles also says how large they are, how many lie side by side, and how many
+    of their rows above it and columns left of it were padding; `tile` is then the first of them.
+    """
 
     first: int
     tile: int
     rows: int
     cols: int
+    row: int = 0
+    col: int = 0
+    tile_rows: int = 0  # 0: the whole raster is one tile
+    tile_cols: int = 0
+    tiles_across: int = 1
+    top: int = 0
+    left: int = 0
+
+    def place(self, token: int) -> tuple[int, int, int]:
+        """Tile, row and column of a token of this run."""
+        row, col = divmod(token - self.first, self.cols)
+        tile = self.tile
+        if self.tile_rows:
+            tile += (row + self.top) // self.tile_rows * self.tiles_across + (col + self.left) // self.tile_cols
+        return tile, self.row + row, self.col + col
 
 
 @dataclass(frozen=True)
@@ -39,8 +61,13 @@ class EncodedImage:
     segments: Sequence[Segment]  # cover all N tokens, in order
     grid: tuple[int, int, int]  # rows, cols, tiles
     groups_N: Tensor | None = None  # tokens are ranked within their group (tile); None: one group
-    num_structure: int = 0
+    structure: Sequence[int] = ()  # places of the structure tokens in the packed sequence of N + S
+    image_grid_thw: tuple[int, int, int] | None = None  # patches before merging, as Qwen-VL counts them
     extras_NO: Mapping[str, Tensor] = field(default_factory=dict)  # further rows per token, stored under their name
+
+    def place(self, token: int) -> tuple[int, int, int]:
+        """Tile, row and column of a token."""
+        return next(s for s in reversed(self.segments) if s.first <= token and s.rows).place(token)
 
 
 @dataclass(frozen=True)
@@ -71,17 +98,14 @@ class Encoder(Protocol):
 
 
 class Answerer(Protocol):
-    """Built as `Answerer(checkpoint, device, dtype)`; holds tokenizer and language model only."""
+    """Built as `Answerer(checkpoint, device, dtype, positions)`; holds tokenizer and language model only."""
 
     tokenizer: Any  # a Transformers tokenizer
     model: Any  # a Transformers model with `generate`
     image_token_id: int
 
-    def render(self, prompt: str) -> str:
-        """The full prompt text with exactly one image placeholder. Raises `UnusablePromptError`."""
-
-    def num_image_tokens(self, image: KeptImage) -> int:
-        """Placeholders the image takes in the prompt: kept tokens plus structure."""
+    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+        """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Keyword arguments of `generate` that carry the images, one image a row."""
@@ -89,13 +113,16 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: its roles, and which checkpoint tensors make up its projector."""
+    """One model family: its roles, and what can be known of it before any weight is read."""
 
     name: str
     preparer: Callable[["Checkpoint"], Preparer]
     encoder: Callable[["Checkpoint", torch.device, torch.dtype], Encoder]
-    answerer: Callable[["Checkpoint", torch.device, torch.dtype], Answerer]
+    answerer: Callable[..., Answerer]  # (checkpoint, device, dtype, positions=None): None is the first of `positions`
+    projector: Callable[[Any], ProjectorSpec]  # config -> the projector's form, on no device; its weights mean nothing
     projector_weights: str  # regular expression over checkpoint tensor names
+    positions: tuple[str, ...] = ("compact", "original")  # how kept tokens may be numbered; the first is the default
+    refusal: Callable[[Any], str | None] = lambda _config: None  # why this config can't be handled, None if it can
 
 
 class UnusableImageError(Exception):

@@ -1,117 +1,60 @@
-"""LLaVA-1.5: CLIP (or SigLIP) tower, Linear-GELU-Linear projector, one fixed square grid, 1-D positions.
-
-The stock modules do all the work; the subclasses below only leave parts of them out, so that nothing else is loaded.
-"""
+"""LLaVA-1.5: CLIP (or SigLIP) tower, Linear-GELU-Linear projector, one fixed square grid, 1-D positions."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaMultiModalProjector,
-    LlavaPreTrainedModel,
 )
 
-from pipeline.families.base import (
-    Checkpoint,
-    EncodedImage,
-    Family,
-    KeptImage,
-    Segment,
-)
-from pipeline.families.loading import captured, load_part
-from pipeline.families.prompting import render_prompt
+from pipeline.families.answering import PackedAnswerer
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.processing import UintPreparer, image_processor, normalised
 from zoo_ops import ProjectorSpec
 
-PLACEHOLDER = "<image>"
-DEFAULT_TEMPLATE = "USER: <image>\n{prompt} ASSISTANT:"
+PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor")
+TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
-class _VisionSide(LlavaPreTrainedModel):
-    """`LlavaModel` without its language model."""
-
-    get_image_features = LlavaModel.get_image_features
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        return False  # stock parameter names: Transformers' renamings of old checkpoints apply
+def spec_of(projector: Any) -> ProjectorSpec:
+    """Of a stock LLaVA projector."""
+    return ProjectorSpec(linear_in=projector.linear_1, activation=projector.act, linear_out=projector.linear_2)
 
 
-class _LanguageModel(LlavaModel):
-    """`LlavaModel` without its vision tower and projector."""
-
-    def __init__(self, config: Any) -> None:
-        LlavaPreTrainedModel.__init__(self, config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        return False
-
-
-class _LanguageSide(LlavaForConditionalGeneration):
-    """`LlavaForConditionalGeneration` without its vision tower and projector."""
-
-    def __init__(self, config: Any) -> None:
-        LlavaPreTrainedModel.__init__(self, config)
-        self.model = _LanguageModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        return False
-
-
-class LlavaPreparer:
-    """Resizes and crops as the checkpoint's image processor does, and stays in uint8."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._processor = AutoImageProcessor.from_pretrained(checkpoint.path)
-
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """Pixels (3, height, width) uint8."""
-        return self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+def refusal(config: Any) -> str | None:
+    """Why this LLaVA config can't be handled: another tower, or a class token among the visual tokens."""
+    tower = config.vision_config.model_type
+    if tower not in TOWERS:
+        return f"its vision tower is a {tower}; LLaVA models are handled with {' or '.join(TOWERS)}"
+    if tower == "clip_vision_model" and config.vision_feature_select_strategy != "default":
+        return (
+            f"vision_feature_select_strategy is {config.vision_feature_select_strategy!r}, which keeps the class "
+            "token among the visual tokens; only 'default' is handled"
+        )
+    return None
 
 
 class LlavaEncoder:
     """Vision tower and projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._processor = AutoImageProcessor.from_pretrained(checkpoint.path)
-        self._model = load_part(_VisionSide, checkpoint, device, dtype)
-        projector = self._model.multi_modal_projector
-        self.projector = ProjectorSpec(
-            linear_in=projector.linear_1, activation=projector.act, linear_out=projector.linear_2
-        )
+        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._model = load_part(part_of(LlavaModel, "language_model"), checkpoint, device, dtype)
+        self.projector = spec_of(self._model.multi_modal_projector)
         self._patch_size = checkpoint.config.vision_config.patch_size
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
         """One tower pass over the batch; all images have the same prepared size."""
-        inputs = self._processor(
-            list(pixels),
-            do_resize=False,
-            do_center_crop=False,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )["pixel_values"].to(self._model.device, self._model.dtype)
+        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
         with captured(self._model.multi_modal_projector) as seen:
-            self._model.get_image_features(pixel_values=inputs)
+            self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
         rows, cols = (side // self._patch_size for side in inputs.shape[-2:])
         return [
             EncodedImage(features, projected, [Segment(0, 0, rows, cols)], (rows, cols, 1))
@@ -119,32 +62,17 @@ class LlavaEncoder:
         ]
 
 
-class LlavaAnswerer:
-    """Tokenizer and language model; kept tokens are numbered consecutively."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        self.model = load_part(_LanguageSide, checkpoint, device, dtype)
-        self.image_token_id = checkpoint.config.image_token_id
-
-    def render(self, prompt: str) -> str:
-        """The prompt in the checkpoint's chat template, else in LLaVA-1.5's."""
-        return render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=DEFAULT_TEMPLATE)
-
-    def num_image_tokens(self, image: KeptImage) -> int:
-        """K."""
-        return len(image.indices_K)
-
-    def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-        """The kept features in place of the vision tower's output."""
-        features = [image.features_KO.to(self.model.device, self.model.dtype) for image in images]
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}  # type: ignore[arg-type]
-
-
 FAMILY = Family(
     name="llava",
-    preparer=LlavaPreparer,
+    preparer=partial(UintPreparer, kinds=PROCESSORS),
     encoder=LlavaEncoder,
-    answerer=LlavaAnswerer,
+    answerer=partial(
+        PackedAnswerer,
+        part=part_of(LlavaForConditionalGeneration, "model.vision_tower", "model.multi_modal_projector"),
+        placeholder="<image>",
+        default_template="USER: <image>\n{prompt} ASSISTANT:",
+    ),
+    projector=lambda config: spec_of(projector_form(LlavaMultiModalProjector, config)),
     projector_weights=r"(^|\.)multi_modal_projector\.",
+    refusal=refusal,
 )

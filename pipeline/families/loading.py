@@ -1,7 +1,7 @@
 """Loading a part of a checkpoint, and watching a module at work without touching it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +40,44 @@ def captured(module: nn.Module) -> Iterator[Captured]:
     assert len(calls) == 1, f"{type(module).__name__} was called {len(calls)} times, expected once"
 
 
+def part_of(stock: type[Any], *without: str) -> type[Any]:
+    """A stock Transformers model that leaves some of its submodules out and is otherwise the stock model.
+
+    Transformers builds models on no device before it reads weights, so what is left out never takes memory, and its
+    tensors are never read.
+
+    Args:
+        stock: the model class.
+        without: submodules by dotted name.
+    """
+
+    class Part(stock):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for name in without:
+                owner, _, child = name.rpartition(".")
+                delattr(self.get_submodule(owner), child)
+
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            return False  # stock parameter names: Transformers' renamings of old checkpoints apply
+
+    Part.__name__ = stock.__name__  # some renamings are found by class name
+    return Part
+
+
+def projector_form(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """A projector built from a config on no device: its form without its weights."""
+    with torch.device("meta"):
+        return build(config)
+
+
 def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
     """`part.from_pretrained`, quiet, in evaluation mode, complete or refused.
 
     Args:
-        part: a `PreTrainedModel` subclass that holds some modules of the stock architecture under their stock names;
-            tensors of the others are never read.
+        part: a `PreTrainedModel` class that holds some modules of the stock architecture under their stock names (see
+            `part_of`); tensors of the others are never read.
 
     Raises:
         UserError: the checkpoint lacks tensors the part needs, or holds them in another shape.
@@ -61,7 +93,7 @@ def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dty
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {checkpoint.name}: its weights can't be loaded ({_first_line(error)})") from error
+        raise UserError(f"--model {checkpoint.name}: its weights can't be loaded ({first_line(error)})") from error
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise UserError(
@@ -83,5 +115,6 @@ def limit_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its class where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,19 +6,31 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.families.base import UnusablePromptError
 
+GENERIC = "<image>"  # what corpora write, whatever the model's own placeholder is
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, placeholder: str, default_template: str) -> str:
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    placeholder: str,
+    default_template: str,
+    inline: str | None = None,
+) -> str:
     """The full text of a one-turn conversation about one image.
 
     Args:
-        prompt: the user's words; may hold the placeholder once, which then says where the image goes.
+        prompt: the user's words; may hold `<image>` or the family's placeholder once, which then says where the image
+            goes.
         placeholder: the family's image placeholder.
         default_template: used when the checkpoint has no chat template; holds `placeholder` and `{prompt}`.
+        inline: an image inside a text, placeholder included; None: the placeholder alone.
 
     Raises:
         UnusablePromptError: the prompt names several images.
     """
-    count = prompt.count(placeholder)
+    inline = inline or placeholder
+    prompt, count = _with_inline(prompt, placeholder, inline)
     if count > 1:
         raise UnusablePromptError(f"the prompt has {count} {placeholder} placeholders; one prompt takes one image")
     if tokenizer.chat_template:
@@ -27,10 +39,27 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, placeholde
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str), "tokenize=False gives text"
     else:
-        template = default_template.replace(placeholder, "").lstrip("\n") if count else default_template
+        template = default_template.replace(inline, "").lstrip("\n") if count else default_template
         text = template.replace("{prompt}", prompt)
     if text.count(placeholder) != 1:
         raise UnusablePromptError(
             f"the chat template puts {text.count(placeholder)} {placeholder} placeholders into the prompt, expected 1"
         )
     return text
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a rendered prompt; a beginning of sequence that the template wrote is not added again."""
+    bos = tokenizer.bos_token
+    twice = isinstance(bos, str) and text.startswith(bos)
+    ids = tokenizer(text, add_special_tokens=not twice)["input_ids"]
+    assert isinstance(ids, list), "one text gives one list of ids"
+    return ids
+
+
+def _with_inline(prompt: str, placeholder: str, inline: str) -> tuple[str, int]:
+    """The prompt with each of its placeholders written as `inline`, and how many it has."""
+    marker = "\0"
+    for form in sorted({GENERIC, placeholder, inline}, key=len, reverse=True):
+        prompt = prompt.replace(form, marker)
+    return prompt.replace(marker, inline), prompt.count(marker)

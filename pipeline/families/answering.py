@@ -1,0 +1,132 @@
+"""The answering side that families with one-dimensional positions share: kept tokens and newlines as one sequence."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, KeptImage
+from pipeline.families.loading import load_part
+from pipeline.families.prompting import render_prompt, tokenise
+
+
+def kept_places(image: KeptImage) -> Tensor:
+    """Places (K,) of the kept tokens in the packed sequence of all N + S tokens."""
+    structure = torch.tensor(image.selection["structure"], dtype=torch.int64)
+    free = torch.ones(image.selection["num_tokens"] + len(structure), dtype=torch.bool)
+    free[structure] = False
+    return free.nonzero().squeeze(1)[image.indices_K]
+
+
+class PackedAnswerer:
+    """Tokenizer and language model of a family whose images are one run of tokens with one-dimensional positions.
+
+    positions `compact`: kept tokens are numbered consecutively; `original`: they keep the places they had before
+    pruning, and the text behind them begins where it began.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: str | None = None,
+        *,
+        part: type[Any],
+        placeholder: str,
+        default_template: str,
+        inline: str | None = None,
+        expand: Callable[[str], str] = lambda text: text,
+        newline: Callable[[Any], Tensor] | None = None,
+        as_list: bool = True,
+    ) -> None:
+        """Load.
+
+        Args:
+            part: the language side, see `part_of`.
+            placeholder: what stands for the image in the text of the prompt.
+            default_template: for checkpoints without a chat template.
+            inline: an image inside the user's text, placeholder included.
+            expand: what the model's processor makes of the rendered text, before it repeats the image token.
+            newline: the newline embedding of the loaded model, where the family has one.
+            as_list: the model takes a list of feature tensors; else one tensor.
+        """
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.image_token_id = checkpoint.config.image_token_id
+        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        if not isinstance(image_token, str) or image_token not in expand(placeholder):
+            raise UserError(
+                f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {image_token!r} "
+                f"in its tokenizer, expected {expand(placeholder)!r}; config and tokenizer do not belong together"
+            )
+        self.model = load_part(part, checkpoint, device, dtype)
+        self._positions = positions or "compact"
+        self._placeholder, self._template, self._inline = placeholder, default_template, inline
+        self._expand, self._as_list = expand, as_list
+        self._newline_O = None if newline is None else newline(self.model)
+
+    def render(self, prompt: str) -> str:
+        """The prompt in the checkpoint's chat template, else in the family's, with one image placeholder."""
+        text = render_prompt(
+            self.tokenizer,
+            prompt,
+            placeholder=self._placeholder,
+            default_template=self._template,
+            inline=self._inline,
+        )
+        return self._expand(text)
+
+    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+        """The prompt with K + S image tokens."""
+        ids = tokenise(self.tokenizer, self.render(prompt))
+        place = ids.index(self.image_token_id)
+        count = len(image.indices_K) + image.selection["num_structure"]
+        return ids[:place] + [self.image_token_id] * count + ids[place + 1 :]
+
+    def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+        """The kept features, newlines between them, in place of the vision tower's output."""
+        features = [self._sequence(image) for image in images]
+        output = BaseModelOutputWithPooling(pooler_output=features if self._as_list else torch.cat(features))  # type: ignore[arg-type]
+        inputs: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
+        if self._positions == "original":
+            inputs["position_ids"] = self._original_positions(images, input_ids_BT, mask_BT)
+        return inputs
+
+    def _sequence(self, image: KeptImage) -> Tensor:
+        """Kept features (K + S, O), every newline at its place."""
+        features_KO = image.features_KO.to(self.model.device, self.model.dtype)
+        structure = image.selection["structure"]
+        if not structure:
+            return features_KO
+        assert self._newline_O is not None, "only families with a newline have structure tokens"
+        newlines_SO = self._newline_O.to(features_KO).expand(len(structure), -1)
+        order = torch.cat([kept_places(image), torch.tensor(structure)]).argsort()
+        return torch.cat([features_KO, newlines_SO])[order.to(features_KO.device)]
+
+    def _original_positions(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        positions_BT = torch.zeros_like(input_ids_BT)
+        for row, image in enumerate(images):
+            structure = torch.tensor(image.selection["structure"], dtype=torch.int64)
+            places = torch.cat([kept_places(image), structure]).sort().values.to(input_ids_BT.device)
+            length = image.selection["num_tokens"] + len(structure)
+            positions_BT[row, mask_BT[row].bool()] = around_image(
+                input_ids_BT[row, mask_BT[row].bool()] == self.image_token_id, places, length
+            )
+        return positions_BT
+
+
+def around_image(is_image_T: Tensor, places: Tensor, length: int) -> Tensor:
+    """Positions of a prompt whose image tokens lie at `places` (..., K) from where the image begins and span `length`.
+
+    Text before the image counts from 0, text behind it goes on from the image's beginning plus `length`.
+    """
+    start = int(is_image_T.int().argmax())
+    count = places.shape[-1]
+    before = torch.arange(start, device=is_image_T.device)
+    after = torch.arange(len(is_image_T) - start - count, device=is_image_T.device) + start + length
+    leading = places.shape[:-1]
+    return torch.cat([before.expand(*leading, -1), places + start, after.expand(*leading, -1)], dim=-1)

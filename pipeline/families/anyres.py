@@ -1,0 +1,132 @@
+"""What LLaVA-NeXT and LLaVA-OneVision share: an overview and tiles that the model packs into one sequence.
+
+How an image is packed is learnt from the model itself: its own `pack_image_features` packs the tokens' numbers, with
+NaN for the newline, and the result says which token lies where and where the newlines are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+from pipeline.families.base import Checkpoint, EncodedImage, Segment
+from pipeline.families.llava import spec_of
+from pipeline.families.loading import captured, load_part
+from pipeline.families.processing import image_processor, normalised
+
+# (model, one image's rows (tiles, n, width), its size (1, 2), newline (width,), whether a grid that is too large is
+# resized as the model does) -> its packed sequence (N + S, width)
+Pack = Callable[[Any, Tensor, Tensor, Tensor, bool], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an image is packed."""
+
+    tokens_N: Tensor | None  # number of each visual token among the tiles' tokens; None: the model resized the grid
+    structure: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    grid: tuple[int, int, int]
+
+
+class AnyresEncoder:
+    """Vision tower, projector and newline."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        part: type[Any],
+        pack: Pack,
+        kinds: Sequence[str],
+        group_by_tile: bool,
+    ) -> None:
+        """Load.
+
+        Args:
+            part: the vision side, see `part_of`.
+            pack: the model's packing.
+            kinds: of image processors.
+            group_by_tile: tokens are ranked within their tile.
+        """
+        self._processor = image_processor(checkpoint, kinds)
+        self._model = load_part(part, checkpoint, device, dtype)
+        self._pack, self._group_by_tile = pack, group_by_tile
+        self.projector = spec_of(self._model.multi_modal_projector)
+        vision = checkpoint.config.vision_config
+        self._side = vision.image_size // vision.patch_size
+        self._tile_size = vision.image_size
+        self._pinpoints = checkpoint.config.image_grid_pinpoints
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the tiles of all images."""
+        device = self._model.device
+        tiles = torch.cat([normalised(self._processor, one) for one in pixels])
+        sizes_B2 = torch.tensor(sizes, dtype=torch.int64, device=device)
+        with captured(self._model.multi_modal_projector) as seen:
+            output = self._model.get_image_features(tiles.to(device, self._model.dtype), sizes_B2)
+        counts = [len(one) for one in pixels]
+        inputs = seen.input.split(counts)
+        packed = zip(inputs, output.pooler_output, sizes_B2.split(1), strict=True)
+        return [self._image(rows, sequence, size) for rows, sequence, size in packed]
+
+    def _image(self, rows_TnD: Tensor, sequence_LO: Tensor, size_12: Tensor) -> EncodedImage:
+        layout = self._layout(rows_TnD.shape[0], rows_TnD.shape[1], size_12)
+        visual = torch.ones(len(sequence_LO), dtype=torch.bool, device=sequence_LO.device)
+        visual[list(layout.structure)] = False
+        if layout.tokens_N is None:
+            # The model resized the projected grid; the projector's input is resized alike.
+            newline = rows_TnD.new_zeros(rows_TnD.shape[-1])
+            features_ND = self._pack(self._model, rows_TnD, size_12, newline, True)[visual]
+        else:
+            features_ND = rows_TnD.flatten(0, 1)[layout.tokens_N.to(rows_TnD.device)]
+        image = EncodedImage(
+            features_ND,
+            sequence_LO[visual],
+            layout.segments,
+            layout.grid,
+            structure=layout.structure,
+        )
+        if not self._group_by_tile:
+            return image
+        tiles = [image.place(token)[0] for token in range(len(features_ND))]
+        return replace(image, groups_N=torch.tensor(tiles, device=features_ND.device))
+
+    def _layout(self, tiles: int, per_tile: int, size_12: Tensor) -> Layout:
+        numbers = torch.arange(tiles * per_tile, dtype=torch.float64, device=size_12.device).view(tiles, per_tile, 1)
+        newline = numbers.new_full((1,), torch.nan)
+        packed_L = self._pack(self._model, numbers, size_12, newline, True).squeeze(1).cpu()
+        structure = tuple(packed_L.isnan().nonzero().squeeze(1).tolist())
+        rows, cols = len(structure), 0
+        if rows:
+            cols = (len(packed_L) - rows - per_tile) // rows
+        overview = Segment(0, 0, self._side, self._side)
+        tokens_N = packed_L[~packed_L.isnan()]
+        if not rows * cols:  # unpadding left nothing of the tiles
+            return Layout(tokens_N.long(), structure, (overview,), (self._side, self._side, 1))
+        grid = (rows, cols, tiles)
+        if len(packed_L) != len(self._pack(self._model, numbers, size_12, newline, False)):
+            return Layout(None, structure, (overview, Segment(per_tile, 1, rows, cols)), grid)
+        _, across = get_anyres_image_grid_shape(size_12[0], self._pinpoints, self._tile_size)
+        tile, within = divmod(int(tokens_N[per_tile]) - per_tile, per_tile)
+        tile_row, tile_col = divmod(tile, across)
+        row, col = divmod(within, self._side)
+        merged = Segment(
+            per_tile,
+            1,
+            rows,
+            cols,
+            tile_rows=self._side,
+            tile_cols=self._side,
+            tiles_across=across,
+            top=tile_row * self._side + row,
+            left=tile_col * self._side + col,
+        )
+        return Layout(tokens_N.long(), structure, (overview, merged), grid)

@@ -1,0 +1,170 @@
+"""What the Qwen-VL families share: images of any size, patches merged two by two, positions on the image's grid."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from pipeline.errors import UserError
+from pipeline.families.answering import around_image
+from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
+from pipeline.families.loading import captured, load_part
+from pipeline.families.processing import image_processor, unusable
+from pipeline.families.prompting import render_prompt, tokenise
+from zoo_ops import ProjectorSpec
+
+PROCESSORS = ("Qwen2VLImageProcessor",)
+PLACEHOLDER = "<|image_pad|>"
+INLINE = "<|vision_start|><|image_pad|><|vision_end|>"
+TEMPLATE = f"<|im_start|>user\n{INLINE}{{prompt}}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class GridPreparer:
+    """Resizes as the checkpoint's image processor does, and stays in uint8."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._processor = image_processor(checkpoint, PROCESSORS)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Pixels (3, height, width) uint8."""
+        processor = self._processor
+        pixels = processor.process_image(image, do_convert_rgb=processor.do_convert_rgb)
+        if not processor.do_resize:
+            return np.ascontiguousarray(pixels)
+        factor = processor.patch_size * processor.merge_size
+        try:
+            return processor.resize(pixels, size=processor.size, resample=processor.resample, factor=factor)
+        except (ValueError, ZeroDivisionError) as error:
+            raise unusable(image, error) from error
+
+
+class GridEncoder:
+    """Vision tower with its merger, which is the projector."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        part: type[Any],
+        spec_of: Callable[[Any], ProjectorSpec],
+        order: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> None:
+        """Load.
+
+        Args:
+            part: the vision side, see `part_of`.
+            spec_of: the merger's form.
+            order: (tower, image_grid_thw) -> for each token in raster order its place in what the merger reads; None:
+                the merger reads them in raster order.
+        """
+        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._model = load_part(part, checkpoint, device, dtype)
+        self._order = order
+        self._tower = self._model.visual
+        self._merge = self._tower.spatial_merge_size
+        self.projector = spec_of(self._tower.merger)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the patches of all images."""
+        inputs = self._processor(
+            list(pixels), do_resize=False, input_data_format="channels_first", return_tensors="pt"
+        ).to(self._model.device)
+        grid_B3 = inputs["image_grid_thw"]
+        with captured(self._tower.merger) as seen:
+            output = self._model.get_image_features(inputs["pixel_values"].to(self._model.dtype), grid_B3)
+        features = seen.input.reshape(-1, self._merge**2 * seen.input.shape[-1])
+        if self._order is not None:
+            features = features[self._order(self._tower, grid_B3)]
+        images = []
+        parts = features.split([len(rows) for rows in output.pooler_output])
+        levels = getattr(output, "deepstack_features", None) or []
+        for number, (features_ND, projected_NO) in enumerate(zip(parts, output.pooler_output, strict=True)):
+            frames, height, width = (int(side) for side in grid_B3[number])
+            rows, cols = height // self._merge, width // self._merge
+            images.append(
+                EncodedImage(
+                    features_ND,
+                    projected_NO,
+                    [Segment(0, 0, rows, cols)],
+                    (rows, cols, 1),
+                    image_grid_thw=(frames, height, width),
+                    extras_NO={f"deepstack.{level}": rows_of[number] for level, rows_of in enumerate(levels)},
+                )
+            )
+        return images
+
+
+class GridAnswerer:
+    """Tokenizer and language model; kept tokens stay where they are on the image's grid, always.
+
+    Position ids go along with the features: without them the model would count in one dimension and say nothing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: str | None = None,
+        *,
+        part: type[Any],
+        output: Callable[[Sequence[KeptImage], Callable[[Tensor], Tensor]], Any] | None = None,
+    ) -> None:
+        """Load.
+
+        Args:
+            part: the language side, see `part_of`.
+            output: what takes the place of the vision tower's output, for models that need more than the features.
+        """
+        assert positions in (None, "grid"), "answer_corpus refuses the others"
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.image_token_id = checkpoint.config.image_token_id
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        if token != PLACEHOLDER:
+            raise UserError(
+                f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
+                f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
+            )
+        self.model = load_part(part, checkpoint, device, dtype)
+        self._output = output or _pooled
+        self._render = partial(
+            render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE
+        )
+
+    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+        """The prompt with K image tokens."""
+        ids = tokenise(self.tokenizer, self._render(prompt))
+        place = ids.index(self.image_token_id)
+        return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
+
+    def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+        """The kept features and the position of every token: text positions first, then time, row and column."""
+        positions_4BT = torch.zeros(4, *input_ids_BT.shape, dtype=torch.int64, device=input_ids_BT.device)
+        for number, image in enumerate(images):
+            real_T = mask_BT[number].bool()
+            grid = image.selection["grid"]
+            row_K, col_K = image.indices_K // grid["cols"], image.indices_K % grid["cols"]
+            places_3K = torch.stack([torch.zeros_like(row_K), row_K, col_K]).to(input_ids_BT.device)
+            is_image_T = input_ids_BT[number, real_T] == self.image_token_id
+            span = max(grid["rows"], grid["cols"])
+            positions_4BT[0, number, real_T] = torch.arange(int(real_T.sum()), device=input_ids_BT.device)
+            positions_4BT[1:, number, real_T] = around_image(is_image_T, places_3K, span)
+        to_model = partial(_to_model, self.model)
+        return {"mm_encoder_outputs": {"image": self._output(images, to_model)}, "position_ids": positions_4BT}
+
+
+def _pooled(images: Sequence[KeptImage], to_model: Callable[[Tensor], Tensor]) -> Any:
+    return BaseModelOutputWithPooling(pooler_output=[to_model(image.features_KO) for image in images])  # type: ignore[arg-type]
+
+
+def _to_model(model: Any, rows: Tensor) -> Tensor:
+    return rows.to(model.device, model.dtype)

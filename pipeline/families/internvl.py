@@ -1,0 +1,90 @@
+"""InternVL 2.5 and 3 in Transformers' form: tiles and a thumbnail, LayerNorm-Linear-GELU-Linear projector."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.internvl.modeling_internvl import (
+    InternVLForConditionalGeneration,
+    InternVLModel,
+    InternVLMultiModalProjector,
+)
+
+from pipeline.families.answering import PackedAnswerer
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.processing import UintPreparer, image_processor, normalised
+from zoo_ops import NormSpec, ProjectorSpec
+
+PROCESSORS = ("GotOcr2ImageProcessor",)
+PLACEHOLDER = "<IMG_CONTEXT>"
+
+
+def _spec_of(projector: Any) -> ProjectorSpec:
+    norm = NormSpec.of(projector.layer_norm)
+    return ProjectorSpec(projector.linear_1, projector.act, projector.linear_2, norm)
+
+
+class InternVLEncoder:
+    """Vision tower, pixel shuffle and projector."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._model = load_part(part_of(InternVLModel, "language_model"), checkpoint, device, dtype)
+        self.projector = _spec_of(self._model.multi_modal_projector)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the tiles of all images; tokens compete within their tile."""
+        inputs = torch.cat([normalised(self._processor, one) for one in pixels])
+        with captured(self._model.multi_modal_projector) as seen:
+            self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
+        counts = [len(one) for one in pixels]
+        parts = zip(seen.input.split(counts), seen.output.split(counts), sizes, strict=True)
+        return [self._image(features, projected, size) for features, projected, size in parts]
+
+    def _image(self, features_TnD: torch.Tensor, projected_TnO: torch.Tensor, size: tuple[int, int]) -> EncodedImage:
+        tiles, per_tile = features_TnD.shape[:2]
+        side = int(per_tile**0.5)
+        across, down = self._canvas(size) if tiles > 1 else (1, 1)
+        assert tiles == across * down + (tiles > 1), "the tiles of the canvas, and a thumbnail when there are several"
+        segments = [
+            Segment(tile * per_tile, tile, side, side, row=tile // across * side, col=tile % across * side)
+            for tile in range(across * down)
+        ]
+        if tiles > 1:
+            segments.append(Segment((tiles - 1) * per_tile, tiles - 1, side, side))
+        return EncodedImage(
+            features_TnD.flatten(0, 1),
+            projected_TnO.flatten(0, 1),
+            segments,
+            (down * side, across * side, tiles),
+            groups_N=torch.arange(tiles, device=features_TnD.device).repeat_interleave(per_tile),
+        )
+
+    def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tiles side by side and one below the other, as the processor lays them."""
+        tile = self._processor.size
+        return get_optimal_tiled_canvas(
+            size, (tile["height"], tile["width"]), self._processor.min_patches, self._processor.max_patches
+        )
+
+
+FAMILY = Family(
+    name="internvl",
+    preparer=partial(UintPreparer, kinds=PROCESSORS, an_entry_each=False, crop_to_patches=True),
+    encoder=InternVLEncoder,
+    answerer=partial(
+        PackedAnswerer,
+        part=part_of(InternVLForConditionalGeneration, "model.vision_tower", "model.multi_modal_projector"),
+        placeholder=PLACEHOLDER,
+        default_template=f"<|im_start|>user\n{PLACEHOLDER}\n{{prompt}}<|im_end|>\n<|im_start|>assistant\n",
+        expand=lambda text: text.replace(PLACEHOLDER, f"<img>{PLACEHOLDER}</img>"),
+        as_list=False,
+    ),
+    projector=lambda config: _spec_of(projector_form(InternVLMultiModalProjector, config)),
+    projector_weights=r"(^|\.)multi_modal_projector\.",
+)

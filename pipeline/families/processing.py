@@ -1,0 +1,114 @@
+"""Images to pixels with the checkpoint's own image processor, cut in two: geometry in uint8, arithmetic in float.
+
+Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint8; the model actor does the rest. Both
+halves call the processor's own methods, and together they give its bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, UnusableImageError
+from pipeline.families.loading import first_line
+
+MAX_RESIZED_PIXELS = 64 << 20  # of an image as its processor would resize it; beyond lie only absurd aspect ratios
+
+
+def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
+    """The checkpoint's image processor, on the PIL backend whatever else is installed.
+
+    Args:
+        kinds: class names the family works with, without a backend's suffix.
+
+    Raises:
+        UserError: none in the folder, or one of another kind.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil")
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"--model {checkpoint.name}: its image processor can't be used ({first_line(error)})"
+        ) from error
+    kind = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    if kind not in kinds:
+        raise UserError(
+            f"--model {checkpoint.name}: its preprocessor_config.json asks for {kind}, but a "
+            f"{checkpoint.config.model_type} model takes {' or '.join(kinds)}; is it the file of another checkpoint?"
+        )
+    return processor
+
+
+class UintPreparer:
+    """The processor's geometry on one image: every step but rescaling and normalising."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, kinds: Sequence[str], *, an_entry_each: bool = True, **options: Any
+    ) -> None:
+        """Load the processor.
+
+        Args:
+            kinds: see `image_processor`.
+            an_entry_each: the processor's pixel values have one entry an image; else they are the image's tiles.
+            options: for the processor's call.
+        """
+        self._processor = image_processor(checkpoint, kinds)
+        self._an_entry_each = an_entry_each
+        self._options = options
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Pixels (3, height, width), or (tiles, 3, height, width) of a processor that tiles; uint8."""
+        check_resized_size(self._processor, image)
+        try:
+            pixels = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np", **self._options)[
+                "pixel_values"
+            ]
+        except (ValueError, ZeroDivisionError, MemoryError) as error:
+            raise unusable(image, error) from error
+        if self._an_entry_each:
+            pixels = pixels[0]
+        assert pixels.dtype == np.uint8, f"{type(self._processor).__name__} gave {pixels.dtype} for uint8"
+        return pixels
+
+
+def check_resized_size(processor: Any, image: Image.Image) -> None:
+    """Refuse an image whose shortest edge can't be brought to the processor's size without growing out of bounds.
+
+    Raises:
+        UnusableImageError: it would have more than `MAX_RESIZED_PIXELS`.
+    """
+    short = processor.size.get("shortest_edge") if processor.size else None
+    if not short or processor.size.get("longest_edge"):
+        return
+    pixels = short * short * max(image.size) // min(image.size)
+    if pixels > MAX_RESIZED_PIXELS:
+        raise UnusableImageError(
+            f"an image of {image.width} x {image.height} would be resized to {pixels:,} pixels; "
+            f"at most {MAX_RESIZED_PIXELS:,} are worked on"
+        )
+
+
+def unusable(image: Image.Image, error: Exception) -> UnusableImageError:
+    """What to raise when the processor refuses the image."""
+    return UnusableImageError(
+        f"the image processor refuses an image of {image.width} x {image.height} ({first_line(error)})"
+    )
+
+
+def normalised(processor: Any, pixels: np.ndarray) -> Tensor:
+    """Rescaled and normalised float pixels of uint8 pixels, with as many axes."""
+    tiles = pixels if pixels.ndim == 4 else pixels[None]
+    done = []
+    for tile in tiles:
+        if processor.do_rescale:
+            tile = processor.rescale(tile, processor.rescale_factor)
+        if processor.do_normalize:
+            tile = processor.normalize(tile, processor.image_mean, processor.image_std)
+        done.append(np.ascontiguousarray(tile, dtype=np.float32))
+    stacked = torch.from_numpy(np.stack(done))
+    return stacked if pixels.ndim == 4 else stacked[0]

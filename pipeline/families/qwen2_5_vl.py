@@ -1,0 +1,55 @@
+"""Qwen2.5-VL: as Qwen2-VL with an RMSNorm in the merger; the tower works in windows, their order is undone."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    Qwen2_5_VLPatchMerger,
+)
+from transformers.vision_utils import get_vision_window_index
+
+from pipeline.families.base import Family
+from pipeline.families.grid_rope import GridAnswerer, GridEncoder, GridPreparer
+from pipeline.families.loading import part_of, projector_form
+from zoo_ops import NormSpec, ProjectorSpec
+
+
+def _spec_of(merger: Any) -> ProjectorSpec:
+    linear_in, activation, linear_out = merger.mlp
+    norm = NormSpec("rms", merger.ln_q.weight, eps=merger.ln_q.variance_epsilon, per_patch=True)
+    patches = merger.hidden_size // merger.ln_q.weight.shape[0]
+    return ProjectorSpec(linear_in, activation, linear_out, norm, patches)
+
+
+def _merger(config: Any) -> nn.Module:
+    vision = config.vision_config
+    return Qwen2_5_VLPatchMerger(vision.out_hidden_size, vision.hidden_size, vision.spatial_merge_size)
+
+
+def _raster_order(tower: Any, grid_B3: Tensor) -> Tensor:
+    window_index, _ = get_vision_window_index(
+        grid_B3,
+        spatial_merge_size=tower.spatial_merge_size,
+        window_size=tower.window_size,
+        patch_size=tower.patch_size,
+    )
+    return window_index.argsort()
+
+
+FAMILY = Family(
+    name="qwen2_5_vl",
+    preparer=GridPreparer,
+    encoder=partial(
+        GridEncoder,
+        part=part_of(Qwen2_5_VLModel, "language_model"),
+        spec_of=_spec_of,
+        order=_raster_order,
+    ),
+    answerer=partial(GridAnswerer, part=part_of(Qwen2_5_VLForConditionalGeneration, "model.visual")),
+    projector=lambda config: _spec_of(projector_form(_merger, config)),
+    projector_weights=r"(^|\.)visual\.merger\.",
+    positions=("grid",),
+)
