@@ -96,7 +96,7 @@ def test_the_projector_of_llava_is_recognised_by_its_parts():
     llava = pytest.importorskip("transformers.models.llava.modeling_llava")
     config = llava.LlavaConfig(
         vision_config={"model_type": "clip_vision_model", "hidden_size": WIDTH, "num_attention_heads": 4},
-        text_config={"model_type": "llama", "hidden_size": WIDTH_OUT, "num_attention_heads": 4},
+        text_config={"model_type": "llama", "hidden_size": WIDTH_OUT, "num_attention_heads": 2},
     )
     projector = randomised(llava.LlavaMultiModalProjector(config))
     mlp = nn.Sequential(projector.linear_1, projector.act, projector.linear_2)
