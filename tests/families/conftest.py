@@ -1,0 +1,107 @@
+"""One tiny model a family, built once; images of ragged sizes, pruned by the pipeline's own stages without Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from pipeline.budget import Budget
+from pipeline.checkpoint import open_checkpoint
+from pipeline.encode import _decision, _kept_features
+from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
+from pipeline.load import kept_image
+from pipeline.select import SelectSettings, select_tokens
+from tests.families.models import TINY, Tiny, build
+
+SIZES = [(64, 48), (90, 30), (33, 100), (56, 56), (121, 70)]  # width, height
+ALL = Budget("all")
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Coloured shapes on noise."""
+    draws = np.random.default_rng(seed)
+    noise = draws.integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    for _ in range(5):
+        x, y = int(draws.integers(size[0])), int(draws.integers(size[1]))
+        box = (x, y, x + int(draws.integers(6, 30)), y + int(draws.integers(6, 30)))
+        ImageDraw.Draw(image).rectangle(box, fill=tuple(int(v) for v in draws.integers(0, 255, 3)))
+    return image
+
+
+@dataclass
+class Case:
+    """A family's tiny checkpoint, its stock model, and what the pipeline makes of the images."""
+
+    tiny: Tiny
+    folder: Path
+    stock: Any
+    images: list[Image.Image]
+
+    @cached_property
+    def opened(self) -> Any:
+        return open_checkpoint(str(self.folder))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        checkpoint, family = self.opened
+        return family.encoder(checkpoint, torch.device("cpu"), torch.float32)
+
+    def answerer(self, positions: str | None = None) -> Answerer:
+        checkpoint, family = self.opened
+        return family.answerer(checkpoint, torch.device("cpu"), torch.float32, positions)
+
+    @cached_property
+    def pixels(self) -> list[np.ndarray]:
+        checkpoint, family = self.opened
+        preparer = family.preparer(checkpoint)
+        return [preparer.prepare(image) for image in self.images]
+
+    @cached_property
+    def encoded(self) -> list[EncodedImage]:
+        return self.encoder.encode(self.pixels, [(image.height, image.width) for image in self.images])
+
+    def rows(self, selector: str = "zoo") -> list[dict[str, Any]]:
+        """Selections rows with the features' payload, every token ranked."""
+        ids = [f"{number:064x}" for number in range(len(self.images))]
+        settings = SelectSettings(ALL, selector)
+        selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
+        return [
+            {"image_id": image_id, **_decision(image, selection), **_kept_features(image, selection, "model")}
+            for image_id, image, selection in zip(ids, self.encoded, selections, strict=True)
+        ]
+
+    def kept(self, budget: Budget, selector: str = "zoo") -> dict[str, KeptImage]:
+        """The images at a budget, read back from what would be stored."""
+        return {row["image_id"]: kept_image(row, row["features"], budget) for row in self.rows(selector)}
+
+    def pixel_inputs(self, image: Image.Image) -> dict[str, Any]:
+        """What the model's own image processor gives the stock model."""
+        inputs = self.tiny.processor()(image, return_tensors="pt", **self.tiny.call)
+        return {name: value for name, value in inputs.items() if name not in ("num_patches", "batch_num_images")}
+
+    def stock_features(self, image: Image.Image) -> Any:
+        """The stock model's image features."""
+        with torch.no_grad():
+            return self.stock.model.get_image_features(**self.pixel_inputs(image))
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """The case of a family by name."""
+    cases: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in cases:
+            folder = tmp_path_factory.mktemp(name)
+            images = [picture(seed, size) for seed, size in enumerate(SIZES)]
+            cases[name] = Case(TINY[name], folder, build(TINY[name], folder), images)
+        return cases[name]
+
+    return get
