@@ -3,28 +3,30 @@
     python benchmarks/half_precision.py              benchmarks/results/half_precision.json
 
 Published: features, weights, steps and both projector passes in float16 or bfloat16, the norm of the difference in
-float32; against the same in float32 with the same directions. Closed form: both operands of the large product rounded
+float32; against the same in float32 with the same directions. Closed form: the operands of both products rounded
 to the mantissa of TF32 or bfloat16, sums exact (what a matrix unit does), against float64.
 """
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(ROOT)
 
 import argparse
 import io
 import json
-import sys
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ops import environment, show  # noqa: E402
-
-from zoo_ops import draw_directions, estimate_sensitivity, spearman  # noqa: E402
-from zoo_ops.activations import activation_derivative  # noqa: E402
+from benchmarks.ops import environment, show
+from zoo_ops import draw_directions, estimate_sensitivity, spearman
+from zoo_ops.activations import activation_derivative
 
 STEP_SIZE = 0.01
 
@@ -44,7 +46,8 @@ def trained_like_projector() -> tuple[nn.Sequential, Tensor]:
     """1024-4096-4096 with a few strong directions in each layer; 576 tokens in clusters, five of them large."""
     torch.manual_seed(0)
     mlp = nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 4096))
-    for layer in (mlp[0], mlp[2]):
+    layers: list[Any] = list(mlp)
+    for layer in (layers[0], layers[2]):
         rows, columns = layer.weight.shape
         strengths = torch.logspace(0, -1.5, 64)
         layer.weight += (torch.randn(rows, 64) * strengths) @ torch.randn(64, columns) / (64 * columns) ** 0.5
@@ -59,7 +62,7 @@ def bundled_projector(images: int) -> tuple[nn.Sequential, Tensor]:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     folder = ROOT / "examples/tiny-llava"
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     pictures: list[Image.Image] = []
     with tarfile.open(ROOT / "examples/scenes/scenes-000000.tar") as archive:
         for member in archive:
@@ -86,11 +89,13 @@ def rounded(values: Tensor, mantissa_bits: int) -> Tensor:
 def closed_form_rows(mlp: nn.Sequential, features_ND: Tensor) -> list[dict[str, Any]]:
     exact = estimate_sensitivity(features_ND[None].double(), mlp.double())[0]
     mlp.float()
-    rows = [{"mantissa": "float32", "value": estimate_sensitivity(features_ND[None], mlp)[0]}]
-    w1, w2 = mlp[0].weight, mlp[2].weight
+    rows: list[dict[str, Any]] = [{"mantissa": "float32", "value": estimate_sensitivity(features_ND[None], mlp)[0]}]
+    layers: list[Any] = list(mlp)
+    w1, w2 = layers[0].weight, layers[2].weight
     form = (w1 @ w1.T) * (w2.T @ w2)
-    slope = activation_derivative("gelu", mlp[0](features_ND))
     for name, bits in (("TF32", 10), ("bfloat16", 7)):
+        hidden = nn.functional.linear(rounded(features_ND, bits), rounded(w1, bits), layers[0].bias)
+        slope = activation_derivative("gelu", hidden)
         square = (rounded(slope, bits) @ rounded(form, bits) * slope).sum(-1)
         rows.append({"mantissa": name, "value": square.clamp_min(0).sqrt() / w1.shape[1] ** 0.5})
     for row in rows:

@@ -7,27 +7,30 @@ Every table first checks the fast operation against its literal twin. A ratio is
 CUDA device (`--device cuda`, the default where there is one) the same tables gain bfloat16 rows.
 """
 
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(ROOT)
+
 import argparse
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from zoo_ops import NormSpec, ProjectorSpec, draw_directions, estimate_sensitivity, rank_tokens, spearman  # noqa: E402
-from zoo_ops.constants import clear_constants, projector_constants  # noqa: E402
-from zoo_ops.naive import finite_difference_naive, rank_naive, rank_published  # noqa: E402
+from zoo_ops import NormSpec, ProjectorSpec, draw_directions, estimate_sensitivity, rank_tokens, spearman
+from zoo_ops.constants import clear_constants, projector_constants
+from zoo_ops.naive import finite_difference_naive, rank_naive, rank_published
 
 DIRECTIONS = 64
 # The literal estimator runs this many of the 64 directions where all of them would take minutes; its time is linear
@@ -277,7 +280,7 @@ def _status_bytes(field: str) -> int:
 
 
 def show(row: dict[str, Any]) -> None:
-    cells = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items())
+    cells = (f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items())
     print("  " + "  ".join(cells), flush=True)
 
 

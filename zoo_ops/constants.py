@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo_ops.precision import full_float32
 from zoo_ops.projector import ProjectorSpec
 
 # Blocks on and above the diagonal: 8 of them cut the product to 0.56 (more blocks cut little and cost launches).
@@ -127,6 +128,7 @@ def _sample(parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def _compute(spec: ProjectorSpec, dtype: torch.dtype, purpose: str) -> ProjectorConstants:
     assert spec.linear_in is not None
     assert spec.linear_out is not None
