@@ -89,9 +89,20 @@ def answer_logits(model: nn.Module, visual: torch.Tensor, packed: PackedQuestion
     prefix = language.embed_tokens(packed.prefix_ids).expand(len(visual), -1, -1)
     hidden = torch.cat([prefix, visual.to(prefix.dtype), language.embed_tokens(packed.ids)], dim=1)
     rotary = language.rotary_emb(hidden, position_ids=packed.positions)
-    for layer in language.layers:
+    if torch.is_autocast_enabled("cpu"):
+        rotary = tuple(part.to(torch.get_autocast_dtype("cpu")) for part in rotary)
+    for layer in language.layers[:-1]:
         hidden = layer(hidden, attention_mask=packed.mask, position_embeddings=rotary, position_ids=packed.positions)
-    answered = hidden[:, -packed.ids.shape[1] :][packed.targets != _IGNORED]
+    # The last layer is needed where an answer is read off, so its attention sees all rows but its MLP only those.
+    last, start = language.layers[-1], hidden.shape[1] - packed.ids.shape[1]
+    attended, _ = last.self_attn(
+        hidden_states=last.input_layernorm(hidden),
+        position_embeddings=rotary,
+        attention_mask=packed.mask,
+    )
+    chosen = packed.targets != _IGNORED
+    answered = (hidden[:, start:] + attended[:, start:])[chosen]
+    answered = answered + last.mlp(last.post_attention_layernorm(answered))
     return model.lm_head(language.norm(answered))
 
 
