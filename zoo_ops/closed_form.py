@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 from zoo_ops.activations import activation_derivative
-from zoo_ops.constants import projector_constants
+from zoo_ops.constants import ProjectorConstants
 from zoo_ops.projector import ProjectorSpec
 
 # Rows at a time: bounds memory; a constant, so that the arithmetic of an image depends on the image alone.
 ROWS_AT_A_TIME = 1024
 
 
-def closed_form_rows(rows_ND: Tensor, spec: ProjectorSpec) -> Tensor:
-    """sqrt(E_u ||J u||^2) = ||J||_F / sqrt(D) for every row: (N, D) -> (N,).
+def closed_form_rows(rows_ND: Tensor, spec: ProjectorSpec, constants: ProjectorConstants) -> Tensor:
+    """sqrt(E_u ||J u||^2) = ||J||_F / sqrt(D) for every row: (N, D) -> (N,); `constants` of purpose "jacobian".
 
         M(x) = W2 act(W1 x + b1) + b2:   ||J||_F^2 = g^T Q g,   g = act'(W1 x + b1),   Q = (W1 W1^T) * (W2^T W2)
 
@@ -20,7 +20,6 @@ def closed_form_rows(rows_ND: Tensor, spec: ProjectorSpec) -> Tensor:
 
         ||J||_F^2 = sum_p sigma_p^-2 [ g^T Q_p g - (2/d - ||xh_p||^2 / d^2) || W2 (g * (W1_p gamma xh_p)) ||^2 ]
     """
-    constants = projector_constants(spec, dtype=rows_ND.dtype, purpose="jacobian")
     assert constants.jacobian_forms_P is not None
     assert spec.activation_kind is not None
     parts = []
@@ -30,7 +29,7 @@ def closed_form_rows(rows_ND: Tensor, spec: ProjectorSpec) -> Tensor:
             slope_NH = activation_derivative(spec.activation_kind, torch.nn.functional.linear(rows, weight_in, shift))
             parts.append(constants.jacobian_forms_P[0](slope_NH))
             continue
-        normal = NormalisedRows(rows, spec)
+        normal = NormalisedRows(rows, spec, constants)
         slope_NH = activation_derivative(spec.activation_kind, normal.hidden_NH)
         square_N = torch.zeros_like(rows[:, 0])
         for p, form in enumerate(constants.jacobian_forms_P):
@@ -48,8 +47,7 @@ class NormalisedRows:
     shrink_NP: 2/d - ||xh_p||^2 / d^2 (1/d, but for eps).  hidden_NH: the input of the activation.
     """
 
-    def __init__(self, rows_ND: Tensor, spec: ProjectorSpec, purpose: str = "jacobian") -> None:
-        constants = projector_constants(spec, dtype=rows_ND.dtype, purpose=purpose)
+    def __init__(self, rows_ND: Tensor, spec: ProjectorSpec, constants: ProjectorConstants) -> None:
         assert spec.norm is not None
         patches = len(constants.weight_in_PHd)
         patches_NPd = rows_ND.reshape(rows_ND.shape[0], patches, -1)

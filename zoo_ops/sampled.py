@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zoo_ops.activations import activation_derivative
 from zoo_ops.closed_form import ROWS_AT_A_TIME, NormalisedRows
-from zoo_ops.constants import ProjectorConstants, projector_constants
+from zoo_ops.constants import ProjectorConstants
 from zoo_ops.projector import ProjectorSpec
 
 CHUNK_BYTES = 64 * 2**20
@@ -31,20 +31,21 @@ def _bank(num_directions: int, width: int, seed: int) -> Tensor:
     return directions_MD / directions_MD.norm(dim=-1, keepdim=True)
 
 
-def directional_rows(rows_ND: Tensor, spec: ProjectorSpec, directions_MD: Tensor) -> Tensor:
+def directional_rows(
+    rows_ND: Tensor, spec: ProjectorSpec, constants: ProjectorConstants | None, directions_MD: Tensor
+) -> Tensor:
     """(1/m) sum_j ||J u_j|| for every row: (N, D) -> (N,).
 
+    `constants` of purpose "output", None for a projector that has none.
     Linear - activation - Linear: J u = W2 (g * W1 u), with the norm's derivative where there is one. The norm of
     W2 t is taken as sqrt(t^T (W2^T W2) t) where that is fewer products. Any other projector: forward-mode
     differentiation of its forward.
     """
-    if spec.closed_form_obstacle is not None:
+    if constants is None or spec.activation_kind is None:
         return torch.cat([_forward_mode(rows, spec, directions_MD) for rows in rows_ND.split(ROWS_AT_A_TIME)])
-    assert spec.activation_kind is not None
-    constants = projector_constants(spec, dtype=rows_ND.dtype, purpose="output")
     parts = []
     for rows in rows_ND.split(ROWS_AT_A_TIME):
-        normal = None if spec.norm is None else NormalisedRows(rows, spec, purpose="output")
+        normal = None if spec.norm is None else NormalisedRows(rows, spec, constants)
         hidden_NH = _hidden(rows, constants) if normal is None else normal.hidden_NH
         slope_NH = activation_derivative(spec.activation_kind, hidden_NH)
         sum_N = torch.zeros_like(rows[:, 0])
@@ -58,14 +59,19 @@ def directional_rows(rows_ND: Tensor, spec: ProjectorSpec, directions_MD: Tensor
     return torch.cat(parts)
 
 
-def finite_difference_rows(rows_ND: Tensor, spec: ProjectorSpec, directions_MD: Tensor, step_size: float) -> Tensor:
+def finite_difference_rows(
+    rows_ND: Tensor,
+    spec: ProjectorSpec,
+    constants: ProjectorConstants | None,
+    directions_MD: Tensor,
+    step_size: float,
+) -> Tensor:
     """(1/m) sum_j || M(x + h u_j) - M(x - h u_j) || / 2h for every row: (N, D) -> (N,), as published.
 
+    `constants` of purpose "output", None for a projector that has none.
     Linear layers are taken out of the difference, which changes no value and loses fewer digits: W1 (x + h u) is
     W1 x + h W1 u, and W2 a - W2 b is W2 (a - b).
     """
-    separable = None not in (spec.linear_in, spec.linear_out, spec.activation)
-    constants = projector_constants(spec, dtype=rows_ND.dtype, purpose="output") if separable else None
     parts = []
     for rows in rows_ND.split(ROWS_AT_A_TIME):
         sum_N = torch.zeros_like(rows[:, 0])
@@ -81,8 +87,8 @@ def finite_difference_rows(rows_ND: Tensor, spec: ProjectorSpec, directions_MD: 
                 if hidden_NH is not None and shifts_MH is not None:
                     above, below = hidden_NH + shifts_MH[j], hidden_NH - shifts_MH[j]
                 else:
-                    above = NormalisedRows(rows + step_size * direction_D, spec, purpose="output").hidden_NH
-                    below = NormalisedRows(rows - step_size * direction_D, spec, purpose="output").hidden_NH
+                    above = NormalisedRows(rows + step_size * direction_D, spec, constants).hidden_NH
+                    below = NormalisedRows(rows - step_size * direction_D, spec, constants).hidden_NH
                 sum_N += _output_norm(spec.activation(above) - spec.activation(below), constants)
         parts.append(sum_N / (2.0 * step_size * directions_MD.shape[0]))
     return torch.cat(parts)

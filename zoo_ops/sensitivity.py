@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_ops.closed_form import closed_form_rows
+from zoo_ops.constants import ProjectorConstants, projector_constants
 from zoo_ops.precision import arithmetic_dtype, full_float32, own_rows, tf32_on_cuda
 from zoo_ops.projector import ProjectorSpec, as_projector_spec
 from zoo_ops.sampled import directional_rows, draw_directions, finite_difference_rows
@@ -60,6 +61,8 @@ def estimate_sensitivity(
     directions_MD = torch.empty(0, depth)
     if estimator != "closed_form":
         directions_MD = draw_directions(num_directions, depth, seed=seed).to(features_BND.device, dtype)
+    # Once a call: on a GPU each look at the cache waits for the device.
+    constants = _constants(spec, estimator, dtype)
     sensitivity_BN = torch.zeros(batch, width, dtype=dtype, device=features_BND.device)
     finite = []
     with full_float32():
@@ -69,12 +72,13 @@ def estimate_sensitivity(
             if image == 0:
                 _refuse_hidden_linear(spec, rows_ND)
             if estimator == "closed_form":
+                assert constants is not None
                 with tf32_on_cuda():
-                    values_N = closed_form_rows(rows_ND, spec)
+                    values_N = closed_form_rows(rows_ND, spec, constants)
             elif estimator == "directional":
-                values_N = directional_rows(rows_ND, spec, directions_MD)
+                values_N = directional_rows(rows_ND, spec, constants, directions_MD)
             else:
-                values_N = finite_difference_rows(rows_ND, spec, directions_MD, step_size)
+                values_N = finite_difference_rows(rows_ND, spec, constants, directions_MD, step_size)
             sensitivity_BN[image, :count] = values_N
     check_finite(finite, "features_BND")
     check_finite([all_finite(row) for row in sensitivity_BN], "the sensitivity")
@@ -122,6 +126,14 @@ def _check_projector(spec: ProjectorSpec, features_BND: Tensor, estimator: str) 
         raise ValueError(
             f"features_BND is on {features_BND.device}, the projector on {weight.device}; move one to the other"
         )
+
+
+def _constants(spec: ProjectorSpec, estimator: str, dtype: torch.dtype) -> ProjectorConstants | None:
+    if estimator == "closed_form":
+        return projector_constants(spec, dtype=dtype, purpose="jacobian")
+    if None in (spec.linear_in, spec.activation, spec.linear_out):
+        return None
+    return projector_constants(spec, dtype=dtype, purpose="output")
 
 
 def _refuse_hidden_linear(spec: ProjectorSpec, rows_ND: Tensor) -> None:
