@@ -17,5 +17,5 @@ def test_the_code_of_the_page_runs():
 
 
 def test_the_page_names_every_selector_and_estimator():
-    rows = set(re.findall(r"^\| `(\w+)`", PAGE, flags=re.MULTILINE))
+    rows = set(re.findall(r"^\| `(\w+)`", PAGE, flags=re.MULTILINE)) - {"selector", "estimator"}
     assert rows == {*zoo_ops.SELECTORS, *zoo_ops.ESTIMATORS}
