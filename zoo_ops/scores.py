@@ -1,6 +1,6 @@
 """From features and sensitivities to picks: the weights and distances of each selector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,81 +33,91 @@ class Segment(NamedTuple):
         return of_image[: self.size] if self.tokens is None else of_image[self.tokens]
 
 
+class _Prepared(NamedTuple):
+    """What the picks of one segment are made from. finite: of features and scores, as scalar tensors."""
+
+    directions: Directions
+    score: Tensor
+    weight: Tensor
+    finite: tuple[Tensor, Tensor]
+
+
 def scored_picks(
     segments: Sequence[Segment], projected_BNO: Tensor, sensitivity_BN: Tensor | None, selector: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Picks (positions in the image) and float32 gains of every segment, for the selectors that score tokens."""
     results: list[tuple[Tensor, Tensor]] = []
-    for chunk in _side_by_side(segments):
-        pairs = _greedy(chunk, projected_BNO, sensitivity_BN, selector)
+    chunks = ([segment] for segment in segments) if selector == "sensitivity" else _side_by_side(segments)
+    for chunk in chunks:
+        prepared = (_prepare(segment, projected_BNO, sensitivity_BN, selector) for segment in chunk)
+        pairs = [_by_score(chunk, *prepared)] if selector == "sensitivity" else _greedy(chunk, prepared, selector)
         for segment, (picks, gains) in zip(chunk, pairs, strict=True):
             picks, gains = picks[: segment.picks], gains[: segment.picks].float()
             results.append((picks if segment.tokens is None else segment.tokens[picks], gains))
     return results
 
 
-def _greedy(
-    chunk: Sequence[Segment],
-    projected_BNO: Tensor,
-    sensitivity_BN: Tensor | None,
-    selector: str,
-) -> list[tuple[Tensor, Tensor]]:
-    dtype, device = arithmetic_dtype(projected_BNO), projected_BNO.device
+def _prepare(segment: Segment, projected_BNO: Tensor, sensitivity_BN: Tensor | None, selector: str) -> _Prepared:
+    rows_NO = own_rows(segment.take(projected_BNO), arithmetic_dtype(projected_BNO))
+    norms_N = torch.linalg.vector_norm(rows_NO, dim=-1)
+    score_N = norms_N
+    if selector in USES_SENSITIVITY:
+        assert sensitivity_BN is not None
+        score_N = segment.take(sensitivity_BN).to(rows_NO.dtype)
+    # The norm carries NaN and Inf along, without a pass over the features of its own.
+    finite = norms_N.sum().isfinite(), score_N.sum().isfinite()
+    directions = Directions.of(rows_NO, norms_N)
+    weight_N = torch.ones_like(norms_N) if selector == "divprune" else min_max(score_N)
+    if selector == "zoo_centered":
+        weight_N = weight_N * min_max(-directions.mean_cosines(), scale=1.0)
+        rows_NO = rows_NO - rows_NO.mean(0)
+        directions = Directions.of(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
+    return _Prepared(directions, score_N, weight_N, finite)
+
+
+def _by_score(chunk: Sequence[Segment], prepared: _Prepared) -> tuple[Tensor, Tensor]:
+    _check_finite(chunk, [prepared.finite])
+    # By the score itself, as the weight may round two of them to one; unless all count as equal.
+    key_N = torch.where(prepared.weight.amin() == 1, prepared.weight, prepared.score)
+    order_N = key_N.sort(descending=True, stable=True).indices
+    return order_N, prepared.weight[order_N]
+
+
+def _greedy(chunk: Sequence[Segment], prepared: Iterable[_Prepared], selector: str) -> Iterable[tuple[Tensor, Tensor]]:
+    """Picks of all segments of `chunk`, side by side. `prepared` is consumed one by one: their rows are large."""
     widest = max(segment.size for segment in chunk)
-    first_RN = torch.full((len(chunk), widest), -torch.inf, dtype=dtype, device=device)
-    weight_RN = torch.zeros_like(first_RN)
-    keep_matrix = selector != "sensitivity" and widest <= MATRIX_TOKENS
-    # Zeros, where a shorter segment leaves room: anything else there would have to be finite.
-    distance_RNN = torch.zeros((len(chunk), *(2 * [widest if keep_matrix else 0])), dtype=dtype, device=device)
-    directions = Directions(first_RN, first_RN)
-    finite, finite_scores, by_score = [], [], []
-    for r, segment in enumerate(chunk):
-        rows_NO = own_rows(segment.take(projected_BNO), dtype)
-        norms_N = torch.linalg.vector_norm(rows_NO, dim=-1)
-        score_N = norms_N
-        if selector in USES_SENSITIVITY:
-            assert sensitivity_BN is not None
-            score_N = segment.take(sensitivity_BN).to(dtype)
-        # The norm carries NaN and Inf along, without a pass over the features of its own.
-        finite.append(norms_N.sum().isfinite())
-        finite_scores.append(score_N.sum().isfinite())
-        if selector == "sensitivity":
-            weight_N = min_max(score_N)
-            # By the sensitivity itself, as the weight may round two of them to one; unless all count as equal.
-            key_N = torch.where(weight_N.amin() == 1, weight_N, score_N)
-            order_N = key_N.sort(descending=True, stable=True).indices
-            by_score.append((order_N, weight_N[order_N]))
-            continue
-        directions = Directions.of(rows_NO, norms_N)
-        weight_N = torch.ones_like(norms_N) if selector == "divprune" else min_max(score_N)
-        if selector == "zoo_centered":
-            weight_N = weight_N * min_max(-directions.mean_cosines(), scale=1.0)
-            rows_NO = rows_NO - rows_NO.mean(0)
-            directions = Directions.of(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
-        weight_RN[r, : segment.size] = weight_N
-        matrix_NN = distance_RNN[r, : segment.size, : segment.size] if keep_matrix else None
+    keep_matrix = widest <= MATRIX_TOKENS
+    finite = []
+    for r, one in enumerate(prepared):
+        size = one.weight.shape[0]
+        if r == 0:
+            first_RN = one.weight.new_full((len(chunk), widest), -torch.inf)
+            weight_RN = torch.zeros_like(first_RN)
+            # Zeros where a shorter segment leaves room: there, too, distances must be finite.
+            distance_RNN = one.weight.new_zeros((len(chunk), widest, widest) if keep_matrix else (0, 0, 0))
+        matrix_NN = distance_RNN[r, :size, :size] if keep_matrix else None
         if matrix_NN is not None:
-            pairwise_distances(directions, matrix_NN)
-        if selector == "divprune":
-            weight_N = nearest_distances(directions, matrix_NN)
-        first_RN[r, : segment.size] = weight_N
+            pairwise_distances(one.directions, matrix_NN)
+        weight_RN[r, :size] = one.weight
+        first_RN[r, :size] = nearest_distances(one.directions, matrix_NN) if selector == "divprune" else one.weight
+        finite.append(one.finite)
     # Before the picks: among NaNs there is no largest score.
-    images = [segment.image for segment in chunk]
-    check_finite(finite, "projected_BNO", images)
-    check_finite(finite_scores, "sensitivity_BN", images)
-    if selector == "sensitivity":
-        return by_score
-    rows_R = torch.arange(len(chunk), device=device)
+    _check_finite(chunk, finite)
+    rows_R = torch.arange(len(chunk), device=first_RN.device)
 
     def distance_to(pick_R: Tensor) -> Tensor:
-        if keep_matrix:
-            return distance_RNN[rows_R, pick_R]
-        return directions.distances_from(pick_R).T
+        # Without the matrix, a chunk is one segment.
+        return distance_RNN[rows_R, pick_R] if keep_matrix else one.directions.distances_from(pick_R).T
 
-    picks_RK, gains_RK = greedy_picks(
-        first_RN, weight_RN, distance_to, num_picks=max(segment.picks for segment in chunk)
-    )
-    return list(zip(picks_RK, gains_RK, strict=True))
+    num_picks = max(segment.picks for segment in chunk)
+    picks_RK, gains_RK = greedy_picks(first_RN, weight_RN, distance_to, num_picks=num_picks)
+    return zip(picks_RK, gains_RK, strict=True)
+
+
+def _check_finite(chunk: Sequence[Segment], finite: Sequence[tuple[Tensor, Tensor]]) -> None:
+    images = [segment.image for segment in chunk]
+    for name, flags in zip(("projected_BNO", "sensitivity_BN"), zip(*finite, strict=True), strict=True):
+        check_finite(list(flags), name, images)
 
 
 def _side_by_side(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

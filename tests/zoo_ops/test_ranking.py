@@ -296,7 +296,7 @@ def test_ranking_leaves_its_inputs_alone():
 
 def test_tokens_left_out_of_all_groups():
     ranking = rank(torch.randn(1, 4, O), torch.rand(1, 4), groups_BN=torch.full((1, 4), -1))
-    assert ranking == Ranking(ranking.indices_BK, ranking.gains_BK)
+    assert isinstance(ranking, Ranking)
     assert ranking.indices_BK.tolist() == [[-1] * 4]
 
 
