@@ -5,7 +5,7 @@ python -m jobs.answer_corpus --pruned out/scenes --model examples/tiny-llava --t
 
 from pathlib import Path
 
-from jobs.console import output_path, parser, ray_address, run, say
+from jobs.console import exit_status, output_path, parser, ray_address, run, say
 from jobs.tables import print_table
 from pipeline.answer import AnswerSettings, answer_corpus
 from pipeline.query import accuracy, connect
@@ -40,16 +40,18 @@ def parse(arguments: list[str]) -> AnswerSettings:
     return AnswerSettings(**given, ray_address=ray_address())
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, answer, print the accuracy where there are references."""
+def main(arguments: list[str]) -> int:
+    """Parse, answer, print the accuracy where there are references; the exit status."""
     settings = parse(arguments)
     result = answer_corpus(settings, say)
     if result.shards_done:
-        done = f"answered {result.prompts:,} prompts in {result.shards_done:,} shards"
-        say(f"{done}; the output lies in {settings.output}")
+        say(f"answered {result.prompts:,} prompts in {result.shards_done:,} shards")
+    if not (result.failures or result.stopped_by):
+        say(f"the answers lie in {settings.output}")
     table = accuracy(connect(Path(settings.pruned), [Path(settings.output)]))
     if len(table):
         print_table(table, title="accuracy, %")
+    return exit_status(result.failures, result.stopped_by)
 
 
 if __name__ == "__main__":

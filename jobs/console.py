@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+EXIT_INCOMPLETE = 1  # some shards were given up; the same command tries them again
 EXIT_BAD_INPUT = 2
 
 
@@ -16,17 +17,27 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call a job's main with the command line; turn bad input into one sentence and exit status 2."""
+def run(main: Callable[[list[str]], int]) -> None:
+    """Exit with the status of a job's main; turn bad input into one sentence and exit status 2."""
     quiet_libraries()
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
+
+
+def exit_status(failures: dict[int, str], stopped_by: int | None) -> int:
+    """Exit status of a job that ran, after saying what is left: 0, 1 with shards given up, 128 + signal number."""
+    if failures:
+        numbers = ", ".join(map(str, sorted(failures)))
+        say(f"{len(failures):,} shards were given up: {numbers}; their tracebacks are in _log.jsonl")
+    if failures or stopped_by is not None:
+        say("run the same command again to resume")
+    return 128 + stopped_by if stopped_by is not None else EXIT_INCOMPLETE if failures else 0
 
 
 def quiet_libraries() -> None:

@@ -20,8 +20,8 @@ EXAMPLES = """examples:
 """
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, ask, print."""
+def main(arguments: list[str]) -> int:
+    """Parse, ask, print; the exit status."""
     options = parser(__doc__, EXAMPLES)
     options.add_argument("--pruned", required=True, metavar="FOLDER", help="the output of jobs.prune_corpus")
     options.add_argument("--answers", action="append", default=[], metavar="FOLDER",
@@ -32,11 +32,12 @@ def main(arguments: list[str]) -> None:
     db = connect(Path(given.pruned).expanduser().resolve(), [Path(p).expanduser().resolve() for p in given.answers])
     if given.sql is not None:
         write_result(ask(db, given.sql), given.format)
-        return
+        return 0
     if given.format != "table":
         raise UserError(f"--format {given.format}: the summary is for people; give SQL to get data")
     for title, table in summarise(db).tables.items():
         print_table(table, title)
+    return 0
 
 
 if __name__ == "__main__":

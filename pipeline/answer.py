@@ -1,8 +1,9 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import ray
@@ -12,10 +13,12 @@ from pipeline.artifact import Artifact
 from pipeline.budget import Budget, parse_budget
 from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.errors import UserError
+from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
 from pipeline.progress import Progress
 from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
 from pipeline.shared import check_at_least_one, environment, local_model, own_dtype
+from pipeline.stopping import StopRequest
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from schemas.views import quoted
@@ -48,7 +51,9 @@ class AnswerResult:
 
     shards_done: int
     shards_skipped: int
-    prompts: int
+    prompts: int = 0
+    failures: dict[int, str] = field(default_factory=dict)  # shards that were given up, with the reason
+    stopped_by: int | None = None  # signal number
 
 
 def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> AnswerResult:
@@ -91,27 +96,38 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     shards = pruned.committed_shards()
     if artifact.finished:
         artifact.adopt_job(job)
-        if not artifact.pending_shards(len(shards))[0]:
+        if not artifact.resume(len(shards)).pending:
             say(f"all {len(shards)} shards of {artifact.root} are there already; nothing to do")
-            return AnswerResult(0, len(shards), 0)
+            return AnswerResult(0, len(shards))
     with artifact.locked():
         artifact.adopt_job(job)
-        pending, reasons = artifact.pending_shards(len(shards))
-        for reason in reasons:
+        resume = artifact.resume(len(shards))
+        pending = resume.pending
+        for reason in resume.reasons:
             say(reason)
         if pending:
             artifact.reopen()
-        with ray_session(settings.ray_address, settings.num_cpus):
-            result = _run_shards(settings, budget, dtype, pruned, artifact, pending)
-        artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": len(shards)})
-    return AnswerResult(result.shards_done, len(shards) - len(pending), result.prompts)
+        run, prompts = Followed(), 0
+        if pending:
+            with ray_session(settings.ray_address, settings.num_cpus):
+                run, prompts = _run_shards(settings, budget, dtype, pruned, artifact, pending, say)
+        if run.done == len(pending):
+            artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": len(shards)})
+        elif not run.failures and run.stopped_by is None:
+            raise RuntimeError(f"{len(pending)} shards were asked for but {run.done} committed")
+    return AnswerResult(run.done, len(shards) - len(pending), prompts, run.failures, run.stopped_by)
 
 
 def _run_shards(
-    settings: AnswerSettings, budget: Budget, dtype: str, pruned: Artifact, artifact: Artifact, pending: list[int]
-) -> AnswerResult:
-    if not pending:
-        return AnswerResult(0, 0, 0)
+    settings: AnswerSettings,
+    budget: Budget,
+    dtype: str,
+    pruned: Artifact,
+    artifact: Artifact,
+    pending: list[int],
+    say: Callable[[str], None],
+) -> tuple[Followed, int]:
+    """Answer the pending shards; how that ended, and the number of prompts answered."""
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(cluster_gpus() > 0)
     workers = settings.workers or (max(1, int(cluster_gpus() / gpus)) if gpus else cluster_cpus())
     generate = GenerateSettings(
@@ -129,23 +145,21 @@ def _run_shards(
     for record in pruned.commits():
         if record.shard in wanted:
             total += record.counts.get("prompts.ok", 0)
-    outcomes = map_shards(
-        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)),
-        AnswerShards,
-        compute=ActorPoolStrategy(size=min(workers, len(pending))),
-        num_cpus=1,
-        num_gpus=gpus or None,
-        fn_constructor_args=(generate,),
-    )
     progress = Progress(total, "prompts")
-    shards = prompts = 0
-    for row in outcomes.iter_rows():
-        shards += 1
-        prompts += row["prompts"]
-        progress.add(row["prompts"], row["refused"])
-    if shards != len(pending):
-        raise RuntimeError(f"{len(pending)} shards were asked for but {shards} committed")
-    return AnswerResult(shards, 0, prompts)
+
+    def outcomes(_stop: StopRequest) -> Iterable[dict[str, Any]]:
+        numbers = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
+        return map_shards(
+            numbers,
+            AnswerShards,
+            compute=ActorPoolStrategy(size=min(workers, len(pending))),
+            num_cpus=1,
+            num_gpus=gpus or None,
+            fn_constructor_args=(generate,),
+        ).iter_rows()
+
+    run = follow(artifact, outcomes, lambda row, _stop: progress.add(row["prompts"], row["refused"]), say)
+    return run, progress.done
 
 
 def _check_stored(pruned: Artifact, budget: Budget, text: str) -> None:

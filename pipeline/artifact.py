@@ -5,12 +5,22 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import replace_file, sha256_of
 from schemas.records import CommitRecord, JobRecord, RecordError, to_json
+
+
+@dataclass
+class Resume:
+    """What a rerun finds."""
+
+    pending: list[int] = field(default_factory=list)  # shards still to do
+    reasons: list[str] = field(default_factory=list)  # why shards that had been committed are among them
+    num_images: int = 0  # distinct images of the shards that are done
 
 
 class Artifact:
@@ -55,8 +65,8 @@ class Artifact:
             raise UserError(f"{option} {self.root}: {what}; name the --output of {maker}")
         return job
 
-    def adopt_job(self, job: JobRecord) -> JobRecord:
-        """Write the job record, or check that the folder's own is of the same job; returns the one in force.
+    def check_job(self, job: JobRecord) -> JobRecord | None:
+        """The folder's own job record, None when there is none yet.
 
         Raises:
             UserError: the folder belongs to other settings, or holds files of something else.
@@ -65,8 +75,7 @@ class Artifact:
         if old is None:
             if self.root.exists() and any(p.name != "_lock" for p in self.root.iterdir()):
                 raise UserError(f"--output {self.root} holds files but no _job.json; choose an empty or new folder")
-            replace_file(self.root / "_job.json", to_json(job))
-            return job
+            return None
         differences = old.differences(job)
         if differences:
             raise UserError(
@@ -75,6 +84,13 @@ class Artifact:
                 + "\nrepeat the old settings to resume it, or choose another --output"
             )
         return old
+
+    def adopt_job(self, job: JobRecord) -> JobRecord:
+        """Write the job record unless the folder has one; returns the one in force. Raises as `check_job` does."""
+        old = self.check_job(job)
+        if old is None:
+            replace_file(self.root / "_job.json", to_json(job))
+        return old or job
 
     def _commit_path(self, shard: int) -> Path:
         return self.root / "_commits" / f"{shard:08d}.json"
@@ -121,40 +137,55 @@ class Artifact:
 
         Args:
             record: of the shard.
-            deep: read every byte and compare sha256; otherwise existence and size.
+            deep: read every byte and compare sha256; otherwise only where size or time of change differ.
         """
         for entry in record.files.values():
             path = self.root / entry.path
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except FileNotFoundError:
                 return f"{entry.path} is missing"
-            if size != entry.size_bytes:
-                return f"{entry.path} has {size} bytes, its commit record says {entry.size_bytes}"
-            if deep and sha256_of(path) != entry.sha256:
+            if status.st_size != entry.size_bytes:
+                return f"{entry.path} has {status.st_size} bytes, its commit record says {entry.size_bytes}"
+            if (deep or status.st_mtime_ns != entry.mtime_ns) and sha256_of(path) != entry.sha256:
                 return f"{entry.path} differs from the sha256 in its commit record"
         return None
 
-    def pending_shards(self, num_shards: int) -> tuple[list[int], list[str]]:
-        """Shards still to do, and why those that had a commit record must be done again.
+    def resume(self, num_shards: int, *, deep: bool = False) -> "Resume":
+        """What is there and what is still to do.
 
-        A shard whose record is damaged or whose files are missing or of another size counts as never done.
+        A shard whose record is damaged, or whose files are missing or altered, counts as never done.
+
+        Args:
+            num_shards: shards the job has in all.
+            deep: read every committed byte.
         """
-        pending, reasons = [], []
+        resume = Resume()
         committed = set(self.committed_shards())
         for shard in range(num_shards):
             if shard not in committed:
-                pending.append(shard)
+                resume.pending.append(shard)
                 continue
             try:
                 record = self.read_commit(shard)
-                problem = "its commit record vanished" if record is None else self.problem_of(record)
+                problem = "its commit record vanished" if record is None else self.problem_of(record, deep=deep)
             except RecordError as error:
-                problem = str(error)
+                record, problem = None, str(error)
             if problem is not None:
-                pending.append(shard)
-                reasons.append(f"shard {shard:08d} is done again: {problem}")
-        return pending, reasons
+                resume.pending.append(shard)
+                resume.reasons.append(f"shard {shard:08d} is done again: {problem}")
+            elif record is not None:
+                resume.num_images += record.counts.get("images", 0)
+        return resume
+
+    def forget(self, shard: int) -> None:
+        """Take a shard's commit back: it counts as never done."""
+        self._commit_path(shard).unlink(missing_ok=True)
+
+    @property
+    def stop_file(self) -> Path:
+        """While it exists, workers begin no further shard."""
+        return self.root / "_stop"
 
     def files_of(self, table: str) -> list[str]:
         """Absolute paths of a table's committed files, in shard order."""

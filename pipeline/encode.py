@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
 from pipeline.checkpoint import open_checkpoint
-from pipeline.families.base import EncodedImage, torch_dtype
+from pipeline.errors import UserError
+from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.loading import limit_threads
 from pipeline.payload import pack_features
 from pipeline.read import DECODED
@@ -26,6 +28,7 @@ ENCODED = pa.schema(
         ("features", pa.large_binary()),
         ("features_width", pa.int32()),
         ("features_dtype", pa.string()),
+        ("encode_began", pa.float64()),  # seconds since the epoch
         ("encode_seconds", pa.float64()),
         ("score_seconds", pa.float64()),
         ("select_seconds", pa.float64()),
@@ -43,21 +46,44 @@ class EncodeSettings:
     feature_dtype: str
     select: SelectSettings
     use_gpu: bool = False
+    policy: Policy = Policy()
+
+
+def load_encoder(settings: EncodeSettings) -> Encoder:
+    """Vision tower and projector of the settings' model, on this worker's device."""
+    checkpoint, family = open_checkpoint(settings.model)
+    device = torch.device("cuda" if settings.use_gpu else "cpu")
+    return family.encoder(checkpoint, device, torch_dtype(settings.dtype))
 
 
 class EncodeShards:
     """Loads vision tower and projector once; each call encodes, scores and ranks one shard in mini-batches."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        if not settings.use_gpu:
-            limit_threads(1)
         self._settings = settings
-        checkpoint, family = open_checkpoint(settings.model)
-        device = torch.device("cuda" if settings.use_gpu else "cpu")
-        self._encoder = family.encoder(checkpoint, device, torch_dtype(settings.dtype))
+        self._runner = StageRunner("encode", settings.policy, self._prepare_thread)
+        self._prepare_thread()
+        self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
+        try:
+            self._encoder = load_encoder(settings)
+        except UserError as error:
+            self._refused = f"{BAD_INPUT}{error}"
+
+    def _prepare_thread(self) -> None:
+        if not self._settings.use_gpu:
+            limit_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`DECODED` rows of a shard to `ENCODED` rows."""
+        shard = batch["shard"][0].as_py()
+        failure = failure_of(batch) or self._refused or None
+        if failure is not None:
+            return failed_shard(shard, ENCODED, failure)
+        return self._runner.run(shard, ENCODED, lambda: self.encode_shard(batch))
+
+    def encode_shard(self, batch: pa.Table) -> pa.Table:
+        """`DECODED` rows of a healthy shard to `ENCODED` rows."""
+        began = time.time()
         rows = batch.drop_columns(["pixels", "pixels_shape"]).to_pylist()
         pixels, shapes = batch["pixels"].combine_chunks(), batch["pixels_shape"].to_pylist()
         todo = [n for n, shape in enumerate(shapes) if shape is not None]
@@ -68,7 +94,7 @@ class EncodeShards:
             arrays = [np.frombuffer(_bytes_of(pixels[n]), np.uint8).reshape(shapes[n]) for n in numbers]
             self._encode_batch([rows[n] for n in numbers], arrays, seconds)
         for row in rows:
-            row.update({f"{stage}_seconds": value for stage, value in seconds.items()})
+            row.update({f"{stage}_seconds": value for stage, value in seconds.items()}, encode_began=began)
         return pa.Table.from_pylist(rows, ENCODED)
 
     def _encode_batch(self, rows: list[dict[str, Any]], pixels: list[np.ndarray], seconds: dict[str, float]) -> None:
@@ -93,8 +119,12 @@ class EncodeShards:
             seconds,
         )
         for (row, image), selection in zip(kept, selections, strict=True):
-            row.update(_decision(image, selection))
-            row.update(_kept_features(image, selection, self._settings.feature_dtype))
+            try:
+                stored = _kept_features(image, selection, self._settings.feature_dtype)
+            except OverflowError as error:
+                row.update(reason="feature_overflow", message=str(error))
+            else:
+                row.update(_decision(image, selection), **stored)
 
 
 def _bytes_of(scalar: pa.LargeBinaryScalar) -> memoryview:

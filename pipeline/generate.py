@@ -10,8 +10,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.artifact import Artifact
+from pipeline.attempts import BAD_INPUT, STOPPED, Policy, StageRunner, failed_shard
 from pipeline.budget import Budget
 from pipeline.checkpoint import open_checkpoint
+from pipeline.errors import UserError
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
 from pipeline.families.loading import limit_threads
 from pipeline.grade import is_correct
@@ -19,6 +21,11 @@ from pipeline.load import load_images, load_prompts
 from pipeline.write import write_table
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS
+
+# What the driver learns of an answered shard.
+ANSWERED = pa.schema(
+    [("shard", pa.int32()), ("prompts", pa.int64()), ("refused", pa.int64()), ("failure", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class GenerateSettings:
     max_new_tokens: int
     positions: str | None = None  # of the family's; None: its default
     use_gpu: bool = False
+    policy: Policy = Policy()
 
 
 @dataclass(frozen=True)
@@ -49,18 +57,34 @@ class AnswerShards:
     """Loads the language model once; each call answers one shard's prompts and commits them."""
 
     def __init__(self, settings: GenerateSettings) -> None:
-        if not settings.use_gpu:
-            limit_threads(1)
         self._settings = settings
-        checkpoint, family = open_checkpoint(settings.model)
-        device = torch.device("cuda" if settings.use_gpu else "cpu")
-        self._answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)
         self._pruned = Artifact(settings.pruned)
         self._output = Artifact(settings.output)
+        self._runner = StageRunner("generate", settings.policy, self._prepare_thread)
+        self._prepare_thread()
+        self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
+        try:
+            checkpoint, family = open_checkpoint(settings.model)
+            device = torch.device("cuda" if settings.use_gpu else "cpu")
+            self._answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)
+        except UserError as error:
+            self._refused = f"{BAD_INPUT}{error}"
+
+    def _prepare_thread(self) -> None:
+        if not self._settings.use_gpu:
+            limit_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A block of one row (`shard`) to one row of counts."""
+        """A block of one row (`shard`) to one row of `ANSWERED`."""
         (shard,) = batch["shard"].to_pylist()
+        if self._refused:
+            return failed_shard(shard, ANSWERED, self._refused)
+        if self._output.stop_file.exists():
+            return failed_shard(shard, ANSWERED, STOPPED)
+        return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
+
+    def answer_shard(self, shard: int) -> pa.Table:
+        """Answer and commit one shard."""
         started = time.perf_counter()
         prompts = load_prompts(self._pruned, shard)
         images = load_images(self._pruned, {p["image_id"]: p["image_shard"] for p in prompts}, self._settings.budget)
@@ -83,7 +107,8 @@ class AnswerShards:
             "write": time.perf_counter() - generated,
         }
         self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds))
-        return pa.table({"shard": [shard], "prompts": [len(rows)], "refused": [refused]})
+        outcome = {"shard": shard, "prompts": len(rows), "refused": refused}
+        return pa.Table.from_pylist([outcome], ANSWERED)
 
 
 def answer_prompts(

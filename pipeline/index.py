@@ -47,6 +47,7 @@ class Generation:
     num_samples: int
     num_images: int
     num_prompts: int
+    failed_samples: dict[str, int]  # that could not be indexed, per reason
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,18 @@ class Index:
     def files(self) -> list[Path]:
         return [_part(self.root, n) for g in self.generations for n in range(g.first_file, g.first_file + g.num_files)]
 
-    def read_shard(self, shard: int) -> pa.Table:
-        """Rows of `schemas.tables.INDEX` of one shard, ordered by input position."""
+    def part_of(self, shard: int) -> tuple[Path, int]:
+        """The file that holds a shard's rows, and the row group in it."""
         for g in self.generations:
             if g.first_shard <= shard < g.first_shard + g.num_shards:
                 file, group = divmod(shard - g.first_shard, g.shards_per_file)
-                return pq.ParquetFile(_part(self.root, g.first_file + file)).read_row_group(group)
+                return _part(self.root, g.first_file + file), group
         raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
+
+    def read_shard(self, shard: int) -> pa.Table:
+        """Rows of `schemas.tables.INDEX` of one shard, ordered by input position."""
+        path, group = self.part_of(shard)
+        return pq.ParquetFile(path).read_row_group(group)
 
 
 def _part(root: Path, number: int) -> Path:
@@ -161,9 +167,25 @@ def extend_index(
     )
     new = Generation(inputs=[asdict(item) for item in inputs], first_input=first_input, **columns)
     extended = Index(root, [*old, new])
-    replace_file(root / "index.json", to_json({"generations": [asdict(g) for g in extended.generations]}))
+    write_index(extended)
     shutil.rmtree(scratch)
     return extended
+
+
+def write_index(index: Index) -> None:
+    """Make the index's parts count: write `index.json`."""
+    replace_file(index.root / "index.json", to_json({"generations": [asdict(g) for g in index.generations]}))
+
+
+def drop_generation(index: Index) -> None:
+    """Take the newest generation back, as if its inputs had never been indexed."""
+    *older, newest = index.generations
+    if older:
+        write_index(Index(index.root, older))
+    else:
+        (index.root / "index.json").unlink()
+    for number in range(newest.first_file, newest.first_file + newest.num_files):
+        _part(index.root, number).unlink()
 
 
 def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
@@ -251,7 +273,7 @@ def _assign_shards(
     shard_size: int,
     limit: int | None,
     shards_per_file: int,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
     with duckdb.connect(str(scratch / "assign.duckdb")) as db:
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
@@ -277,6 +299,8 @@ def _assign_shards(
             db,
             f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {first_shard} from placed",
         )
+        failed = db.sql("select reason, count(*) from placed where reason is not null group by reason order by all")
+        failed_samples = {reason: int(count) for reason, count in failed.fetchall()}
         if not num_samples:
             raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
         num_files = -(-num_shards // shards_per_file)
@@ -287,7 +311,9 @@ def _assign_shards(
                 f"select {columns} from placed where shard >= {begin} and shard < {begin + shards_per_file} "
                 "order by shard, input, sample"
             ).to_arrow_table()
-            _write_part(_part(root, first_file + file), table.cast(INDEX), begin)
+            table = table.cast(INDEX)
+            groups = [table.filter(pc.equal(table["shard"], n)) for n in range(begin, _last_shard(table) + 1)]
+            write_part(_part(root, first_file + file), groups)
     return {
         "first_shard": first_shard,
         "num_shards": num_shards,
@@ -297,6 +323,7 @@ def _assign_shards(
         "num_samples": num_samples,
         "num_images": num_images,
         "num_prompts": num_prompts,
+        "failed_samples": failed_samples,
     }
 
 
@@ -305,9 +332,12 @@ def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
     return tuple(int(value or 0) for value in row)
 
 
-def _write_part(path: Path, table: pa.Table, first_shard: int) -> None:
-    """One row group a shard, so that a shard is read without its neighbours."""
+def _last_shard(table: pa.Table) -> int:
+    return int(pc.max(table["shard"]).as_py())
+
+
+def write_part(path: Path, shards: Sequence[pa.Table]) -> None:
+    """Write a file of the index, one row group a shard, so that a shard is read without its neighbours."""
     with new_file(path) as temporary, pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
-        for shard in range(first_shard, int(pc.max(table["shard"]).as_py()) + 1):
-            rows = table.filter(pc.equal(table["shard"], shard))
+        for rows in shards:
             writer.write_table(rows, row_group_size=max(1, len(rows)))

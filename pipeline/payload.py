@@ -25,7 +25,7 @@ def pack_features(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
         dtype: one of `FEATURE_DTYPES`; `model` keeps every bit, int8 is symmetric with one scale a token.
 
     Raises:
-        ValueError: a value does not fit into float16.
+        OverflowError: a value does not fit into float16.
     """
     members = {}
     for name, tensor in tensors.items():
@@ -40,7 +40,7 @@ def pack_features(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
         else:
             stored = tensor.to(getattr(torch, dtype)).contiguous()
             if not torch.isfinite(stored).all():
-                raise ValueError(
+                raise OverflowError(
                     f"{name} holds values beyond the range of {dtype}; use --feature-dtype bfloat16 or model"
                 )
             members[name] = stored

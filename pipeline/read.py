@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.attempts import STOPPED, Policy, StageRunner, failed_shard
 from pipeline.checkpoint import open_checkpoint
 from pipeline.decode import DecodeError, decode_image
 from pipeline.families.base import Preparer, UnusableImageError
@@ -27,6 +28,7 @@ DECODED = pa.schema(
         ("pixels_shape", pa.list_(pa.int32())),
         ("read_seconds", pa.float64()),
         ("decode_seconds", pa.float64()),
+        ("failure", pa.string()),  # set on the one row of a shard that was given up
     ]
 )
 
@@ -37,6 +39,21 @@ class ReadSettings:
 
     index: Index
     model: str
+    stop_file: Path  # while it exists no further shard is begun
+    policy: Policy = Policy()
+
+
+def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
+    """A block of one row (`shard`) to the shard's rows of `DECODED`."""
+    (shard,) = batch["shard"].to_pylist()
+    if settings.stop_file.exists():
+        return failed_shard(shard, DECODED, STOPPED)
+    return _runner(settings.policy).run(shard, DECODED, lambda: read_shard(shard, settings))
+
+
+@lru_cache(maxsize=1)
+def _runner(policy: Policy) -> StageRunner:
+    return StageRunner("read", policy)
 
 
 def read_shard(shard: int, settings: ReadSettings) -> pa.Table:

@@ -92,6 +92,8 @@ def _prompts(record: dict[str, Any], sample_name: str) -> list[dict[str, Any]]:
         references = item.get("references") or []
         if isinstance(references, str):
             references = [references]
+        if not isinstance(references, list):
+            raise ValueError(f"references of prompt {number} are {type(references).__name__}, expected a list")
         rows.append(
             {
                 "prompt_id": str(item["id"]) if item.get("id") is not None else f"{sample_name}#{number}",
@@ -105,10 +107,20 @@ def _prompts(record: dict[str, Any], sample_name: str) -> list[dict[str, Any]]:
 
 
 def _parse_record(text: bytes) -> dict[str, Any]:
-    record = json.loads(text)
+    try:
+        record = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError(f"holds {type(record).__name__}, expected a JSON object")
+    if b"\\" in text:
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text: UnicodeEncodeError
     return record
+
+
+def _printable(name: str) -> str:
+    """A member's name with the bytes that are no UTF-8 written as `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -124,7 +136,7 @@ def _unsafe(member: tarfile.TarInfo, extension: str) -> str | None:
         return f"member {member.name!r} has a path that leaves the archive; it was not read"
     if member.issym() or member.islnk():
         return f"member {member.name!r} is a link to {member.linkname!r}; it was not followed"
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         return f"member {member.name!r} is not a regular file; it was not read"
     if extension.rpartition(".")[2] in PICKLE_EXTENSIONS:
         return f"member {member.name!r} is a pickle; it was not opened"
@@ -138,6 +150,7 @@ def _scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
     try:
         with tarfile.open(unit.path, mode="r:") as archive:
             for member in archive:
+                member.name, member.linkname = _printable(member.name), _printable(member.linkname)
                 if member.isdir():
                     continue
                 key, extension = _split_name(member.name)
@@ -145,6 +158,8 @@ def _scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
                 if unsafe is not None:
                     yield _row(unit, member.offset, f"{name}/{member.name}", reason="unsafe_member", message=unsafe)
                     continue
+                if not 0 <= member.size <= unit.end - member.offset_data:
+                    raise tarfile.ReadError(f"member {member.name!r} claims {member.size} bytes")
                 if current is not None and key != current.key:
                     yield _tar_row(unit, name, current)
                     done.add(current.key)
@@ -158,7 +173,7 @@ def _scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
                         current.problem = ("duplicate_key", message)
                 _take_member(archive, member, extension, current)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise; a large tar must not cost memory
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two from odd numbers in a header
         where = current.offset if current else 0
         if current is not None:
             yield _tar_row(unit, name, current)
@@ -253,7 +268,9 @@ def _manifest_row(unit: ScanUnit, name: str, folder: str, offset: int, line: byt
             image_id = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
     except (FileNotFoundError, NotADirectoryError):
-        return _row(unit, offset, source, prompts=prompts, reason="missing_file", message=f"{path} does not exist")
+        failure = {"reason": "missing_file", "message": f"{path} does not exist"}
+        return _row(unit, offset, source, path=path, prompts=prompts, **failure)
     except (OSError, ValueError) as error:
-        return _row(unit, offset, source, prompts=prompts, reason="read_error", message=f"{path}: {error}")
+        failure = {"reason": "read_error", "message": f"{path}: {error}"}
+        return _row(unit, offset, source, path=path, prompts=prompts, **failure)
     return _row(unit, offset, source, path=path, size=size, image_id=image_id, prompts=prompts)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 import webdataset as wds
 
 from pipeline.artifact import Artifact
+from pipeline.attempts import Policy, StageRunner, failed_shard, failure_of
 from pipeline.files import new_file, sha256_of
+from pipeline.metrics import count_shard
 from schemas.records import CommitRecord, FileEntry
 from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
 
@@ -27,9 +30,12 @@ OUTCOME = pa.schema(
         ("images", pa.int64()),  # distinct images, those that failed included
         ("kept", pa.int64()),  # images with a selection
         ("samples", pa.int64()),
+        ("failed_samples", pa.int64()),
+        ("reasons", pa.string()),  # JSON, failed samples per reason
         ("errors", pa.int64()),
         ("size_bytes", pa.int64()),
         ("seconds", pa.string()),  # JSON, per stage
+        ("failure", pa.string()),  # set when the shard was given up; nothing else is then
     ]
 )
 
@@ -47,6 +53,21 @@ class WriteSettings:
 
     root: Path
     features: tuple[str, ...]  # of "webdataset", "parquet"
+    policy: Policy = Policy()
+
+
+def write_stage(batch: pa.Table, settings: WriteSettings) -> pa.Table:
+    """`ENCODED` rows of a shard to its row of `OUTCOME`."""
+    shard = batch["shard"][0].as_py()
+    failure = failure_of(batch)
+    if failure is not None:
+        return failed_shard(shard, OUTCOME, failure)
+    return _runner(settings.policy).run(shard, OUTCOME, lambda: write_shard(batch, settings))
+
+
+@lru_cache(maxsize=1)
+def _runner(policy: Policy) -> StageRunner:
+    return StageRunner("write", policy)
 
 
 def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
@@ -70,8 +91,16 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     stages = ("read", "decode", "encode", "score", "select")
     seconds = {stage: round(rows[0][f"{stage}_seconds"], 6) for stage in stages}
     seconds["write"] = round(time.perf_counter() - started, 6)
-    record = CommitRecord(shard=shard, files=files, counts=_counts(rows, prompts), seconds=seconds)
+    record = CommitRecord(
+        shard=shard,
+        files=files,
+        counts=_counts(rows, prompts),
+        seconds=seconds,
+        began=rows[0]["encode_began"],
+        committed=time.time(),
+    )
     Artifact(settings.root).commit(record)
+    count_shard(record, sum(r["num_tokens"] for r in selections), sum(r["num_kept"] for r in selections))
     return pa.Table.from_pylist([outcome_of(record)], OUTCOME)
 
 
@@ -82,10 +111,18 @@ def outcome_of(record: CommitRecord) -> dict[str, Any]:
         "images": record.counts["images"],
         "kept": record.files["selections"].rows,
         "samples": record.counts["samples"],
+        "failed_samples": record.counts["samples"] - record.counts.get("samples.ok", 0),
+        "reasons": json.dumps(failed_samples(record)),
         "errors": record.files["errors"].rows,
         "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
         "seconds": json.dumps(record.seconds),
     }
+
+
+def failed_samples(record: CommitRecord) -> dict[str, int]:
+    """Failed input samples of a shard per reason."""
+    prefix = "samples."
+    return {n.removeprefix(prefix): c for n, c in record.counts.items() if n.startswith(prefix) and n != "samples.ok"}
 
 
 def _resolve_duplicates(rows: list[dict[str, Any]]) -> None:
@@ -155,4 +192,5 @@ def _sample_json(row: Mapping[str, Any]) -> bytes:
 
 
 def _entry(root: Path, path: Path, temporary: Path, rows: int) -> FileEntry:
-    return FileEntry(path.relative_to(root).as_posix(), rows, temporary.stat().st_size, sha256_of(temporary))
+    status = temporary.stat()
+    return FileEntry(path.relative_to(root).as_posix(), rows, status.st_size, status.st_mtime_ns, sha256_of(temporary))

@@ -41,6 +41,7 @@ class FileEntry:
     path: str  # relative to the artifact's root, "/" between parts
     rows: int
     size_bytes: int
+    mtime_ns: int  # as written; another one means: compare the sha256 before trusting the file
     sha256: str
 
 
@@ -52,6 +53,8 @@ class CommitRecord:
     files: dict[str, FileEntry]  # by table name ("selections", "features.webdataset", ...)
     counts: dict[str, int]  # input samples and prompts per status
     seconds: dict[str, float] = field(default_factory=dict)  # per stage
+    began: float | None = None  # seconds since the epoch: first model batch
+    committed: float | None = None
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
@@ -72,6 +75,7 @@ class CommitRecord:
                 path=path,
                 rows=_take(entry, "rows", int, where),
                 size_bytes=_take(entry, "size_bytes", int, where),
+                mtime_ns=_take(entry, "mtime_ns", int, where),
                 sha256=_take(entry, "sha256", str, where),
             )
         return cls(
@@ -79,6 +83,8 @@ class CommitRecord:
             files=files,
             counts=_take(data, "counts", dict, where),
             seconds=_take(data, "seconds", dict, where),
+            began=data.get("began"),
+            committed=data.get("committed"),
         )
 
 
@@ -92,6 +98,7 @@ class JobRecord:
     model: dict[str, Any]  # identity of the model, see pipeline/checkpoint.py
     environment: dict[str, str]  # versions and hardware of the first run; informative
     notes: list[str] = field(default_factory=list)  # what was resolved in another way than asked, and why
+    resolved: dict[str, Any] = field(default_factory=dict)  # what "auto" came to; chosen once, in force ever after
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "JobRecord":
@@ -108,6 +115,7 @@ class JobRecord:
             model=_take(data, "model", dict, where),
             environment=_take(data, "environment", dict, where),
             notes=_take(data, "notes", list, where),
+            resolved=_take(data, "resolved", dict, where),
         )
 
     def differences(self, other: "JobRecord") -> list[str]:

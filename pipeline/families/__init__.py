@@ -13,6 +13,10 @@ FAMILIES = {
     "qwen2_5_vl": "pipeline.families.qwen2_5_vl",
     "qwen3_vl": "pipeline.families.qwen3_vl",
     "internvl": "pipeline.families.internvl",
+    "gemma3": "pipeline.families.gemma3",
+    "paligemma": "pipeline.families.paligemma",
+    "idefics3": "pipeline.families.idefics3",
+    "smolvlm": "pipeline.families.smolvlm",
 }
 
 

@@ -42,6 +42,7 @@ class PackedAnswerer:
         inline: str | None = None,
         expand: Callable[[str], str] = lambda text: text,
         newline: Callable[[Any], Tensor] | None = None,
+        token_types: Callable[[Tensor], Tensor] | None = None,
         as_list: bool = True,
     ) -> None:
         """Load.
@@ -53,6 +54,7 @@ class PackedAnswerer:
             inline: an image inside the user's text, placeholder included.
             expand: what the model's processor makes of the rendered text, before it repeats the image token.
             newline: the newline embedding of the loaded model, where the family has one.
+            token_types: (which tokens are of the image) -> token types, for models that attend by them.
             as_list: the model takes a list of feature tensors; else one tensor.
         """
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
@@ -66,7 +68,7 @@ class PackedAnswerer:
         self.model = load_part(part, checkpoint, device, dtype)
         self._positions = positions or "compact"
         self._placeholder, self._template, self._inline = placeholder, default_template, inline
-        self._expand, self._as_list = expand, as_list
+        self._expand, self._token_types, self._as_list = expand, token_types, as_list
         self._newline_O = None if newline is None else newline(self.model)
 
     def render(self, prompt: str) -> str:
@@ -92,6 +94,8 @@ class PackedAnswerer:
         features = [self._sequence(image) for image in images]
         output = BaseModelOutputWithPooling(pooler_output=features if self._as_list else torch.cat(features))  # type: ignore[arg-type]
         inputs: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
+        if self._token_types is not None:
+            inputs["token_type_ids"] = self._token_types(input_ids_BT == self.image_token_id)
         if self._positions == "original":
             inputs["position_ids"] = self._original_positions(images, input_ids_BT, mask_BT)
         return inputs

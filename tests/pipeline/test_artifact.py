@@ -1,6 +1,7 @@
 """Job record, commits, manifest, lock: what a folder promises."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,29 +49,39 @@ def test_pending_shards_are_those_without_a_sound_commit(tmp_path):
     artifact = Artifact(tmp_path)
     for shard in range(6):
         commit(artifact, shard)
-    assert artifact.pending_shards(7) == ([6], [])
+    resume = artifact.resume(7)
+    assert (resume.pending, resume.reasons) == ([6], [])
     (tmp_path / "_commits" / "00000001.json").write_text('{"shard": 1, "fil')
     (tmp_path / "errors" / "part-00000002.parquet").unlink()
     with open(tmp_path / "errors" / "part-00000003.parquet", "ab") as stream:
         stream.write(b"x")
-    pending, reasons = artifact.pending_shards(6)
-    assert pending == [1, 2, 3]
-    assert [reason.split(" is done again")[0] for reason in reasons] == [
+    resume = artifact.resume(6)
+    assert resume.pending == [1, 2, 3]
+    assert [reason.split(" is done again")[0] for reason in resume.reasons] == [
         "shard 00000001",
         "shard 00000002",
         "shard 00000003",
     ]
 
 
-def test_deep_check_finds_a_flipped_byte(tmp_path):
+def test_a_flipped_byte_is_found_by_its_time_of_change_or_by_a_deep_check(tmp_path):
     artifact = Artifact(tmp_path)
     record = commit(artifact, 0)
     path = tmp_path / "errors" / "part-00000000.parquet"
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
+    assert "sha256" in str(artifact.problem_of(record))
+    os.utime(path, ns=(record.files["errors"].mtime_ns,) * 2)
     assert artifact.problem_of(record) is None
     assert "sha256" in str(artifact.problem_of(record, deep=True))
+
+
+def test_a_copied_artifact_is_as_good_as_the_original(tmp_path):
+    artifact = Artifact(tmp_path)
+    record = commit(artifact, 0)
+    os.utime(tmp_path / record.files["errors"].path, ns=(1, 1))
+    assert artifact.problem_of(record) is None
 
 
 def test_a_commit_record_can_not_point_outside(tmp_path):
@@ -78,7 +89,7 @@ def test_a_commit_record_can_not_point_outside(tmp_path):
     record = commit(artifact, 0)
     entry = dataclasses.replace(record.files["errors"], path="../../etc/passwd")
     artifact.commit(dataclasses.replace(record, files={"errors": entry}))
-    assert artifact.pending_shards(1)[0] == [0]
+    assert artifact.resume(1).pending == [0]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

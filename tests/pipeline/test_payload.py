@@ -31,5 +31,5 @@ def test_the_same_tensors_give_the_same_bytes():
 
 
 def test_overflow_is_refused_not_stored_as_infinity():
-    with pytest.raises(ValueError, match="float16"):
+    with pytest.raises(OverflowError, match="float16"):
         pack_features({"features": ROWS * 1e5}, "float16")

@@ -1,0 +1,83 @@
+"""Gemma 3: SigLIP tower at one size, projector of 4 x 4 pooling, RMSNorm and one matrix; image tokens see each other.
+
+A token's vision feature is the pooled one. The norm makes the Jacobian differ from token to token, but there is no
+closed form: the sensitivity is `directional`. Pan and scan is off, as it is by default.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import (
+    Gemma3ForConditionalGeneration,
+    Gemma3Model,
+    Gemma3MultiModalProjector,
+)
+
+from pipeline.families.answering import PackedAnswerer
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.processing import UintPreparer, image_processor, normalised
+from zoo_ops import ProjectorSpec
+
+PROCESSORS = ("Gemma3ImageProcessor",)
+BEGIN, TOKEN, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
+
+
+class _NormAndMatrix(nn.Module):
+    """The part of the stock projector behind its pooling; holds the stock parameters."""
+
+    def __init__(self, projector: Any) -> None:
+        super().__init__()
+        self.norm = projector.mm_soft_emb_norm
+        self.matrix = projector.mm_input_projection_weight
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.norm(pooled) @ self.matrix
+
+
+def _spec_of(projector: Any) -> ProjectorSpec:
+    return ProjectorSpec.opaque(_NormAndMatrix(projector))
+
+
+class Gemma3Encoder:
+    """Vision tower and projector."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._model = load_part(part_of(Gemma3Model, "language_model"), checkpoint, device, dtype)
+        self.projector = _spec_of(self._model.multi_modal_projector)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the batch; all images have the same prepared size."""
+        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
+        projector = self._model.multi_modal_projector
+        with captured(projector.mm_soft_emb_norm) as norm, captured(projector) as whole:
+            self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
+        side = projector.tokens_per_side
+        return [
+            EncodedImage(features, projected, [Segment(0, 0, side, side)], (side, side, 1))
+            for features, projected in zip(norm.input, whole.output, strict=True)
+        ]
+
+
+FAMILY = Family(
+    name="gemma3",
+    preparer=partial(UintPreparer, kinds=PROCESSORS, do_pan_and_scan=False),
+    encoder=Gemma3Encoder,
+    answerer=partial(
+        PackedAnswerer,
+        part=part_of(Gemma3ForConditionalGeneration, "model.vision_tower", "model.multi_modal_projector"),
+        placeholder=BEGIN,
+        default_template=f"<start_of_turn>user\n{BEGIN}{{prompt}}<end_of_turn>\n<start_of_turn>model\n",
+        expand=lambda text: text.replace(BEGIN, f"\n\n{BEGIN}{TOKEN}{END}\n\n"),
+        token_types=lambda is_image_BT: is_image_BT.long(),
+        as_list=False,
+    ),
+    projector=lambda config: _spec_of(projector_form(Gemma3MultiModalProjector, config)),
+    projector_weights=r"(^|\.)multi_modal_projector\.",
+)

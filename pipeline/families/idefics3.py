@@ -1,0 +1,167 @@
+"""Idefics3 (and SmolVLM): square tiles and an overview, each a block of tokens behind its own tag; linear projector.
+
+The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing: selectors that need it
+are refused. The tags are text of the prompt and stay, also of a tile of which no token was kept.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.idefics3.modeling_idefics3 import (
+    Idefics3Connector,
+    Idefics3ForConditionalGeneration,
+    Idefics3Model,
+)
+
+from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
+from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.processing import image_processor, normalised, unusable
+from pipeline.families.prompting import render_prompt, tokenise
+from zoo_ops import ProjectorSpec
+
+PLACEHOLDER = "<image>"
+AROUND, OVERVIEW = "<fake_token_around_image>", "<global-img>"
+TEMPLATE = f"<|im_start|>User:{PLACEHOLDER}{{prompt}}<end_of_utterance>\nAssistant:"
+
+
+def spec_of(connector: Any) -> ProjectorSpec:
+    """Of a stock connector, behind its pixel shuffle."""
+    return ProjectorSpec(connector.modality_projection.proj, None, None)
+
+
+class TilePreparer:
+    """Resizes and splits as the checkpoint's image processor does, and stays in uint8."""
+
+    def __init__(self, checkpoint: Checkpoint, kinds: Sequence[str]) -> None:
+        self._processor = image_processor(checkpoint, kinds)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Pixels (rows + 1, cols, 3, side, side) uint8: the tiles, and a last row that begins with the overview."""
+        try:
+            inputs = self._processor(
+                image, do_rescale=False, do_normalize=False, return_row_col_info=True, return_tensors="np"
+            )
+        except (ValueError, ZeroDivisionError, MemoryError) as error:
+            raise unusable(image, error) from error
+        tiles = inputs["pixel_values"][0]
+        rows, cols = int(np.ravel(inputs["rows"])[0]), max(1, int(np.ravel(inputs["cols"])[0]))
+        whole = np.zeros(((rows + 1) * cols, *tiles.shape[1:]), np.uint8)
+        whole[: len(tiles)] = tiles
+        return whole.reshape(rows + 1, cols, *tiles.shape[1:])
+
+
+class TileEncoder:
+    """Vision tower and connector."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        part: type[Any],
+        kinds: Sequence[str],
+    ) -> None:
+        self._processor = image_processor(checkpoint, kinds)
+        self._model = load_part(part, checkpoint, device, dtype)
+        self.projector = spec_of(self._model.connector)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the tiles of all images; tokens compete within their tile."""
+        shapes = [one.shape[:2] for one in pixels]
+        counts = [(below - 1) * across + 1 for below, across in shapes]
+        tiles = [one.reshape(-1, *one.shape[2:])[:count] for one, count in zip(pixels, counts, strict=True)]
+        inputs = torch.cat([normalised(self._processor, one) for one in tiles])
+        with captured(self._model.connector.modality_projection) as seen:
+            self._model.get_image_features(inputs[None].to(self._model.device, self._model.dtype))
+        parts = zip(seen.input.split(counts), seen.output.split(counts), shapes, strict=True)
+        return [_image(features, projected, below - 1, across) for features, projected, (below, across) in parts]
+
+
+def _image(features_TnD: Tensor, projected_TnO: Tensor, rows: int, cols: int) -> EncodedImage:
+    tiles, per_tile = features_TnD.shape[:2]
+    side = int(per_tile**0.5)
+    segments = [
+        Segment(tile * per_tile, tile, side, side, row=tile // cols * side, col=tile % cols * side)
+        for tile in range(rows * cols)
+    ]
+    segments.append(Segment((tiles - 1) * per_tile, tiles - 1, side, side))
+    return EncodedImage(
+        features_TnD.flatten(0, 1),
+        projected_TnO.flatten(0, 1),
+        segments,
+        (max(rows, 1) * side, cols * side, tiles),
+        groups_N=torch.arange(tiles, device=features_TnD.device).repeat_interleave(per_tile),
+    )
+
+
+class TileAnswerer:
+    """Tokenizer and language model; a tag before the kept tokens of every tile."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: str | None = None,
+        *,
+        part: type[Any],
+    ) -> None:
+        assert positions in (None, "compact"), "answer_corpus refuses the others"
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.image_token_id = checkpoint.config.image_token_id
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        if token != PLACEHOLDER:
+            raise UserError(
+                f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
+                f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
+            )
+        self.model = load_part(part, checkpoint, device, dtype)
+
+    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+        """The prompt with the tags of all tiles and K image tokens."""
+        text = render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE)
+        return tokenise(self.tokenizer, text.replace(PLACEHOLDER, _blocks(image)))
+
+    def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+        """The kept features in place of the vision tower's output."""
+        features: Any = [image.features_KO.to(self.model.device, self.model.dtype) for image in images]
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+
+
+def _blocks(image: KeptImage) -> str:
+    """The text that stands for the image, as the model's processor writes it, with the kept tokens of every tile."""
+    *tiles, overview = image.selection["segments"]
+    per_tile = overview["rows"] * overview["cols"]
+    kept = torch.bincount(image.indices_K // per_tile, minlength=len(tiles) + 1).tolist()
+    text = ""
+    for number, tile in enumerate(tiles):
+        row, col = tile["row"] // tile["rows"], tile["col"] // tile["cols"]
+        text += f"{AROUND}<row_{row + 1}_col_{col + 1}>" + PLACEHOLDER * kept[number]
+        if number + 1 == len(tiles) or tiles[number + 1]["row"] != tile["row"]:
+            text += "\n"
+    return text + ("\n" if tiles else "") + f"{AROUND}{OVERVIEW}" + PLACEHOLDER * kept[-1] + AROUND
+
+
+PROCESSORS = ("Idefics3ImageProcessor",)
+
+FAMILY = Family(
+    name="idefics3",
+    preparer=partial(TilePreparer, kinds=PROCESSORS),
+    encoder=partial(TileEncoder, part=part_of(Idefics3Model, "text_model"), kinds=PROCESSORS),
+    answerer=partial(
+        TileAnswerer, part=part_of(Idefics3ForConditionalGeneration, "model.vision_model", "model.connector")
+    ),
+    projector=lambda config: spec_of(projector_form(Idefics3Connector, config)),
+    projector_weights=r"(^|\.)connector\.",
+    positions=("compact",),
+)

@@ -1,0 +1,88 @@
+"""PaliGemma 1 and 2: SigLIP tower at one size, a linear projector; image and prompt are one bidirectional prefix.
+
+The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing: selectors that need it
+are refused.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.paligemma.modeling_paligemma import (
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaModel,
+    PaliGemmaMultiModalProjector,
+)
+
+from pipeline.families.answering import PackedAnswerer
+from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
+from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.processing import UintPreparer, image_processor, normalised
+from pipeline.families.prompting import render_prompt
+from zoo_ops import ProjectorSpec
+
+PROCESSORS = ("SiglipImageProcessor",)
+PLACEHOLDER = "<image>"
+
+
+def _spec_of(projector: Any) -> ProjectorSpec:
+    return ProjectorSpec(projector.linear, None, None)
+
+
+class PaliGemmaEncoder:
+    """Vision tower and projector."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._model = load_part(part_of(PaliGemmaModel, "language_model"), checkpoint, device, dtype)
+        self.projector = _spec_of(self._model.multi_modal_projector)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+        """One tower pass over the batch; all images have the same prepared size."""
+        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
+        with captured(self._model.multi_modal_projector) as seen:
+            self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
+        side = int(seen.input.shape[1] ** 0.5)
+        return [
+            EncodedImage(features, projected, [Segment(0, 0, side, side)], (side, side, 1))
+            for features, projected in zip(seen.input, seen.output, strict=True)
+        ]
+
+
+class PaliGemmaAnswerer(PackedAnswerer):
+    """Image first, then a beginning of sequence, the prompt and a line break; no chat template, as its processor."""
+
+    def render(self, prompt: str) -> str:
+        """The text with one placeholder."""
+        if self.tokenizer.chat_template:
+            return super().render(prompt)
+        text = render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template="<image>{prompt}")
+        before, after = text.split(PLACEHOLDER)
+        return f"{before}{PLACEHOLDER}{self.tokenizer.bos_token}{after}\n"
+
+    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+        """The prompt with K image tokens."""
+        ids = self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"]
+        assert isinstance(ids, list), "one text gives one list of ids"
+        place = ids.index(self.image_token_id)
+        return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
+
+
+FAMILY = Family(
+    name="paligemma",
+    preparer=partial(UintPreparer, kinds=PROCESSORS),
+    encoder=PaliGemmaEncoder,
+    answerer=partial(
+        PaliGemmaAnswerer,
+        part=part_of(PaliGemmaForConditionalGeneration, "model.vision_tower", "model.multi_modal_projector"),
+        placeholder=PLACEHOLDER,
+        default_template=f"{PLACEHOLDER}{{prompt}}\n",
+        token_types=lambda is_image_BT: torch.zeros_like(is_image_BT, dtype=torch.int64),
+        as_list=False,
+    ),
+    projector=lambda config: _spec_of(projector_form(PaliGemmaMultiModalProjector, config)),
+    projector_weights=r"(^|\.)multi_modal_projector\.",
+)
