@@ -32,6 +32,9 @@ def parse(arguments: list[str]) -> AnswerSettings:
         help="the model runs in (default: auto, the checkpoint's own)")  # fmt: skip
     add("--batch-size", type=int, default=32, metavar="N", help="prompts a batch (default: 32)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    add("--positions", choices=("compact", "original"),
+        help="number kept tokens one after the other, or as before pruning (default: the family's own way, compact; "
+        "Qwen-VL models always keep their place on the image's grid)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="model actors (default: one a GPU, else one a CPU)")
     add("--gpus-per-worker", type=float, metavar="N", help="default: 1 where the cluster has GPUs, else 0")
     given = vars(options.parse_args(arguments))

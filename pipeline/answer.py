@@ -38,6 +38,7 @@ class AnswerSettings:
     dtype: str = "auto"
     batch_size: int = 32
     max_new_tokens: int = 64
+    positions: str | None = None
     # how the work is done
     workers: int | None = None
     gpus_per_worker: float | None = None
@@ -69,6 +70,12 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     if not pruned.finished:
         raise UserError(f"--pruned {pruned.root} is not finished; run jobs.prune_corpus on it again to complete it")
     checkpoint, family = open_checkpoint(settings.model)
+    positions = settings.positions or family.positions[0]
+    if positions not in family.positions:
+        raise UserError(
+            f"--positions {positions}: a {family.name} model numbers its kept tokens in one way only, "
+            f"{family.positions[0]}; leave the option out"
+        )
     model = identity(checkpoint, family)
     for part in _MODEL_PARTS:
         if model[part] != prune_job.model.get(part):
@@ -88,6 +95,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "dtype": dtype,
             "batch_size": settings.batch_size,
             "max_new_tokens": settings.max_new_tokens,
+            "positions": positions,
             "pruned": {**prune_job.settings, **prune_job.model},
         },
         model=model,
@@ -138,6 +146,7 @@ def _run_shards(
         budget=budget,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        positions=settings.positions,
         use_gpu=gpus > 0,
     )
     total = 0

@@ -17,6 +17,7 @@ from pipeline.families.base import Checkpoint, Family
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100 << 20
 
 
@@ -27,7 +28,8 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
         name: a folder, or a hub id (`org/name`), downloaded or taken from the local cache.
 
     Raises:
-        UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights.
+        UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights, or
+            shards that are not those of its index.
     """
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -43,11 +45,51 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
             f"--model {name}: model type {config.model_type!r} is not supported; "
             f"supported are {', '.join(sorted(FAMILIES))}"
         )
-    if not list(path.glob("*.safetensors")):
-        raise UserError(
-            f"--model {name}: no .safetensors file in {path}; pickled weights are not read, convert them first"
-        )
+    reason = family.refusal(config)
+    if reason is not None:
+        raise UserError(f"--model {name}: {reason}")
+    weight_files(path, name)
     return Checkpoint(path.resolve(), name, config), family
+
+
+def weight_files(path: Path, name: str) -> list[Path]:
+    """The safetensors files that make up a checkpoint: those of its index, else its only one.
+
+    Args:
+        path: its folder.
+        name: as the user gave it.
+
+    Raises:
+        UserError: none, some missing, or shards that the index does not know.
+    """
+    found = {file.name for file in path.glob("*.safetensors")}
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        if not found:
+            raise UserError(
+                f"--model {name}: no .safetensors file in {path}; pickled weights are not read, convert them first"
+            )
+        if "model.safetensors" in found:
+            return [path / "model.safetensors"]
+        raise UserError(
+            f"--model {name}: {min(found)} is there but neither model.safetensors nor {index.name}; fetch the "
+            "checkpoint again"
+        )
+    try:
+        expected = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"--model {name}: {index.name} can't be used ({error}); fetch it again") from error
+    if missing := sorted(expected - found):
+        raise UserError(
+            f"--model {name}: {len(missing)} of {len(expected)} safetensors shards are missing, e.g. {missing[0]}; "
+            "fetch them again"
+        )
+    if extra := sorted(file for file in found - expected if _SHARD_NAME.fullmatch(file)):
+        raise UserError(
+            f"--model {name}: {extra[0]} is no shard of {index.name}; shards of two checkpoints lie in one folder, "
+            "remove those that don't belong"
+        )
+    return [path / file for file in sorted(expected)]
 
 
 def _download(name: str) -> Path:
@@ -70,7 +112,7 @@ def identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
     headers = hashlib.sha256()
     projector = hashlib.sha256()
     found = 0
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
+    for file in weight_files(checkpoint.path, checkpoint.name):
         header, data_begin = read_header(file)
         headers.update(file.name.encode() + json.dumps(header, sort_keys=True).encode())
         for tensor in sorted(name for name in header if re.search(family.projector_weights, name)):

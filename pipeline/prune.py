@@ -16,7 +16,7 @@ from pipeline.index import Index, drop_generation, extend_index, read_index, uni
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
 from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
-from pipeline.select import SelectSettings
+from pipeline.select import SelectSettings, resolve_estimator
 from pipeline.shards import StreamSettings, error_rate_message, run_shards, too_many_fail
 from pipeline.shared import check_at_least_one, environment, local_model, own_dtype
 from pipeline.tune import find_batch_size
@@ -94,14 +94,17 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     _check(settings)
     inputs = resolve_corpus(settings.corpus)
     checkpoint, family = open_checkpoint(settings.model)
+    estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
+    family.preparer(checkpoint)  # so that a wrong image processor shows before any work
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
     artifact = Artifact(Path(settings.output).resolve())
     job = JobRecord(
         kind="prune",
         schema_version=SCHEMA_VERSION,
-        settings={**{name: getattr(settings, name) for name in _IDENTITY}, "dtype": dtype},
+        settings={**{name: getattr(settings, name) for name in _IDENTITY}, "dtype": dtype, "estimator": estimator},
         model=identity(checkpoint, family),
         environment=environment(),
+        notes=[note] if note else [],
     )
     index = read_index(artifact.root / "_index")
     new_inputs = unindexed_inputs(index, inputs, artifact.root)
@@ -111,6 +114,8 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
             say(f"all {index.num_shards} shards of {artifact.root} are there already; nothing to do")
             return PruneResult(0, index.num_shards)
     artifact.check_job(job)
+    if note:
+        say(note)
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
         gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(cluster_gpus() > 0)
         encode = EncodeSettings(
@@ -121,7 +126,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
             select=SelectSettings(
                 budget=parse_budget(settings.max_tokens, "--max-tokens"),
                 selector=settings.selector,
-                estimator=settings.estimator,
+                estimator=estimator,
                 seed=settings.seed,
             ),
             use_gpu=gpus > 0,

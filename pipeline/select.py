@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.budget import Budget
+from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage
-from zoo_ops import ProjectorSpec, estimate_sensitivity, preferred_estimator, rank_tokens
+from zoo_ops import ProjectorSpec, estimate_sensitivity, preferred_estimator, rank_tokens, require_informative
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,24 @@ class Selection:
     ranking_K: Tensor  # int64, pick order
     gain_K: Tensor  # float32
     sensitivity_N: Tensor | None  # float32; None where the projector is linear
+
+
+def resolve_estimator(projector: ProjectorSpec, selector: str, requested: str) -> tuple[str, str | None]:
+    """The estimator a job runs, and a line for the user where it is not the requested one.
+
+    Raises:
+        UserError: the selector needs the sensitivity and the projector is linear.
+    """
+    try:
+        require_informative(projector, selector)
+    except ValueError as error:
+        raise UserError(f"--selector {selector}: {error}") from error
+    if projector.is_linear:
+        return "none", "the projector is linear, so tokens have no sensitivity to tell them apart; none is stored"
+    estimator = preferred_estimator(projector, requested)
+    if estimator == requested:
+        return estimator, None
+    return estimator, f"estimator {estimator} in place of {requested}: {projector.closed_form_obstacle}"
 
 
 def image_seed(image_id: str, seed: int) -> int:

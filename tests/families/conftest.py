@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
     """A family's tiny checkpoint, its stock model, and what the pipeline makes of the images."""
 
@@ -53,6 +53,7 @@ class Case:
         checkpoint, family = self.opened
         return family.encoder(checkpoint, torch.device("cpu"), torch.float32)
 
+    @lru_cache(maxsize=2)  # noqa: B019
     def answerer(self, positions: str | None = None) -> Answerer:
         checkpoint, family = self.opened
         return family.answerer(checkpoint, torch.device("cpu"), torch.float32, positions)
@@ -67,29 +68,35 @@ class Case:
     def encoded(self) -> list[EncodedImage]:
         return self.encoder.encode(self.pixels, [(image.height, image.width) for image in self.images])
 
-    def rows(self, selector: str = "zoo") -> list[dict[str, Any]]:
+    @lru_cache(maxsize=8)  # noqa: B019
+    def rows(self, selector: str | None = None) -> list[dict[str, Any]]:
         """Selections rows with the features' payload, every token ranked."""
         ids = [f"{number:064x}" for number in range(len(self.images))]
-        settings = SelectSettings(ALL, selector)
+        settings = SelectSettings(ALL, selector or self.tiny.selector)
         selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
         return [
             {"image_id": image_id, **_decision(image, selection), **_kept_features(image, selection, "model")}
             for image_id, image, selection in zip(ids, self.encoded, selections, strict=True)
         ]
 
-    def kept(self, budget: Budget, selector: str = "zoo") -> dict[str, KeptImage]:
+    def kept(self, budget: Budget, selector: str | None = None) -> dict[str, KeptImage]:
         """The images at a budget, read back from what would be stored."""
         return {row["image_id"]: kept_image(row, row["features"], budget) for row in self.rows(selector)}
 
     def pixel_inputs(self, image: Image.Image) -> dict[str, Any]:
         """What the model's own image processor gives the stock model."""
         inputs = self.tiny.processor()(image, return_tensors="pt", **self.tiny.call)
-        return {name: value for name, value in inputs.items() if name not in ("num_patches", "batch_num_images")}
+        return {
+            name: value
+            for name, value in inputs.items()
+            if name not in ("num_patches", "num_crops", "batch_num_images")
+        }
 
-    def stock_features(self, image: Image.Image) -> Any:
-        """The stock model's image features."""
+    @lru_cache(maxsize=8)  # noqa: B019
+    def stock_features(self, number: int) -> Any:
+        """The stock model's features of one of the images."""
         with torch.no_grad():
-            return self.stock.model.get_image_features(**self.pixel_inputs(image))
+            return self.stock.model.get_image_features(**self.pixel_inputs(self.images[number]))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     CLIPImageProcessorPil,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaConfig,
@@ -19,6 +23,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -26,11 +32,17 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SiglipImageProcessorPil,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 WORDS = [
     *("what", "is", "in", "the", "picture", "how", "many", "colour", "of", "red", "blue", "this", "that"),
@@ -40,6 +52,7 @@ SPECIAL = [
     *("<pad>", "<unk>", "<s>", "</s>", "<image>", "<video>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>"),
     *("<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"),
     *("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<fake_token_around_image>", "<global-img>"),
+    *("<end_of_utterance>", *(f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5))),
 ]
 VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *WORDS, *(f"w{n}" for n in range(60))])}
 
@@ -86,8 +99,18 @@ class Tiny:
     image_text: str  # what the chat template writes for an image
     placeholder: str  # of which one image token per visual token is written
     wrap: str = "{}"  # around the image tokens, where the model's processor adds something
+    token: str = ""  # the image token, where it is not the placeholder
     call: dict[str, Any] = field(default_factory=dict)  # for the stock image processor
-    processor_file: dict[str, Any] = field(default_factory=dict)
+    linear: bool = False  # the projector is
+    has_template: bool = True
+
+    @property
+    def image_token_id(self) -> int:
+        return VOCABULARY[self.token or self.placeholder]
+
+    @property
+    def selector(self) -> str:
+        return "divprune" if self.linear else "zoo"
 
 
 def _token(word: str) -> int:
@@ -190,10 +213,43 @@ def _internvl() -> InternVLConfig:
     )
 
 
+def _gemma3() -> Gemma3Config:
+    text = {**TEXT, "head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    return Gemma3Config(
+        vision_config={**SIGLIP, "image_size": 56, "vision_use_head": False},
+        text_config=text,
+        mm_tokens_per_image=16,
+        image_token_index=_token("<image_soft_token>"),
+        boi_token_index=_token("<start_of_image>"),
+        eoi_token_index=_token("<end_of_image>"),
+    )
+
+
+def _paligemma() -> PaliGemmaConfig:
+    return PaliGemmaConfig(
+        vision_config={**SIGLIP, "projection_dim": 32, "vision_use_head": False},
+        text_config={"model_type": "gemma", "head_dim": 8, **TEXT},
+        projection_dim=32,
+        image_token_index=_token("<image>"),
+    )
+
+
+def _tiles(config: Any) -> Any:
+    vision = {key: value for key, value in CLIP.items() if key not in ("model_type", "projection_dim")}
+    return config(
+        vision_config={**vision, "initializer_range": 0.3},
+        text_config={"model_type": "llama", **TEXT},
+        scale_factor=2,
+        image_token_id=_token("<image>"),
+        pad_token_id=0,
+    )
+
+
 def _qwen_processor() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84}, patch_size=7)
 
 
+TILES = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
 SQUARE = {"size": {"height": 28, "width": 28}, "crop_size": {"height": 28, "width": 28}}
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 TINY = {
@@ -238,6 +294,44 @@ TINY = {
             wrap="<img>{}</img>",
             call={"crop_to_patches": True},
         ),
+        Tiny(
+            "gemma3",
+            Gemma3ForConditionalGeneration,
+            _gemma3,
+            lambda: Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
+            "<start_of_image>",
+            "<start_of_image>",
+            wrap="\n\n<start_of_image>{}<end_of_image>\n\n",
+            token="<image_soft_token>",
+        ),
+        Tiny(
+            "paligemma",
+            PaliGemmaForConditionalGeneration,
+            _paligemma,
+            lambda: SiglipImageProcessorPil(size=SQUARE["size"]),
+            "<image>",
+            "<image>",
+            linear=True,
+            has_template=False,
+        ),
+        Tiny(
+            "idefics3",
+            Idefics3ForConditionalGeneration,
+            lambda: _tiles(Idefics3Config),
+            lambda: Idefics3ImageProcessorPil(**TILES),
+            "<image>",
+            "<image>",
+            linear=True,
+        ),
+        Tiny(
+            "smolvlm",
+            SmolVLMForConditionalGeneration,
+            lambda: _tiles(SmolVLMConfig),
+            lambda: SmolVLMImageProcessorPil(**TILES),
+            "<image>",
+            "<image>",
+            linear=True,
+        ),
     )
 }
 
@@ -271,5 +365,8 @@ def build(tiny: Tiny, folder: Path) -> Any:
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     tiny.processor().save_pretrained(folder)
-    tokenizer(tiny.image_text).save_pretrained(folder)
+    words = tokenizer(tiny.image_text)
+    if not tiny.has_template:
+        words.chat_template = None
+    words.save_pretrained(folder)
     return model
