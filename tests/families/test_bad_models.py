@@ -1,0 +1,192 @@
+"""Wrong or damaged checkpoints: one clear sentence each; and only the part that is needed is ever loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.budget import Budget
+from pipeline.checkpoint import identity, open_checkpoint
+from pipeline.errors import UserError
+from pipeline.families import FAMILIES, family_of
+from pipeline.generate import answer_prompts
+from pipeline.select import resolve_estimator
+from tests.families.models import TINY
+
+CPU = torch.device("cpu")
+PROMPT = {"prompt_id": "0", "image_id": f"{0:064x}", "references": [], "type": None, "shard": 0}
+
+
+@pytest.fixture
+def copy_of(case: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Path]:
+    """A checkpoint to damage."""
+
+    def make(name: str) -> Path:
+        return Path(shutil.copytree(case(name).folder, tmp_path / name))
+
+    return make
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def encoder(folder: Path) -> Any:
+    checkpoint, family = open_checkpoint(str(folder))
+    return family.encoder(checkpoint, CPU, torch.float32)
+
+
+def test_an_architecture_without_adapter_is_named_with_those_that_have_one(copy_of):
+    folder = copy_of("llava")
+    change_config(folder, model_type="bert")
+    with pytest.raises(UserError, match=r"model type 'bert' is not supported; supported are gemma3, .*smolvlm"):
+        open_checkpoint(str(folder))
+
+
+def test_every_family_of_the_registry_has_a_tiny_model():
+    assert set(FAMILIES) == set(TINY)
+
+
+def test_missing_and_foreign_shards_are_named(case, tmp_path):
+    folder = tmp_path / "sharded"
+    shutil.copytree(case("llava").folder, folder)
+    (folder / "model.safetensors").unlink()
+    case("llava").stock.save_pretrained(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    whole = encoder(folder)
+    assert torch.equal(whole.projector.linear_in.weight, case("llava").encoder.projector.linear_in.weight)
+    foreign = folder / "model-00009-of-00009.safetensors"
+    shutil.copy(shards[0], foreign)
+    with pytest.raises(UserError, match=r"model-00009-of-00009\.safetensors is no shard of model.safetensors.index"):
+        open_checkpoint(str(folder))
+    foreign.unlink()
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"1 of {len(shards)} safetensors shards are missing, e.g. {shards[1].name}"):
+        open_checkpoint(str(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor model.safetensors.index.json"):
+        open_checkpoint(str(folder))
+
+
+def test_a_checkpoint_without_projector_is_refused(copy_of):
+    folder = copy_of("llava")
+    file = folder / "model.safetensors"
+    left = {name: tensor for name, tensor in load_file(file).items() if "projector" not in name}
+    save_file(left, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no projector weights"):
+        identity(*open_checkpoint(str(folder)))
+    with pytest.raises(UserError, match=r"lacks 4 tensors it needs, e.g. .*multi_modal_projector.linear_1.bias"):
+        encoder(folder)
+
+
+def test_config_and_projector_that_do_not_belong_together_are_refused(copy_of):
+    folder = copy_of("internvl")
+    change_config(folder, downsample_ratio=0.25)
+    with pytest.raises(UserError, match="config and weights do not belong together"):
+        encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_feature_select_strategy": "full"}, "keeps the class token"),
+        ({"vision_config": {"model_type": "pixtral"}}, "its vision tower is a pixtral"),
+    ],
+)
+def test_llava_configs_that_are_not_handled_say_why(copy_of, changes, message):
+    folder = copy_of("llava")
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_wrong_image_processor_is_named(copy_of, name):
+    folder = copy_of(name)
+    other = TINY["llava" if name != "llava" else "qwen2_vl"]
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        (folder / file).unlink(missing_ok=True)
+    checkpoint, family = open_checkpoint(str(folder))
+    with pytest.raises(UserError, match="its image processor can't be used"):
+        family.preparer(checkpoint)
+    other.processor().save_pretrained(folder)
+    with pytest.raises(UserError, match=r"asks for \w+, but a \w+ model takes \w+"):
+        family.preparer(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
+def test_a_wrong_tokenizer_is_named(copy_of, name):
+    folder = copy_of(name)
+    change_config(folder, image_token_id=40, image_token_index=40)
+    checkpoint, family = open_checkpoint(str(folder))
+    with pytest.raises(UserError, match="config and tokenizer do not belong together"):
+        family.answerer(checkpoint, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_each_side_holds_its_own_part_only(case, name):
+    case = case(name)
+    vision = {parameter for parameter, _ in case.encoder._model.named_parameters()}
+    language = {parameter for parameter, _ in case.answerer().model.named_parameters()}
+    everything = {parameter.removeprefix("model.") for parameter, _ in case.stock.named_parameters()}
+    assert not [one for one in vision if "language_model" in one or "text_model.embed" in one or "lm_head" in one]
+    assert not [one for one in language if any(word in one for word in ("vision", "visual", "projector", "connector"))]
+    both = vision | {one.removeprefix("model.") for one in language}
+    assert both == everything
+    shared = vision & {one.removeprefix("model.") for one in language}
+    assert shared == ({"image_newline"} if name in ("llava_next", "llava_onevision") else set())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_projectors_are_known_from_the_config_alone(case, name):
+    checkpoint, family = case(name).opened
+    projector = family.projector(checkpoint.config)
+    assert projector.closed_form_obstacle == case(name).encoder.projector.closed_form_obstacle
+    if TINY[name].linear:
+        for selector in ("zoo", "zoo_centered", "sensitivity"):
+            with pytest.raises(UserError, match=r"the projector is linear.*constant.*divprune, feature_norm, random"):
+                resolve_estimator(projector, selector, "closed_form")
+        assert resolve_estimator(projector, "divprune", "closed_form")[0] == "none"
+    elif name == "gemma3":
+        estimator, note = resolve_estimator(projector, "zoo", "closed_form")
+        assert estimator == "directional"
+        assert note is not None
+        assert "directional in place of closed_form" in note
+    else:
+        for estimator in ("closed_form", "directional", "finite_difference"):
+            assert resolve_estimator(projector, "zoo", estimator) == (estimator, None)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_several_images_in_one_prompt_are_refused(case, name):
+    case = case(name)
+    own = case.tiny.image_text
+    prompts = [f"what is <image> in <image> w{n}" for n in range(1)] + [f"{own} w1 {own}", f"<image> and {own}"]
+    rows = answer_prompts(
+        case.answerer(),
+        [{**PROMPT, "prompt": prompt} for prompt in [*prompts, "this is fine"]],
+        case.kept(Budget("count", 4)),
+        batch_size=4,
+        max_new_tokens=2,
+    )
+    assert [row["finish_reason"] for row in rows] == ["refused"] * 3 + ["length"]
+
+
+def test_a_prompt_without_template_gets_the_familys_own(copy_of, case):
+    folder = copy_of("llava")
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": None}))
+    checkpoint, family = open_checkpoint(str(folder))
+    answerer = family.answerer(checkpoint, CPU, torch.float32)
+    assert answerer.render("what is this") == "USER: <image>\nwhat is this ASSISTANT:"
+    assert answerer.render("what <image> is this") == "USER: what <image> is this ASSISTANT:"
+    assert family_of("llava") is family

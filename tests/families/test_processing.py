@@ -1,0 +1,50 @@
+"""Pixels cut in two halves have the bits of the model's own processor; absurd sizes are refused, not worked on."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.families.base import UnusableImageError
+from pipeline.families.processing import MAX_RESIZED_PIXELS, normalised
+from tests.families.models import TINY
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_prepared_pixels_give_the_processors_own_bits(case, name):
+    case = case(name)
+    processor = case.tiny.processor()
+    for image, pixels in zip(case.images, case.pixels, strict=True):
+        assert pixels.dtype == np.uint8
+        expected = case.pixel_inputs(image)["pixel_values"]
+        if name.startswith("qwen"):
+            again = processor([pixels], do_resize=False, input_data_format="channels_first", return_tensors="pt")
+            got = again["pixel_values"]
+        elif name in ("idefics3", "smolvlm"):
+            got = normalised(processor, pixels.reshape(-1, *pixels.shape[2:]))[: expected.shape[1]][None]
+        else:
+            got = normalised(processor, pixels)
+            got = got if got.dim() == expected.dim() else got[None]
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [(20000, 1), (1, 20000), (1, 1), (3, 500)])
+def test_absurd_sizes_are_refused_or_bounded(case, name, size):
+    checkpoint, family = case(name).opened
+    preparer, image = family.preparer(checkpoint), Image.new("RGB", size, (90, 10, 200))
+    explodes = name == "llava" or name.startswith("qwen")
+    if max(size) == 20000 and explodes:
+        with pytest.raises(UnusableImageError, match=f"{size[0]} x {size[1]}"):
+            preparer.prepare(image)
+    else:
+        assert preparer.prepare(image).size <= 3 * MAX_RESIZED_PIXELS
+
+
+def test_a_tower_takes_what_unpadding_leaves_nothing_of(case):
+    case = case("llava_next")
+    checkpoint, family = case.opened
+    thin = Image.new("RGB", (2000, 3), (90, 10, 200))
+    (image,) = case.encoder.encode([family.preparer(checkpoint).prepare(thin)], [(3, 2000)])
+    assert len(image.projected_NO) == 16
+    assert image.place(15) == (0, 3, 3)
