@@ -33,7 +33,7 @@ def closed_form_rows(rows_ND: Tensor, spec: ProjectorSpec, constants: ProjectorC
         slope_NH = activation_derivative(spec.activation_kind, normal.hidden_NH)
         square_N = torch.zeros_like(rows[:, 0])
         for p, form in enumerate(constants.jacobian_forms_P):
-            radial_N = torch.mm(slope_NH * normal.hidden_parts_PNH[p], constants.weight_out_OH.T).square_().sum(-1)
+            radial_N = constants.output_square(slope_NH * normal.hidden_parts_PNH[p])
             square_N += normal.inverse_scale_NP[:, p].square() * (form(slope_NH) - normal.shrink_NP[:, p] * radial_N)
         parts.append(square_N)
     # A sum of squares can come out below zero by rounding where it is zero.

@@ -12,6 +12,8 @@ from zoo_ops.projector import ProjectorSpec
 
 # Blocks on and above the diagonal: 8 of them cut the product to 0.56 (more blocks cut little and cost launches).
 TRIANGLE_BLOCKS = 8
+# The share of a full product that a form costs, with some for the sums: above it, W2 t goes through W2^T W2.
+FORM_SHARE = 0.6
 FINGERPRINT_SAMPLES = 4096
 
 
@@ -51,7 +53,8 @@ class ProjectorConstants:
     """Of a Linear - activation - Linear projector, in the dtype of the arithmetic.
 
     weight_in_PHd: columns of W1 that read patch p (P = 1 and d = D where no norm acts patch by patch).
-    shift_H: b1 + W1 beta.  gain_Pd: gamma, per patch; None for ones.  weight_out_OH: W2.
+    shift_H: b1 + W1 beta.  gain_d: gamma; None for ones.  weight_out_OH: W2.
+    jacobian_forms_P: the Q_p of the closed form, with purpose "jacobian".  output_form: W2^T W2, where it is used.
     """
 
     weight_in_PHd: tuple[Tensor, ...]
@@ -61,12 +64,17 @@ class ProjectorConstants:
     jacobian_forms_P: tuple[QuadraticForm, ...] | None
     output_form: QuadraticForm | None
 
+    def output_square(self, tangents_NH: Tensor) -> Tensor:
+        """||W2 t||^2 for every row t: (N, H) -> (N,); as t^T (W2^T W2) t where that is fewer products."""
+        if self.output_form is None:
+            return (tangents_NH @ self.weight_out_OH.T).square_().sum(-1)
+        return self.output_form(tangents_NH).clamp_min_(0)
+
 
 def projector_constants(spec: ProjectorSpec, *, dtype: torch.dtype, purpose: str) -> ProjectorConstants:
     """Constants of `spec`, from the cache when its weights are the very ones they were computed from.
 
-    purpose "jacobian": with the forms Q_p of the closed form.  "output": with W2^T W2, for `directional` and
-    `finite_difference`.
+    purpose "jacobian": for `closed_form`.  "output": for `directional` and `finite_difference`.
 
         Q_p = (W1_p gamma^2 W1_p^T [- b_p b_p^T / d for LayerNorm, b_p = W1_p gamma 1]) * (W2^T W2)
 
@@ -147,8 +155,10 @@ def _compute(spec: ProjectorSpec, dtype: torch.dtype, purpose: str) -> Projector
             moved = torch.stack([part @ norm.bias.detach().to(dtype) for part in weight_in_PHd]).sum(0)
             shift = moved if shift is None else shift + moved
     output_HH = weight_out.T @ weight_out
+    form_pays = weight_out.shape[0] > FORM_SHARE * weight_out.shape[1] and (purpose == "output" or norm is not None)
+    output_form = QuadraticForm.of(output_HH) if form_pays else None
     if purpose == "output":
-        return ProjectorConstants(weight_in_PHd, shift, gain, weight_out, None, QuadraticForm.of(output_HH))
+        return ProjectorConstants(weight_in_PHd, shift, gain, weight_out, None, output_form)
     forms = []
     for part_Hd in weight_in_PHd:
         scaled_Hd = part_Hd if gain is None else part_Hd * gain
@@ -157,4 +167,4 @@ def _compute(spec: ProjectorSpec, dtype: torch.dtype, purpose: str) -> Projector
             mean_H = scaled_Hd.sum(1) / width**0.5
             matrix_HH.addr_(mean_H, mean_H, alpha=-1)
         forms.append(QuadraticForm.of(matrix_HH.mul_(output_HH)))
-    return ProjectorConstants(weight_in_PHd, shift, gain, weight_out, tuple(forms), None)
+    return ProjectorConstants(weight_in_PHd, shift, gain, weight_out, tuple(forms), output_form)

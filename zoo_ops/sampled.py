@@ -37,9 +37,8 @@ def directional_rows(
     """(1/m) sum_j ||J u_j|| for every row: (N, D) -> (N,).
 
     `constants` of purpose "output", None for a projector that has none.
-    Linear - activation - Linear: J u = W2 (g * W1 u), with the norm's derivative where there is one. The norm of
-    W2 t is taken as sqrt(t^T (W2^T W2) t) where that is fewer products. Any other projector: forward-mode
-    differentiation of its forward.
+    Linear - activation - Linear: J u = W2 (g * W1 u), with the norm's derivative where there is one.
+    Any other projector: forward-mode differentiation of its forward.
     """
     if constants is None or spec.activation_kind is None:
         return torch.cat([_forward_mode(rows, spec, directions_MD) for rows in rows_ND.split(ROWS_AT_A_TIME)])
@@ -51,10 +50,10 @@ def directional_rows(
         sum_N = torch.zeros_like(rows[:, 0])
         if normal is None:
             for tangent_H in directions_MD @ constants.weight_in_PHd[0].T:
-                sum_N += _output_norm(slope_NH * tangent_H, constants)
+                sum_N += constants.output_square(slope_NH * tangent_H).sqrt_()
         else:
             for direction_D in directions_MD:
-                sum_N += _output_norm(slope_NH * _norm_tangent(direction_D, normal, spec, constants), constants)
+                sum_N += constants.output_square(slope_NH * _norm_tangent(direction_D, normal, spec, constants)).sqrt_()
         parts.append(sum_N / directions_MD.shape[0])
     return torch.cat(parts)
 
@@ -89,23 +88,13 @@ def finite_difference_rows(
                 else:
                     above = NormalisedRows(rows + step_size * direction_D, spec, constants).hidden_NH
                     below = NormalisedRows(rows - step_size * direction_D, spec, constants).hidden_NH
-                sum_N += _output_norm(spec.activation(above) - spec.activation(below), constants)
+                sum_N += constants.output_square(spec.activation(above) - spec.activation(below)).sqrt_()
         parts.append(sum_N / (2.0 * step_size * directions_MD.shape[0]))
     return torch.cat(parts)
 
 
 def _hidden(rows_ND: Tensor, constants: ProjectorConstants) -> Tensor:
     return torch.nn.functional.linear(rows_ND, constants.weight_in_PHd[0], constants.shift_H)
-
-
-def _output_norm(tangents_NH: Tensor, constants: ProjectorConstants) -> Tensor:
-    """||W2 t|| for every row t, (N, H) -> (N,)."""
-    assert constants.output_form is not None
-    width_out, width = constants.weight_out_OH.shape
-    # The form multiplies about 0.56 of an H x H matrix, the plain product all of an O x H one.
-    if width_out > 0.6 * width:
-        return constants.output_form(tangents_NH).clamp_min_(0).sqrt_()
-    return (tangents_NH @ constants.weight_out_OH.T).norm(dim=-1)
 
 
 def _norm_tangent(
