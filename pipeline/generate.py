@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from pipeline.artifact import Artifact
 from pipeline.attempts import BAD_INPUT, STOPPED, Policy, StageRunner, failed_shard
@@ -51,6 +52,16 @@ class Question:
     prompt: dict[str, Any]  # its row of the prompts table
     image: KeptImage
     token_ids: list[int]  # rendered text, the image's tokens in their place
+
+    def end_of_image(self, image_token_id: int) -> int:
+        """Place behind the last image token."""
+        return len(self.token_ids) - self.token_ids[::-1].index(image_token_id)
+
+    def beginning(self, image_token_id: int) -> tuple[str, ...]:
+        """What two questions must share to share the pass over their image; unique where nothing follows the image."""
+        end = self.end_of_image(image_token_id)
+        own = (str(self.prompt["prompt_id"]),) if end == len(self.token_ids) else ()
+        return (self.image.image_id, *map(str, self.token_ids[:end]), *own)
 
 
 class AnswerShards:
@@ -121,8 +132,8 @@ def answer_prompts(
 ) -> list[dict[str, Any]]:
     """Greedy answers to prompts about kept images; rows of `ANSWERS` in the order of `prompts`.
 
-    Prompts are batched with others of similar length. A prompt the family refuses gets finish reason `refused` and
-    the reason as its answer's absence (null).
+    Prompts of one image run together, images of similar length beside each other. A prompt the family refuses gets
+    finish reason `refused` and a null answer.
     """
     rows: list[dict[str, Any] | None] = [None] * len(prompts)
     questions: list[tuple[int, Question]] = []
@@ -132,7 +143,14 @@ def answer_prompts(
             questions.append((number, _question(answerer, prompt, image)))
         except UnusablePromptError:
             rows[number] = _row(prompt, image, None, [], "refused", 0.0)
-    questions.sort(key=lambda item: (len(item[1].token_ids), item[0]))
+    place_of = {image_id: place for place, image_id in enumerate(images)}
+
+    def order(item: tuple[int, Question]) -> tuple[int, ...]:
+        number, question = item
+        image = question.image
+        return len(image.indices_K), place_of[image.image_id], len(question.token_ids), number
+
+    questions.sort(key=order)
     for begin in range(0, len(questions), batch_size):
         chunk = questions[begin : begin + batch_size]
         started = time.perf_counter()
@@ -153,19 +171,38 @@ def _question(answerer: Answerer, prompt: dict[str, Any], image: KeptImage) -> Q
 def _generate(
     answerer: Answerer, questions: Sequence[Question], max_new_tokens: int
 ) -> Iterator[tuple[list[int], str]]:
-    """Generated token ids (end of sequence excluded) and finish reason of each question."""
-    width = max(len(q.token_ids) for q in questions)
+    """Generated token ids (end of sequence excluded) and finish reason of each question.
+
+    Questions that begin alike, up to and including their image, share one pass over that beginning: its cache is
+    computed once and copied to each of them.
+    """
     config = answerer.model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     pad = config.pad_token_id if config.pad_token_id is not None else ends[0]
-    ids = torch.full((len(questions), width), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, question in enumerate(questions):
-        begin = width - len(question.token_ids)
-        ids[row, begin:] = torch.tensor(question.token_ids)
-        mask[row, begin:] = 1
     device = answerer.model.device
-    ids, mask = ids.to(device), mask.to(device)
+    owners: dict[tuple[str, ...], int] = {}  # (image, beginning) -> number among the distinct beginnings
+    beginnings = [owners.setdefault(q.beginning(answerer.image_token_id), len(owners)) for q in questions]
+    shared: dict[str, Any] = {}
+    if len(owners) == len(questions):
+        ids, mask = _left_padded([q.token_ids for q in questions], pad, device)
+    else:
+        firsts = [questions[beginnings.index(number)] for number in range(len(owners))]
+        cuts = [q.end_of_image(answerer.image_token_id) for q in firsts]
+        ids, mask = _left_padded([q.token_ids[:cut] for q, cut in zip(firsts, cuts, strict=True)], pad, device)
+        inputs = answerer.image_inputs([q.image for q in firsts], ids, mask)
+        inputs.setdefault("position_ids", (mask.cumsum(-1) - 1).clamp_min(0))
+        cache = answerer.model(
+            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **inputs
+        ).past_key_values
+        rows = torch.tensor(beginnings, device=device)
+        cache.batch_select_indices(rows)
+        shared = {"past_key_values": cache}
+        tails = [q.token_ids[cuts[number] :] for q, number in zip(questions, beginnings, strict=True)]
+        tail_ids, tail_mask = _left_padded(tails, pad, device)
+        ids, mask = torch.cat([ids[rows], tail_ids], 1), torch.cat([mask[rows], tail_mask], 1)
+    inputs = answerer.image_inputs([q.image for q in questions], ids, mask)
+    if shared:
+        del inputs["mm_encoder_outputs"]
     output = answerer.model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -173,11 +210,23 @@ def _generate(
         num_beams=1,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        **answerer.image_inputs([q.image for q in questions], ids, mask),
+        **inputs,
+        **shared,
     )
-    for tokens in output[:, width:].tolist():
+    for tokens in output[:, ids.shape[1] :].tolist():
         stop = next((n for n, token in enumerate(tokens) if token in ends), None)
         yield (tokens, "length") if stop is None else (tokens[:stop], "stop")
+
+
+def _left_padded(sequences: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T) and attention mask of sequences of different length."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.int64)
+        mask[row, width - len(sequence) :] = 1
+    return ids.to(device), mask.to(device)
 
 
 def _row(
