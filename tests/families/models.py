@@ -218,6 +218,7 @@ def _gemma3() -> Gemma3Config:
     return Gemma3Config(
         vision_config={**SIGLIP, "image_size": 56, "vision_use_head": False},
         text_config=text,
+        tie_word_embeddings=False,
         mm_tokens_per_image=16,
         image_token_index=_token("<image_soft_token>"),
         boi_token_index=_token("<start_of_image>"),
@@ -361,6 +362,8 @@ def build(tiny: Tiny, folder: Path) -> Any:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif "multi_modal_projector" in name or "merger" in name or "connector" in name:
                 parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5)
+        if tiny.family == "gemma3":  # else a token outweighs what surrounds it, and repeats for ever
+            model.get_input_embeddings().weight.mul_(0.03)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
