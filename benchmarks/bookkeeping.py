@@ -1,0 +1,153 @@
+"""What shards and rows cost outside the model: commit, resume, manifest, driver memory, index. For docs/scaling.md.
+
+    python benchmarks/bookkeeping.py                         benchmarks/results/bookkeeping.json
+    python benchmarks/bookkeeping.py --shards 500 --rows 20000 --output -
+
+Every measurement is checked by its result first: nothing pending, every shard in the manifest, every image in a shard.
+"""
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(ROOT)
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+import tracemalloc
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.ops import environment
+from pipeline.artifact import Artifact
+from pipeline.index import SHARDS_PER_FILE, _assign_shards
+from schemas.records import CommitRecord, FileEntry
+from schemas.tables import SCAN
+
+FILES = {
+    "selections": "selections/part-{:08d}.parquet",
+    "prompts": "prompts/part-{:08d}.parquet",
+    "errors": "errors/part-{:08d}.parquet",
+    "features.webdataset": "features/shard-{:08d}.tar",
+}
+WORDS = ("what", "colour", "is", "the", "small", "thing", "left", "of", "big", "one", "on", "table", "how", "many", "?")
+STAGES = ("read", "decode", "encode", "score", "select", "write")
+
+
+def measure_shards(shards: int, root: Path) -> dict[str, Any]:
+    """Cost of a shard in commit, resume and manifest, on a local disk, with tiny data files."""
+    artifact = Artifact(root)
+    for name in FILES.values():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for shard in range(shards):
+        entries = {}
+        for table, name in FILES.items():
+            path = root / name.format(shard)
+            path.write_bytes(b"x")
+            digest = hashlib.sha256(b"x").hexdigest()
+            entries[table] = FileEntry(name.format(shard), 512, 1, path.stat().st_mtime_ns, digest)
+        counts = {"images": 512, "samples": 512, "samples.ok": 512, "prompts": 2560, "prompts.ok": 2560}
+        seconds = dict.fromkeys(STAGES, 1.234567)
+        records.append(CommitRecord(shard, entries, counts, seconds, 1.7e9 + shard / 7, 1.7e9 + shard / 6))
+    started = time.perf_counter()
+    for record in records:
+        artifact.commit(record)
+    commit = time.perf_counter() - started
+    started = time.perf_counter()
+    resume = artifact.resume(shards)
+    resuming = time.perf_counter() - started
+    assert resume.pending == []
+    started = time.perf_counter()
+    artifact.finish({"num_shards": shards})
+    finish = time.perf_counter() - started
+    manifest = root / "manifest.json"
+    assert len(json.loads(manifest.read_text())["shards"]) == shards
+    tracemalloc.start()
+    artifact.finish({"num_shards": shards})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "shards": shards,
+        "commit_ms": 1000 * commit / shards,
+        "resume_ms": 1000 * resuming / shards,
+        "finish_ms": 1000 * finish / shards,
+        "finish_peak_memory_bytes": peak / shards,
+        "commit_record_bytes": sum(path.stat().st_size for path in (root / "_commits").iterdir()) / shards,
+        "manifest_bytes": manifest.stat().st_size / shards,
+    }
+
+
+def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
+    """Cost of a row in the assignment of images to shards, and in the index's files."""
+    scratch = root / "scan"
+    scratch.mkdir(parents=True)
+    for begin in range(0, rows, 10_000):
+        unit = [_scan_row(number, prompts) for number in range(begin, min(begin + 10_000, rows))]
+        pq.write_table(pa.Table.from_pylist(unit, SCAN), scratch / f"unit-{begin // 10_000:08d}.parquet")
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = _assign_shards(
+        root, scratch, [], first_shard=0, first_file=0, shard_size=512, limit=None, shards_per_file=SHARDS_PER_FILE
+    )
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert made["num_images"] == rows
+    assert made["num_prompts"] == rows * prompts
+    return {
+        "rows": rows,
+        "prompts_a_row": prompts,
+        "assign_cpu_sec_a_million": 1e6 * cpu / rows,
+        "assign_sec_a_million": 1e6 * wall / rows,
+        "index_bytes": sum(path.stat().st_size for path in root.glob("part-*")) / rows,
+        "scan_bytes": sum(path.stat().st_size for path in scratch.glob("unit-*")) / rows,
+        "scratch_database_bytes": sum(path.stat().st_size for path in scratch.glob("assign*")) / rows,
+    }
+
+
+def _scan_row(number: int, prompts: int) -> dict[str, Any]:
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return {
+        "input": number // 10_000,
+        "sample": number % 10_000 * 20_480,
+        "source": f"train-{number // 10_000:06d}.tar/{digest[:12]}.jpg",
+        "path": f"/data/corpus/train-{number // 10_000:06d}.tar",
+        "offset": number % 10_000 * 20_480 + 512,
+        "size": 18_000 + int(digest[:4], 16) % 4000,
+        "image_id": digest,
+        "prompts": [
+            {
+                "prompt_id": f"{digest[12:20]}-{n}",
+                "prompt": " ".join(WORDS[int(digest[3 * k + n : 3 * k + n + 2], 16) % len(WORDS)] for k in range(9)),
+                "references": ["yes"],
+                "type": "vqa",
+                "status": "ok",
+            }
+            for n in range(prompts)
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shards", type=int, default=5000)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bookkeeping.json"), help="- for none")
+    given = parser.parse_args()
+    result: dict[str, Any] = {"environment": environment(torch.device("cpu"))}
+    with tempfile.TemporaryDirectory(prefix="bookkeeping-") as folder:
+        result["shard"] = measure_shards(given.shards, Path(folder) / "artifact")
+        result["row"] = [measure_index(given.rows, n, Path(folder) / f"index-{n}") for n in (1, 5)]
+    print(json.dumps(result, indent=1))
+    if given.output != "-":
+        Path(given.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
