@@ -39,7 +39,7 @@ def render_prompt(
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str), "tokenize=False gives text"
     else:
-        template = default_template.replace(inline, "").lstrip("\n") if count else default_template
+        template = default_template.replace(f"{inline}\n", "").replace(inline, "") if count else default_template
         text = template.replace("{prompt}", prompt)
     if text.count(placeholder) != 1:
         raise UnusablePromptError(

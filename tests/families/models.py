@@ -139,7 +139,7 @@ def _onevision() -> LlavaOnevisionConfig:
         image_token_index=_token("<image>"),
         video_token_index=_token("<video>"),
         image_grid_pinpoints=PINPOINTS,
-        vision_aspect_ratio="anyres_max_2",
+        vision_aspect_ratio="anyres_max_3",
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
     )

@@ -18,6 +18,7 @@ TILED = ("llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm")
 
 
 @pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
 def test_features_and_projected_rows_are_of_the_same_tokens_in_the_stock_order(case, name):
     case = case(name)
     for number, image in enumerate(case.encoded):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from pipeline.families.base import UnusableImageError
-from pipeline.families.processing import MAX_RESIZED_PIXELS, normalised
+from pipeline.families.processing import MAX_RESIZED_PIXELS, check_resized_size, normalised
 from tests.families.models import TINY
 
 
@@ -33,12 +34,18 @@ def test_prepared_pixels_give_the_processors_own_bits(case, name):
 def test_absurd_sizes_are_refused_or_bounded(case, name, size):
     checkpoint, family = case(name).opened
     preparer, image = family.preparer(checkpoint), Image.new("RGB", size, (90, 10, 200))
-    explodes = name == "llava" or name.startswith("qwen")
-    if max(size) == 20000 and explodes:
+    if max(size) == 20000 and name.startswith("qwen"):
         with pytest.raises(UnusableImageError, match=f"{size[0]} x {size[1]}"):
             preparer.prepare(image)
     else:
         assert preparer.prepare(image).size <= 3 * MAX_RESIZED_PIXELS
+
+
+def test_a_shortest_edge_is_not_brought_to_size_at_any_price():
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336})
+    check_resized_size(processor, Image.new("RGB", (2000, 4)))
+    with pytest.raises(UnusableImageError, match=r"20000 x 1 would be resized to 2,257,920,000 pixels; at most"):
+        check_resized_size(processor, Image.new("RGB", (20000, 1)))
 
 
 def test_a_tower_takes_what_unpadding_leaves_nothing_of(case):
