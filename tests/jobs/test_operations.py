@@ -1,0 +1,149 @@
+"""What an operator relies on: stopping, error rates, redoing, verifying, the log, a measured batch size."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.prune import PruneSettings, prune_corpus
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def write_manifest(folder: Path, jpeg, count: int, present: range) -> Path:
+    """`count` samples, of which only those in `present` have their image file."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for n in range(count):
+        if n in present:
+            (folder / f"{n:04d}.jpg").write_bytes(jpeg(n))
+        lines.append(json.dumps({"image": f"{n:04d}.jpg", "prompts": [{"id": f"p{n}", "prompt": "what ?"}]}))
+    path = folder / "m.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def statuses(output: Path) -> dict[str, str]:
+    import pyarrow.dataset as ds
+
+    manifest = json.loads((output / "manifest.json").read_text())
+    files = [str(output / s["files"]["prompts"]["path"]) for s in manifest["shards"]]
+    return {row["prompt_id"]: row["status"] for row in ds.dataset(files).to_table().to_pylist()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_misconfigured_corpus_stops_before_any_image_is_encoded(tmp_path, jpeg, tiny_llava):
+    manifest = write_manifest(tmp_path / "c", jpeg, 120, range(50))
+    settings = PruneSettings((str(manifest),), tiny_llava, str(tmp_path / "out"), max_tokens="4")
+    with pytest.raises(UserError, match=r"70 of the first 120 inputs failed.*missing_file \(70\)"):
+        prune_corpus(settings, lambda _: None)
+    assert not (tmp_path / "out" / "_index" / "index.json").exists()
+    for n in range(50, 120):
+        (manifest.parent / f"{n:04d}.jpg").write_bytes(jpeg(n))
+    assert prune_corpus(settings, lambda _: None).images == 120
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_undecodable_images_stop_the_job(tmp_path, jpeg, tiny_llava):
+    manifest = write_manifest(tmp_path / "c", jpeg, 120, range(120))
+    for n in range(100):
+        (manifest.parent / f"{n:04d}.jpg").write_bytes(b"no image at all %d" % n)
+    settings = PruneSettings((str(manifest),), tiny_llava, str(tmp_path / "out"), max_tokens="4", shard_size=60)
+    with pytest.raises(UserError, match=r"inputs failed, more than --max-error-rate 0.5: unreadable_image"):
+        prune_corpus(settings, lambda _: None)
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_redo_errors_takes_up_files_that_were_missing(tmp_path, jpeg, tiny_llava):
+    manifest = write_manifest(tmp_path / "c", jpeg, 12, range(8))
+    output = tmp_path / "out"
+    settings = {
+        "corpus": (str(manifest),),
+        "model": tiny_llava,
+        "output": str(output),
+        "max_tokens": "4",
+        "shard_size": 4,
+    }
+    prune_corpus(PruneSettings(**settings), lambda _: None)
+    assert sorted(statuses(output).values()) == ["missing_file"] * 4 + ["ok"] * 8
+    first = (output / "selections" / "part-00000000.parquet").read_bytes()
+    for n in (8, 9, 10):
+        (manifest.parent / f"{n:04d}.jpg").write_bytes(jpeg(n if n != 10 else 0))  # sample 10 repeats the bytes of 0
+    said: list[str] = []
+    prune_corpus(PruneSettings(**settings, redo_errors=True), said.append)
+    assert any("hold transient failures" in line for line in said)
+    after = statuses(output)
+    assert {p for p, s in after.items() if s != "ok"} == {"p11"}
+    assert (output / "selections" / "part-00000000.parquet").read_bytes() == first
+    fresh = tmp_path / "fresh"
+    prune_corpus(PruneSettings(**{**settings, "output": str(fresh)}), lambda _: None)
+    assert statuses(fresh) == after
+
+
+def test_verify_reads_every_byte_and_mends(pruned_64, prune, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned_64, copy)
+    assert "verified 5 committed shards" in prune(copy, max_tokens="64", verify=True)
+    path = copy / "features" / "shard-00000002.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    before = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    said = prune(copy, max_tokens="64", verify=True)
+    assert any(line.startswith("shard 00000002 is done again") and "sha256" in line for line in said)
+    assert path.read_bytes() == (pruned_64 / "features" / "shard-00000002.tar").read_bytes()
+
+
+def test_the_log_has_a_line_a_shard(pruned_64):
+    lines = [json.loads(line) for line in (pruned_64 / "_log.jsonl").read_text().splitlines()]
+    assert sorted(line["shard"] for line in lines) == list(range(5))
+    assert all(set(line["seconds"]) == {"read", "decode", "encode", "score", "select", "write"} for line in lines)
+    assert sum(line["kept"] for line in lines) == 307
+
+
+def test_a_measured_batch_size_is_kept(prune, tmp_path):
+    output = tmp_path / "out"
+    prune(output, max_tokens="4", limit=8, batch_size="auto")
+    first = json.loads((output / "_job.json").read_text())
+    assert first["resolved"]["batch_size"] in {2**n for n in range(9)}
+    (output / "_commits" / "00000000.json").unlink()
+    before = (output / "_job.json").read_bytes()
+    said = prune(output, max_tokens="4", limit=8, batch_size="auto")
+    assert (output / "_job.json").read_bytes() == before
+    assert not any("fastest" in line for line in said)
+
+
+def test_sigterm_finishes_the_shards_in_flight(scenes_tars, tiny_llava, tmp_path):
+    output = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "jobs.prune_corpus", "--corpus", scenes_tars, "--model", tiny_llava,
+        "--output", str(output), "--max-tokens", "4", "--shard-size", "8",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 240
+        while not list((output / "_commits").glob("*.json")) if (output / "_commits").exists() else True:
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        _, said = job.communicate(timeout=240)
+    assert job.returncode == 128 + signal.SIGTERM, said
+    assert "SIGTERM: finishing the shards in flight" in said
+    assert "run the same command again to resume" in said
+    assert "Traceback" not in said
+    done = len(list((output / "_commits").glob("*.json")))
+    assert 0 < done < 39
+    assert not (output / "_SUCCESS").exists()
+    assert not (output / "_stop").exists()
+    again = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"{done} of 39 shards are there already" in again.stderr
