@@ -11,7 +11,7 @@ from scene_data import SceneArrays
 from scenes import NUM_TOKENS
 from tiny_model import VISION_WIDTH
 
-NUM_FEATURE_SCENES = 40_000
+NUM_FEATURE_SCENES = 24_000
 _CHUNK = 200
 
 
@@ -31,7 +31,7 @@ def extract_features(work_dir: Path, split: str, max_scenes: int) -> None:
         np.lib.format.open_memmap(path, "w+", np.float16, (num_scenes, NUM_TOKENS, VISION_WIDTH)).flush()
     features = feature_array(work_dir, split, mode="r+")
     tower = tiny_model.build_model(0).model.vision_tower.eval()
-    tower.load_state_dict(torch.load(work_dir / "tower.pt")["tower"])
+    tower.load_state_dict(torch.load(work_dir / "tower-settled.pt")["tower"])
     tiny_model.use_training_attention(tower)
     for start in range(done, num_scenes, _CHUNK):
         stop = min(start + _CHUNK, num_scenes)

@@ -18,6 +18,7 @@ def stages(work_dir: Path, language_seed: int, output: Path) -> list[tuple[str, 
     return [
         ("scene_data", work),
         ("train_tower", work),
+        ("settle_tower", work),
         ("features", work),
         ("train_language", [*work, *seed]),
         ("export", [*work, *seed, "--output", str(output)]),

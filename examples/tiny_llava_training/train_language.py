@@ -29,7 +29,7 @@ _QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, 
 class LanguageSettings:
     """Settings of the language stage."""
 
-    num_steps: int = 3600
+    num_steps: int = 1600
     batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 1
@@ -37,7 +37,7 @@ class LanguageSettings:
     min_kept_share: float = 0.05
     no_bos_share: float = 0.15
     caption_share: float = 0.3
-    feature_noise: float = 0.05
+    feature_noise: float = 0.15
     checkpoint_every: int = 250
 
 
@@ -64,7 +64,7 @@ class LanguageTrainer:
         self.objects = self.scenes.objects[: len(self.features)]
         self.noise = settings.feature_noise * float(self.features[:64].astype(np.float32).std())
         self.model = tiny_model.build_model(settings.seed)
-        self.model.model.vision_tower.load_state_dict(torch.load(work_dir / "tower.pt")["tower"])
+        self.model.model.vision_tower.load_state_dict(torch.load(work_dir / "tower-settled.pt")["tower"])
         self.model.model.vision_tower.requires_grad_(False)
         tiny_model.use_training_attention(self.model.model.language_model)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

@@ -8,6 +8,7 @@ import tiny_model
 import torch
 from features import extract_features, feature_array
 from scene_data import SceneArrays, render_split
+from settle_tower import SettleSettings, TowerSettler
 from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset
 from train_tower import TowerSettings, TowerTrainer
 
@@ -54,6 +55,12 @@ def test_resumed_training_ends_with_the_same_bits(
     resumed.run()
     assert _same(torch.load(whole / "tower.pt"), torch.load(parts / "tower.pt"))
 
+    settle = SettleSettings(num_steps=4, batch_size=3, fit_scenes=4, checkpoint_every=2)
+    for folder, stops in ((whole, (4,)), (parts, (3, 4))):
+        for stop in stops:
+            TowerSettler(settle, SceneArrays(folder, "train"), folder).run(stop_step=stop)
+    assert _same(torch.load(whole / "tower-settled.pt"), torch.load(parts / "tower-settled.pt"))
+
     settings = LanguageSettings(num_steps=4, batch_size=3, checkpoint_every=2)
     for folder in (whole, parts):
         extract_features(folder, "train", _NUM_SCENES)
@@ -63,7 +70,7 @@ def test_resumed_training_ends_with_the_same_bits(
     LanguageTrainer(settings, parts).run()
     name = "language-seed1.pt"
     assert _same(torch.load(whole / name), torch.load(parts / name))
-    frozen = torch.load(whole / "tower.pt")["tower"]
+    frozen = torch.load(whole / "tower-settled.pt")["tower"]
     trained = torch.load(whole / name)["model"]
     assert all(torch.equal(trained[f"model.vision_tower.{key}"], value) for key, value in frozen.items())
 

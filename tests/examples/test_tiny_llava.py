@@ -1,0 +1,117 @@
+"""The bundled checkpoint: loads with stock Transformers, fits its size and answers questions about unseen pictures."""
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluate import Answerer, AskedQuestion, exact_match, heldout_questions
+from make_corpus import BAD_INPUTS
+from PIL import Image
+from questions import ONE_WORD_TYPES, Question
+from scenes import NUM_TOKENS
+from train_language import random_subset
+from transformers import AutoImageProcessor, AutoTokenizer
+
+_NUM_CORPUS_IMAGES = 25
+
+
+@pytest.fixture(scope="module")
+def answerer(model_dir: Path) -> Answerer:
+    return Answerer(model_dir)
+
+
+@pytest.fixture(scope="module")
+def corpus_questions(corpus_dir: Path) -> tuple[list[Image.Image], list[AskedQuestion]]:
+    images: list[Image.Image] = []
+    asked: list[AskedQuestion] = []
+    for line in (corpus_dir / "scenes.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if int(row["id"]) in BAD_INPUTS:
+            continue
+        asked += [
+            AskedQuestion(len(images), Question(p["type"], p["prompt"], p["references"][0]))
+            for p in row["prompts"]
+            if p["type"] in ONE_WORD_TYPES
+        ]
+        images.append(Image.open(corpus_dir / row["image"]))
+        if len(images) == _NUM_CORPUS_IMAGES:
+            break
+    return images, asked
+
+
+def test_checkpoint_is_at_most_12_mb_and_readable_for_all(model_dir: Path) -> None:
+    files = [path for path in model_dir.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= {
+        path.name for path in files
+    }
+    assert all(os.access(path, os.R_OK) for path in files)
+    config = json.loads((model_dir / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["vision_config"]["model_type"] == "clip_vision_model"
+    assert config["text_config"]["model_type"] == "llama"
+
+
+def test_corpus_questions_are_answered_from_raw_images(answerer: Answerer, corpus_questions: tuple) -> None:
+    images, asked = corpus_questions
+    assert len(asked) >= 100
+    assert exact_match(answerer.answer(images, asked), asked)["all"] >= 88
+
+
+def test_which_tokens_are_kept_matters(answerer: Answerer) -> None:
+    images, asked = heldout_questions(16)
+    visual = answerer.project(images)
+    everything = torch.arange(NUM_TOKENS).expand(len(images), -1)
+    full = answerer.answer_from_tokens(visual, everything, asked)
+    assert full == answerer.answer(images, asked)
+    accuracy = {NUM_TOKENS: exact_match(full, asked)["all"]}
+    for num_kept in (NUM_TOKENS // 2, NUM_TOKENS // 8):
+        kept = torch.from_numpy(random_subset(np.random.default_rng(num_kept), len(images), num_kept))
+        accuracy[num_kept] = exact_match(answerer.answer_from_tokens(visual, kept, asked), asked)["all"]
+    assert accuracy[NUM_TOKENS] - accuracy[NUM_TOKENS // 2] <= 12
+    assert accuracy[NUM_TOKENS] - accuracy[NUM_TOKENS // 8] >= 8
+
+
+def test_questions_may_be_typed_as_people_type_them(answerer: Answerer, corpus_questions: tuple) -> None:
+    images, asked = corpus_questions
+    few = asked[:16]
+    typed = [
+        AskedQuestion(a.image, Question(a.question.type, a.question.prompt.capitalize().replace(" ?", "?"), ""))
+        for a in few
+    ]
+    assert answerer.answer(images, typed) == answerer.answer(images, few)
+
+
+def test_unknown_words_empty_prompts_and_odd_sizes_are_answered(answerer: Answerer) -> None:
+    images = [Image.new("RGB", (1, 1)), Image.new("L", (300, 50), 90), Image.new("CMYK", (64, 200))]
+    asked = [
+        AskedQuestion(i, Question("caption", prompt, "")) for i, prompt in enumerate(["", "图片 🦁", "Hello, world!"])
+    ]
+    assert len(answerer.answer(images, asked)) == 3
+
+
+def test_parts_load_alone_and_templates_agree(answerer: Answerer, model_dir: Path) -> None:
+    tokenizer, image_processor = AutoTokenizer.from_pretrained(model_dir), AutoImageProcessor.from_pretrained(model_dir)
+    assert tokenizer.padding_side == "left"
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many stars are there ?"}]}
+    prompt = "USER: <image>\nhow many stars are there ? ASSISTANT:"
+    assert answerer.processor.apply_chat_template([message], add_generation_prompt=True) == prompt
+    assert tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False) == prompt
+    ids = tokenizer(prompt)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.unk_token_id not in ids
+    pixels = image_processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 128, 128)
+
+
+def test_heldout_questions_cover_every_type() -> None:
+    _, asked = heldout_questions(30)
+    by_type: dict[str, int] = defaultdict(int)
+    for item in asked:
+        by_type[item.question.type] += 1
+    assert set(by_type) == set(ONE_WORD_TYPES)
+    assert min(by_type.values()) >= 15
