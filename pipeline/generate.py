@@ -183,7 +183,7 @@ def _generate(
     owners: dict[tuple[str, ...], int] = {}  # (image, beginning) -> number among the distinct beginnings
     beginnings = [owners.setdefault(q.beginning(answerer.image_token_id), len(owners)) for q in questions]
     shared: dict[str, Any] = {}
-    if len(owners) == len(questions):
+    if len(owners) == len(questions) or not answerer.shares_beginnings:
         ids, mask = _left_padded([q.token_ids for q in questions], pad, device)
     else:
         firsts = [questions[beginnings.index(number)] for number in range(len(owners))]

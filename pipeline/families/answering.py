@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage
-from pipeline.families.loading import load_part
+from pipeline.families.loading import attends_causally, load_part
 from pipeline.families.prompting import render_prompt, tokenise
 
 
@@ -66,6 +66,7 @@ class PackedAnswerer:
                 f"in its tokenizer, expected {expand(placeholder)!r}; config and tokenizer do not belong together"
             )
         self.model = load_part(part, checkpoint, device, dtype)
+        self.shares_beginnings = token_types is None and attends_causally(checkpoint.config)
         self._positions = positions or "compact"
         self._placeholder, self._template, self._inline = placeholder, default_template, inline
         self._expand, self._token_types, self._as_list = expand, token_types, as_list

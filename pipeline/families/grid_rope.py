@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pipeline.errors import UserError
 from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
-from pipeline.families.loading import captured, load_part
+from pipeline.families.loading import attends_causally, captured, load_part
 from pipeline.families.processing import image_processor, unusable
 from pipeline.families.prompting import render_prompt, tokenise
 from zoo_ops import ProjectorSpec
@@ -135,6 +135,7 @@ class GridAnswerer:
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
         self.model = load_part(part, checkpoint, device, dtype)
+        self.shares_beginnings = attends_causally(checkpoint.config)
         self._output = output or _pooled
         self._render = partial(
             render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE

@@ -22,7 +22,7 @@ from transformers.models.idefics3.modeling_idefics3 import (
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
-from pipeline.families.loading import captured, load_part, part_of, projector_form
+from pipeline.families.loading import attends_causally, captured, load_part, part_of, projector_form
 from pipeline.families.processing import image_processor, normalised, unusable
 from pipeline.families.prompting import render_prompt, tokenise
 from zoo_ops import ProjectorSpec
@@ -126,6 +126,7 @@ class TileAnswerer:
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
         self.model = load_part(part, checkpoint, device, dtype)
+        self.shares_beginnings = attends_causally(checkpoint.config)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with the tags of all tiles and K image tokens."""

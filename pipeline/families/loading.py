@@ -109,6 +109,17 @@ def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dty
     return model.to(device).eval()
 
 
+def attends_causally(config: Any) -> bool:
+    """Whether a token sees all tokens before it, however they are padded, and nothing else: no sliding window.
+
+    A window counts places, padding between a beginning and its continuation too.
+    """
+    text = config.get_text_config()
+    return not getattr(text, "sliding_window", None) and "sliding_attention" not in (
+        getattr(text, "layer_types", None) or ()
+    )
+
+
 def limit_threads(num_threads: int) -> None:
     """Let this process compute with `num_threads` CPU threads."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)

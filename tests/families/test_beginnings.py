@@ -1,0 +1,34 @@
+"""One pass over an image for all its prompts: only where it changes nothing."""
+
+import pytest
+
+from pipeline.budget import Budget
+from pipeline.families.loading import attends_causally
+from pipeline.generate import answer_prompts
+from tests.families.models import TINY
+
+PROMPTS = ["what is this", "how many red w3 in the picture", "w9 w1 <image> w2", "w9 w1 <image>"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_prompts_of_one_image_are_answered_as_if_alone(case, name):
+    case = case(name)
+    kept = case.kept(Budget("count", 5))
+    fixed = {"image_id": f"{1:064x}", "references": [], "type": None, "shard": 0}
+    prompts = [{**fixed, "prompt_id": str(n), "prompt": prompt} for n, prompt in enumerate(PROMPTS * 2)]
+    answerer = case.answerer()
+    together, alone = (
+        answer_prompts(answerer, prompts, kept, batch_size=size, max_new_tokens=12) for size in (len(prompts), 1)
+    )
+    assert [row["answer_tokens"] for row in together] == [row["answer_tokens"] for row in alone]
+    assert answerer.shares_beginnings == (name not in ("gemma3", "paligemma"))
+
+
+def test_a_sliding_window_is_seen_in_the_config():
+    config = TINY["llava_onevision"].config()
+    assert attends_causally(config)
+    config.text_config.layer_types = ["full_attention", "sliding_attention"]
+    assert not attends_causally(config)
+    config = TINY["llava"].config()
+    config.text_config.sliding_window = 4096
+    assert not attends_causally(config)
