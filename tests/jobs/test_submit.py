@@ -96,6 +96,6 @@ def test_a_submitted_job_is_followed_to_its_end(cluster, environment, tiny_llava
 
 
 def test_the_code_that_runs_is_the_working_directorys(cluster, environment):
-    shown = submit(cluster, environment, "python", "-c", "'import pipeline; print(pipeline.__file__)'")
+    shown = submit(cluster, environment, "python", "-c", "import pipeline; print(pipeline.__file__)")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "working_dir_files" in shown.stdout + shown.stderr
