@@ -1,0 +1,83 @@
+"""Families through the real jobs: pruned, answered, asked in SQL; what a family refuses is refused before any work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.budget import Budget
+from pipeline.errors import UserError
+from pipeline.generate import answer_prompts
+from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.query import ask, connect
+
+PROMPTS = ["what is this", "how many red <image> w3"]
+
+
+def corpus_of(case: Any, folder: Path) -> str:
+    """The case's images with two prompts each, as a JSONL manifest."""
+    lines = []
+    for number, image in enumerate(case.images):
+        image.save(folder / f"{number}.png")
+        prompts = [{"id": f"{number}-{n}", "prompt": prompt} for n, prompt in enumerate(PROMPTS)]
+        lines.append(json.dumps({"id": str(number), "image": f"{number}.png", "prompts": prompts}))
+    manifest = folder / "corpus.jsonl"
+    manifest.write_text("\n".join(lines) + "\n")
+    return str(manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "positions"),
+    [
+        ("qwen2_5_vl", "zoo", None),
+        pytest.param("llava_next", "zoo", "original", marks=pytest.mark.slow),
+        pytest.param("gemma3", "zoo", None, marks=pytest.mark.slow),
+        pytest.param("smolvlm", "divprune", None, marks=pytest.mark.slow),
+    ],
+)
+def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selector, positions):
+    case = case(name)
+    pruned, answered = str(tmp_path / "pruned"), str(tmp_path / "answers")
+    said: list[str] = []
+    settings = PruneSettings(
+        (corpus_of(case, tmp_path),), str(case.folder), pruned, max_tokens="8", selector=selector, shard_size=3,
+        batch_size=5,
+    )  # fmt: skip
+    prune_corpus(settings, said.append)
+    record = json.loads((tmp_path / "pruned" / "_job.json").read_text())
+    told = {"gemma3": "directional in place of closed_form", "smolvlm": "the projector is linear"}.get(name)
+    assert (record["notes"] == []) == (told is None)
+    if told:
+        assert told in record["notes"][0]
+        assert record["notes"][0] in said
+    answers = AnswerSettings(pruned, str(case.folder), answered, max_new_tokens=8, positions=positions)
+    answer_corpus(answers, lambda _: None)
+    db = connect(tmp_path / "pruned", [tmp_path / "answers"])
+    rows = ask(db, "select * from answers order by prompt_id").to_pylist()
+    fixed = {"references": [], "type": None, "shard": 0}
+    prompts = [
+        {"prompt_id": f"{n}-{k}", "image_id": f"{n:064x}", "prompt": prompt, **fixed}
+        for n in range(len(case.images))
+        for k, prompt in enumerate(PROMPTS)
+    ]
+    kept = case.kept(Budget("count", 8), selector)
+    expected = answer_prompts(case.answerer(positions), prompts, kept, batch_size=4, max_new_tokens=8)
+    assert [row["answer_tokens"] for row in rows] == [row["answer_tokens"] for row in expected]
+    tokens = ask(db, "select count(*) as n, count(pick) as kept from tokens").to_pylist()[0]
+    assert tokens == {"n": sum(len(image.projected_NO) for image in case.encoded), "kept": 8 * len(case.images)}
+    if name == "qwen2_5_vl":
+        for wrong in ("compact", "original"):
+            with pytest.raises(UserError, match=f"--positions {wrong}: a qwen2_5_vl model numbers its kept tokens"):
+                answer_corpus(AnswerSettings(pruned, str(case.folder), answered, positions=wrong), lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "idefics3", "smolvlm"])
+def test_zoo_on_a_linear_projector_is_refused_before_any_work(case, tmp_path, name):
+    case = case(name)
+    output = tmp_path / "out"
+    settings = PruneSettings((corpus_of(case, tmp_path),), str(case.folder), str(output))
+    with pytest.raises(UserError, match="the projector is linear"):
+        prune_corpus(settings, lambda _: None)
+    assert not output.exists()
