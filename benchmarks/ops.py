@@ -21,6 +21,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -64,22 +65,36 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def seconds(work: Callable[[], Any], repeats: int, device: torch.device, *, warm: bool = True) -> float:
-    """Median time of `work`, after one run that does not count."""
-    times = []
-    for repeat in range(-1 if warm else 0, repeats):
-        _wait(device)
-        start = time.perf_counter()
+@dataclass(frozen=True)
+class Run:
+    """How one run measures. clock "cpu" counts the processor time of all threads: on a busy machine, with one thread,
+    ratios of it still hold."""
+
+    device: torch.device
+    dtypes: Sequence[torch.dtype]
+    repeats: int
+    clock: Callable[[], float]
+
+    def once(self, work: Callable[[], Any]) -> float:
+        """Seconds of one run of `work`."""
+        self._wait()
+        start = self.clock()
         work()
-        _wait(device)
-        if repeat >= 0:
-            times.append(time.perf_counter() - start)
-    return median(times)
+        self._wait()
+        return self.clock() - start
 
+    def seconds(self, work: Callable[[], Any], repeats: int | None = None) -> float:
+        """Median seconds of `work`, after one run that does not count."""
+        self.once(work)
+        return median(self.once(work) for _ in range(repeats or self.repeats))
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def slow(self, work: Callable[[], Any]) -> float:
+        """Seconds of work that takes many of them: one run on a CPU, without another to warm up."""
+        return self.seconds(work, 1) if self.device.type == "cuda" else self.once(work)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def make_projector(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ProjectorSpec:
@@ -106,43 +121,39 @@ def literal(features_BND: Tensor, spec: ProjectorSpec, directions: int) -> Tenso
     return torch.stack([finite_difference_naive(image, spec, bank) for image in features_BND])
 
 
-def sensitivity_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+def sensitivity_table(run: Run) -> list[dict[str, Any]]:
     rows = []
     for shape in SHAPES:
-        for dtype in dtypes:
-            spec = make_projector(shape, device, dtype)
+        for dtype in run.dtypes:
+            spec = make_projector(shape, run.device, dtype)
             clear_constants()
             make_constants = partial(projector_constants, spec, dtype=torch.float32, purpose="jacobian")
-            once = seconds(make_constants, 1, device, warm=False)
-            check = agreement_with_the_literal(spec, make_features(shape, 1, device))
+            once = run.once(make_constants)
+            check = agreement_with_the_literal(spec, make_features(shape, 1, run.device))
             for batch in (1, 8):
-                x = make_features(shape, batch, device, dtype)
+                x = make_features(shape, batch, run.device, dtype)
                 row: dict[str, Any] = {"shape": shape, "dtype": str(dtype).split(".")[1], "batch": batch, **check}
                 row["constants_once_sec"] = once
-                row["projection_sec"] = seconds(partial(spec, x), repeats, device)
-                row["closed_form_sec"] = seconds(partial(estimate_sensitivity, x, spec), repeats, device)
+                row["projection_sec"] = run.seconds(partial(spec, x))
+                row["closed_form_sec"] = run.seconds(partial(estimate_sensitivity, x, spec))
                 # float32 whatever the model runs in: in half precision the published form is not itself.
-                plain = make_projector(shape, device)
-                part = literal_seconds(x[:1].float(), plain, LITERAL_DIRECTIONS, device) * batch
+                plain = make_projector(shape, run.device)
+                part = run.slow(partial(literal, x[:1].float(), plain, LITERAL_DIRECTIONS)) * batch
                 row["literal_sec"] = part * DIRECTIONS / LITERAL_DIRECTIONS
                 if shape == "LLaVA-1.5" and batch == 1:
-                    row["literal_all_directions_sec"] = literal_seconds(x.float(), plain, DIRECTIONS, device)
+                    row["literal_all_directions_sec"] = run.slow(partial(literal, x.float(), plain, DIRECTIONS))
                     row["literal_sec"] = row["literal_all_directions_sec"]
                 if batch == 1:
                     directional = partial(
                         estimate_sensitivity, x, spec, estimator="directional", num_directions=DIRECTIONS
                     )
-                    row["directional_sec"] = seconds(directional, 1, device, warm=device.type == "cuda")
+                    row["directional_sec"] = run.slow(directional)
                     row["literal_per_directional"] = row["literal_sec"] / row["directional_sec"]
                 row["literal_per_closed_form"] = row["literal_sec"] / row["closed_form_sec"]
                 row["closed_form_per_projection"] = row["closed_form_sec"] / row["projection_sec"]
                 rows.append(row)
                 show(row)
     return rows
-
-
-def literal_seconds(x: Tensor, spec: ProjectorSpec, directions: int, device: torch.device) -> float:
-    return seconds(partial(literal, x, spec, directions), 1, device, warm=device.type == "cuda")
 
 
 def agreement_with_the_literal(spec: ProjectorSpec, x: Tensor) -> dict[str, float]:
@@ -176,37 +187,40 @@ def _in_double(spec: ProjectorSpec) -> ProjectorSpec:
     return ProjectorSpec(layers[0], spec.activation, layers[1], norm=norm, num_patches=spec.num_patches)
 
 
-def rank_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+def rank_table(run: Run) -> list[dict[str, Any]]:
     rows = []
     for shape, (tokens, groups, _, _, _, width, kept) in SHAPES.items():
-        small = torch.randn(63, width, dtype=torch.float64, device=device)
-        weights = torch.rand(63, dtype=torch.float64, device=device)
+        small = torch.randn(63, width, dtype=torch.float64, device=run.device)
+        weights = torch.rand(63, dtype=torch.float64, device=run.device)
         picks, _ = rank_naive(small.cpu(), weights.cpu(), max_tokens=40)
         assert rank_tokens(small[None], weights[None], max_tokens=40).indices_BK[0].tolist() == picks
-        for dtype in dtypes:
+        for dtype in run.dtypes:
             for batch in (1, 8):
                 generator = torch.Generator().manual_seed(2)
                 z = torch.randn(batch, tokens, width, generator=generator) + torch.randn(width, generator=generator)
-                z, s = z.to(device, dtype), torch.rand(batch, tokens, generator=generator).to(device)
-                ids = torch.arange(tokens, device=device).expand(batch, -1) // (tokens // groups)
+                z, s = z.to(run.device, dtype), torch.rand(batch, tokens, generator=generator).to(run.device)
+                ids = torch.arange(tokens, device=run.device).expand(batch, -1) // (tokens // groups)
                 group_ids = ids if groups > 1 else None
                 row: dict[str, Any] = {"shape": shape, "dtype": str(dtype).split(".")[1], "batch": batch}
                 row |= {"tokens": tokens, "kept": kept, "groups": groups}
                 rank = partial(rank_tokens, z, s, max_tokens=kept, groups_BN=group_ids)
-                row["rank_sec"] = seconds(rank, repeats, device)
+                row["rank_sec"] = run.seconds(rank)
                 if shape == "LLaVA-1.5" and batch == 1:
                     published = partial(rank_published, z[0].float(), s[0], max_tokens=kept)
-                    start = time.perf_counter()
-                    theirs = published().tolist()
-                    row["published_sec"] = time.perf_counter() - start
-                    row["same_tokens"] = len({*rank().indices_BK[0].tolist()} & {*theirs})
+                    theirs: list[Tensor] = []
+                    row["published_sec"] = run.slow(partial(keep_result, theirs, published))
+                    row["same_tokens"] = len({*rank().indices_BK[0].tolist()} & {*theirs[0].tolist()})
                     row["published_per_rank"] = row["published_sec"] / row["rank_sec"]
                 rows.append(row)
                 show(row)
     return rows
 
 
-def share_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+def keep_result(results: list[Tensor], work: Callable[[], Tensor]) -> None:
+    results.append(work())
+
+
+def share_table(run: Run) -> list[dict[str, Any]]:
     """Score and rank against encoding the same 8 images with a CLIP-L/14-336 tower."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -220,11 +234,11 @@ def share_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype
         projection_dim=768,
     )
     rows = []
-    for dtype in dtypes:
+    for dtype in run.dtypes:
         tower: nn.Module = CLIPVisionModel(config).eval()
-        tower = tower.to(device, dtype)
-        spec = make_projector("LLaVA-1.5", device, dtype)
-        pixels = torch.randn(8, 3, 336, 336, device=device).to(dtype)
+        tower = tower.to(run.device, dtype)
+        spec = make_projector("LLaVA-1.5", run.device, dtype)
+        pixels = torch.randn(8, 3, 336, 336, device=run.device).to(dtype)
         hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         z = spec(hidden)
 
@@ -234,10 +248,11 @@ def share_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype
         row: dict[str, Any] = {"tower": "CLIP-L/14-336", "dtype": str(dtype).split(".")[1], "batch": 8}
         # By turns, so that a change of the machine's speed meets both.
         encode, score = [], []
-        seconds(partial(tower, pixels), 1, device, warm=False)
-        for _ in range(max(3, repeats // 2)):
-            encode.append(seconds(partial(tower, pixels), 1, device, warm=False))
-            score.append(seconds(score_and_rank, 1, device))
+        run.once(partial(tower, pixels))
+        run.once(score_and_rank)
+        for _ in range(max(3, run.repeats // 2)):
+            encode.append(run.once(partial(tower, pixels)))
+            score.append(run.once(score_and_rank))
         row |= {"encode_sec": median(encode), "score_and_rank_sec": median(score)}
         row["share"] = row["score_and_rank_sec"] / row["encode_sec"]
         row["images_per_sec"] = 8 / row["score_and_rank_sec"]
@@ -246,17 +261,17 @@ def share_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype
     return rows
 
 
-def memory_table(repeats: int, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+def memory_table(run: Run) -> list[dict[str, Any]]:
     """Peak memory of score and rank at N = 2880, batch 1, beyond model, constants, features and projected features."""
-    spec, x = make_projector("LLaVA-NeXT", device), make_features("LLaVA-NeXT", 1, device)
+    spec, x = make_projector("LLaVA-NeXT", run.device), make_features("LLaVA-NeXT", 1, run.device)
     z = spec(x)
     small = x[:, :8].clone()
     rank_tokens(spec(small), estimate_sensitivity(small, spec), max_tokens=1)
     row: dict[str, Any] = {"tokens": 2880, "batch": 1, "kept": 640}
-    for name, group_ids in (("one_group", None), ("five_groups", torch.arange(2880, device=device)[None] // 576)):
-        before = reset_peak(device)
+    for name, group_ids in (("one_group", None), ("five_groups", torch.arange(2880, device=run.device)[None] // 576)):
+        before = reset_peak(run.device)
         rank_tokens(z, estimate_sensitivity(x, spec), max_tokens=640, groups_BN=group_ids)
-        row[f"{name}_peak_mb"] = (read_peak(device) - before) / 2**20
+        row[f"{name}_peak_mb"] = (read_peak(run.device) - before) / 2**20
     show(row)
     return [row]
 
@@ -294,14 +309,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of the fast operations (default 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/ops.json"), help="JSON file, - for none")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time of all threads")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    result: dict[str, Any] = {"environment": environment(device)}
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    run = Run(device, dtypes, arguments.repeats, clock)
+    result: dict[str, Any] = {"environment": environment(device) | {"clock": arguments.clock}}
     show(result["environment"])
     for name in [table for table in TABLES if table in arguments.only]:
         print(name)
-        result[name] = TABLES[name](arguments.repeats, device, dtypes)
+        result[name] = TABLES[name](run)
     if arguments.output != "-":
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n")
 
