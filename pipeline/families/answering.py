@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage
 from pipeline.families.loading import attends_causally, load_part
-from pipeline.families.prompting import render_prompt, tokenise
+from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
 
 
 def kept_places(image: KeptImage) -> Tensor:
@@ -57,7 +56,7 @@ class PackedAnswerer:
             token_types: (which tokens are of the image) -> token types, for models that attend by them.
             as_list: the model takes a list of feature tensors; else one tensor.
         """
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
         image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         if not isinstance(image_token, str) or image_token not in expand(placeholder):
@@ -65,11 +64,12 @@ class PackedAnswerer:
                 f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {image_token!r} "
                 f"in its tokenizer, expected {expand(placeholder)!r}; config and tokenizer do not belong together"
             )
+        self._placeholder, self._template, self._inline = placeholder, default_template, inline
+        self._expand, self._token_types, self._as_list = expand, token_types, as_list
+        check_template(self.render, checkpoint)
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings = token_types is None and attends_causally(checkpoint.config)
         self._positions = positions or "compact"
-        self._placeholder, self._template, self._inline = placeholder, default_template, inline
-        self._expand, self._token_types, self._as_list = expand, token_types, as_list
         self._newline_O = None if newline is None else newline(self.model)
 
     def render(self, prompt: str) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
@@ -16,7 +15,7 @@ from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
 from pipeline.families.loading import attends_causally, captured, load_part
 from pipeline.families.processing import image_processor, unusable
-from pipeline.families.prompting import render_prompt, tokenise
+from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
@@ -126,7 +125,7 @@ class GridAnswerer:
             output: what takes the place of the vision tower's output, for models that need more than the features.
         """
         assert positions in (None, "grid"), "answer_corpus refuses the others"
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         if token != PLACEHOLDER:
@@ -134,12 +133,13 @@ class GridAnswerer:
                 f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
-        self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings = attends_causally(checkpoint.config)
-        self._output = output or _pooled
         self._render = partial(
             render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE
         )
+        check_template(self._render, checkpoint)
+        self.model = load_part(part, checkpoint, device, dtype)
+        self.shares_beginnings = attends_causally(checkpoint.config)
+        self._output = output or _pooled
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with K image tokens."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3Connector,
@@ -24,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
 from pipeline.families.loading import attends_causally, captured, load_part, part_of, projector_form
 from pipeline.families.processing import image_processor, normalised, unusable
-from pipeline.families.prompting import render_prompt, tokenise
+from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
 PLACEHOLDER = "<image>"
@@ -117,7 +116,7 @@ class TileAnswerer:
         part: type[Any],
     ) -> None:
         assert positions in (None, "compact"), "answer_corpus refuses the others"
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         if token != PLACEHOLDER:
@@ -125,13 +124,14 @@ class TileAnswerer:
                 f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
+        self._render = partial(render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE)
+        check_template(self._render, checkpoint)
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings = attends_causally(checkpoint.config)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with the tags of all tiles and K image tokens."""
-        text = render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE)
-        return tokenise(self.tokenizer, text.replace(PLACEHOLDER, _blocks(image)))
+        return tokenise(self.tokenizer, self._render(prompt).replace(PLACEHOLDER, _blocks(image)))
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """The kept features in place of the vision tower's output."""

@@ -1,12 +1,49 @@
 """From a user's prompt to the text the model was trained on: the checkpoint's chat template, one image placeholder."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.families.base import UnusablePromptError
+from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, UnusablePromptError
+from pipeline.families.loading import first_line
 
 GENERIC = "<image>"  # what corpora write, whatever the model's own placeholder is
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer, with the chat template of its processor where that has one of its own.
+
+    Raises:
+        UserError: no tokenizer that can be used.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        if not (checkpoint.path / "chat_template.jinja").exists():
+            for name in ("processor_config.json", "chat_template.json"):  # where processors kept it before
+                file = checkpoint.path / name
+                template = json.loads(file.read_bytes()).get("chat_template") if file.exists() else None
+                tokenizer.chat_template = template or tokenizer.chat_template
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"--model {checkpoint.name}: its tokenizer can't be used ({first_line(error)})") from error
+    return tokenizer
+
+
+def check_template(render: Callable[[str], str], checkpoint: Checkpoint) -> None:
+    """Pose a prompt to see that the chat template takes one.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        render("x")
+    except (UnusablePromptError, TemplateError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--model {checkpoint.name}: its chat template can't pose a prompt about an image ({first_line(error)})"
+        ) from error
 
 
 def render_prompt(

@@ -181,12 +181,48 @@ def test_several_images_in_one_prompt_are_refused(case, name):
 
 def test_a_prompt_without_template_gets_the_familys_own(copy_of, case):
     folder = copy_of("llava")
-    for file in folder.glob("chat_template*"):
-        file.unlink()
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": None}))
+    without_template(folder)
     checkpoint, family = open_checkpoint(str(folder))
     answerer = family.answerer(checkpoint, CPU, torch.float32)
     assert answerer.render("what is this") == "USER: <image>\nwhat is this ASSISTANT:"
     assert answerer.render("what <image> is this") == "USER: what <image> is this ASSISTANT:"
     assert family_of("llava") is family
+
+
+def without_template(folder: Path) -> None:
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": None}))
+
+
+def test_a_template_in_the_processors_old_place_is_found(copy_of):
+    folder = copy_of("qwen2_vl")
+    without_template(folder)
+    template = (
+        "{% for m in messages %}Q: {% for c in m.content %}{{ c.text or '<|image_pad|>' }}{% endfor %}{% endfor %} A:"
+    )
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    checkpoint, family = open_checkpoint(str(folder))
+    answerer = family.answerer(checkpoint, CPU, torch.float32)
+    assert answerer._render("what is this") == "Q: <|image_pad|>what is this A:"
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])
+def test_a_template_that_knows_no_images_is_refused(copy_of, name):
+    folder = copy_of(name)
+    for template in ("{{ messages[0]['content'] + 'x' }}", "{% for m in messages %}hello{% endfor %}"):
+        without_template(folder)
+        (folder / "chat_template.jinja").write_text(template)
+        checkpoint, family = open_checkpoint(str(folder))
+        with pytest.raises(UserError, match="its chat template can't pose a prompt about an image"):
+            family.answerer(checkpoint, CPU, torch.float32)
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(copy_of):
+    folder = copy_of("llava")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    checkpoint, family = open_checkpoint(str(folder))
+    with pytest.raises(UserError, match="its tokenizer can't be used"):
+        family.answerer(checkpoint, CPU, torch.float32)
