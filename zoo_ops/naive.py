@@ -119,12 +119,17 @@ def _cosine_distances(z_NO: Tensor) -> list[list[float]]:
     return rows
 
 
-def rank_published(projected_NO: Tensor, sensitivity_N: Tensor, *, max_tokens: int) -> Tensor:
+def rank_published(
+    projected_NO: Tensor, sensitivity_N: Tensor, *, max_tokens: int, rows_at_a_time: int | None = None
+) -> Tensor:
     """The published form of the zoo selector, tensor by tensor: (max_tokens,) int64. For timing.
 
-    All pairwise cosines by broadcasting; at every step the minima over all picks so far, anew.
+    All pairwise cosines by broadcasting; at every step the minima over all picks so far, anew. Broadcasting takes three
+    times N x N x O numbers (16 GB at 576 x 4096): rows_at_a_time cuts that into parts, for machines without them.
     """
-    distance_NN = 1 - torch.nn.functional.cosine_similarity(projected_NO[:, None], projected_NO[None], dim=-1)
+    parts = projected_NO.split(rows_at_a_time or len(projected_NO))
+    similarities = [torch.nn.functional.cosine_similarity(part[:, None], projected_NO[None], dim=-1) for part in parts]
+    distance_NN = 1 - torch.cat(similarities)
     weight_N = (sensitivity_N - sensitivity_N.min()) / (sensitivity_N.max() - sensitivity_N.min())
     picks = torch.empty(max_tokens, dtype=torch.int64)
     for step in range(max_tokens):
