@@ -16,10 +16,11 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path[0] = str(REPO)  # in place of this folder, whose selectors.py would hide a standard module
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -70,7 +71,8 @@ def rank(encoded: dict[str, EncodedImage], projector: Any, selector: str, seed: 
 
 def keep(image_id: str, image: EncodedImage, ranking: list[int]) -> KeptImage:
     indices = torch.tensor(sorted(ranking))
-    row = {"num_tokens": len(image.features_ND), "num_kept": len(ranking)}
+    structure = {"num_structure": len(image.structure), "structure": list(image.structure)}
+    row = {"num_tokens": len(image.features_ND), "num_kept": len(ranking), **structure}
     return KeptImage(image_id, row, indices, image.projected_NO[indices], {})
 
 
@@ -155,14 +157,24 @@ def main() -> None:
     for image_id, image in images.items():
         (encoded[image_id],) = encoder.encode([preparer.prepare(image)], [(image.height, image.width)])
     grader = Grader(list(images))
+    rows: list[dict[str, Any]] = []
 
     def answer(rankings: dict[str, list[int]]) -> list[dict[str, Any]]:
         kept = {image_id: keep(image_id, encoded[image_id], ranking) for image_id, ranking in rankings.items()}
         return answer_prompts(answerer, prompts, kept, batch_size=64, max_new_tokens=48)
 
+    def measure(selector: str, ratio: float, of_seeds: list[dict[str, list[int]]]) -> None:
+        runs, seconds = [], []
+        for rankings in of_seeds:
+            began = time.process_time()
+            runs.append(answer(rankings))
+            seconds.append(time.process_time() - began)
+        row = {"selector": selector, "ratio": ratio, "seeds": len(runs), **grader.grade(runs)}
+        rows.append({**row, "answer_cpu_seconds": round(median(seconds), 2)})
+        print(f"{selector} {ratio:.2%}: {row['accuracy']:.2f}", file=sys.stderr, flush=True)
+
     everything = {image_id: list(range(len(image.features_ND))) for image_id, image in encoded.items()}
-    rows = [{"selector": "all tokens", "ratio": 1.0, "seeds": 1, **grader.grade([answer(everything)])}]
-    say(rows[-1])
+    measure("all tokens", 1.0, [everything])
     rankings: dict[str, dict[str, Selection]] = {}
     for selector in sorted(SELECTORS, key=lambda name: (name != "zoo", name)):
         seeds = range(RANDOM_SEEDS if selector == "random" else 1)
@@ -170,12 +182,8 @@ def main() -> None:
         rankings[selector] = ranked[0]
         for ratio in RATIOS:
             budget = Budget("ratio", ratio)
-            runs = [
-                answer({i: s.ranking_K[: budget.of(len(s.ranking_K))].tolist() for i, s in one.items()})
-                for one in ranked
-            ]
-            rows.append({"selector": selector, "ratio": ratio, "seeds": len(seeds), **grader.grade(runs)})
-            say(rows[-1])
+            of_seeds = [{i: t.ranking_K[: budget.of(len(t.ranking_K))].tolist() for i, t in r.items()} for r in ranked]
+            measure(selector, ratio, of_seeds)
     result = {
         "command": shlex.join(["python", "benchmarks/selectors.py", *sys.argv[1:]]),
         "images": len(images),
@@ -195,10 +203,6 @@ def main() -> None:
     if not given.no_picture:
         draw(images, rankings, Path(given.picture))
     print(table(rows))
-
-
-def say(row: dict[str, Any]) -> None:
-    print(f"{row['selector']} {row['ratio']:.2%}: {row['accuracy']:.2f}", file=sys.stderr, flush=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

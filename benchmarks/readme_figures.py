@@ -1,0 +1,108 @@
+"""Write the measured tables of README.md from the committed results, so that no figure there is typed by hand.
+
+python benchmarks/readme_figures.py            rewrite the block between the markers
+python benchmarks/readme_figures.py --check    exit 1 when README.md does not hold what the results say
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "benchmarks" / "results"
+BEGIN, END = "<!-- figures: begin, by benchmarks/readme_figures.py -->", "<!-- figures: end -->"
+SELECTORS = ("zoo", "divprune", "feature_norm", "random")
+
+
+def accuracy_lines(result: dict[str, Any]) -> list[str]:
+    """Accuracy and cost on the bundled corpus, a line a budget."""
+    rows = {(row["selector"], row["ratio"]): row for row in result["rows"]}
+    full = rows["all tokens", 1.0]
+    ratios = sorted({ratio for _, ratio in rows if ratio < 1}, reverse=True)
+    lines = [
+        f"Accuracy (exact match, %) on the {full['questions']:,} one-word questions of the bundled corpus, and the "
+        "processor time to answer them from stored features, against all 256 tokens:",
+        "",
+        "| visual tokens | " + " | ".join(f"`{name}`" for name in SELECTORS) + " | time to answer |",
+        "|---|" + "---|" * (len(SELECTORS) + 1),
+        f"| all 256 | {full['accuracy']:.1f}" + " |" * len(SELECTORS) + " 1 |",
+    ]
+    for ratio in ratios:
+        cells = []
+        for name in SELECTORS:
+            row = rows[name, ratio]
+            cells.append(f"{row['accuracy']:.1f} [{row['interval'][0]:.1f}, {row['interval'][1]:.1f}]")
+        cost = rows["zoo", ratio]["answer_cpu_seconds"] / full["answer_cpu_seconds"]
+        lines.append(f"| {round(256 * ratio)} ({ratio:.4g}) | " + " | ".join(cells) + f" | {cost:.2f} |")
+    seeds = rows["random", ratios[0]]["seeds"]
+    lines += [
+        "",
+        f"In brackets: 95 % bootstrap over images. `random`: mean of {seeds} seeds. All selectors: docs/selectors.md.",
+    ]
+    return lines
+
+
+def speed_lines(result: dict[str, Any]) -> list[str]:
+    """What scoring and ranking cost at the shapes of real models."""
+    where = result["environment"]
+    lines = [
+        f"Cost of the operations at real models' shapes, random weights, threads: {where['threads']} ({where['cpu']}):",
+        "",
+        "| | closed form | against the published estimator | in plain projections |",
+        "|---|---|---|---|",
+    ]
+    for row in result["sensitivity"]:
+        if row["dtype"] == "float32" and row["batch"] == 1:
+            lines.append(
+                f"| {row['shape']} | {row['closed_form_sec']:.2f} s | {row['literal_per_closed_form']:.0f}x faster | "
+                f"{row['closed_form_per_projection']:.2f} |"
+            )
+    published = next(row for row in result["rank"] if "published_per_rank" in row)
+    share = result["share"][0]
+    return [
+        *lines,
+        "",
+        f"Ranking {published['kept']} of {published['tokens']} tokens: {published['published_per_rank']:.0f}x faster "
+        f"than the published form. Scoring and ranking together: {100 * share['share']:.1f} % of encoding the images "
+        f"with a {share['tower']} tower.",
+    ]
+
+
+def block() -> str:
+    """The text between the markers."""
+    accuracy = json.loads((RESULTS / "selectors.json").read_text())
+    speed = json.loads((RESULTS / "ops.json").read_text())
+    commands = (
+        f"Made by `{accuracy['command']}` and `{speed['environment']['command']}`; results in `benchmarks/results/`."
+    )
+    return "\n".join([BEGIN, "", *accuracy_lines(accuracy), "", *speed_lines(speed), "", commands, "", END])
+
+
+def with_block(readme: str) -> str:
+    """README text with the block replaced."""
+    begin, end = readme.index(BEGIN), readme.index(END) + len(END)
+    return readme[:begin] + block() + readme[end:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    path = REPO / "README.md"
+    old = path.read_text()
+    new = with_block(old)
+    if check:
+        if old != new:
+            print(
+                "README.md does not hold the committed results; run python benchmarks/readme_figures.py",
+                file=sys.stderr,
+            )
+        return int(old != new)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
