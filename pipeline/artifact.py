@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import replace_file, sha256_of
+from pipeline.files import replace_file, sha256_of, writing
 from schemas.records import CommitRecord, JobRecord, RecordError, to_json
 
 
@@ -213,13 +213,18 @@ class Artifact:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one job. The lock goes with the process that holds it, however it ends.
+        """Hold the folder for one job; first removes what killed writers left half-written.
+
+        The lock goes with the process that holds it, however it ends.
 
         Raises:
             UserError: another live job holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "_lock", "a+") as stream:
+        path = self.root / "_lock"
+        with writing(path):
+            self.root.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a+")  # noqa: SIM115  # closed below, after the block of the caller
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -228,7 +233,10 @@ class Artifact:
                 raise UserError(
                     f"--output {self.root} is in use by {owner}; wait for it, or choose another --output"
                 ) from error
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            stream.flush()
+            with writing(path):
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                stream.flush()
+            for leaving in (*self.root.glob(".*.tmp"), *self.root.glob("*/.*.tmp")):
+                leaving.unlink(missing_ok=True)
             yield

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.artifact import Artifact
 from pipeline.attempts import BAD_INPUT, STOPPED
 from pipeline.errors import UserError
+from pipeline.files import append_line
 from pipeline.stopping import StopRequest, stop_on_signals
 
 MAX_FAILED_SHARDS = 10
@@ -43,7 +44,7 @@ def follow(
     """
     run = Followed()
     bad_input = ""
-    with stop_on_signals(artifact.stop_file, say) as stop, open(artifact.root / "_log.jsonl", "a") as log:
+    with stop_on_signals(artifact.stop_file, say) as stop:
         for outcome in outcomes(stop):
             failure = outcome["failure"]
             if failure == STOPPED:
@@ -52,7 +53,7 @@ def follow(
                 bad_input = bad_input or failure.removeprefix(BAD_INPUT)
                 stop.make()
                 continue
-            print(_log_line(outcome), file=log, flush=True)
+            append_line(artifact.root / "_log.jsonl", _log_line(outcome))
             if failure is None:
                 run.done += 1
                 take(outcome, stop)

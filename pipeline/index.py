@@ -7,9 +7,12 @@ shard. Inputs added to a corpus later form a new generation: new shards, the old
     _index/index.json              written last: no index.json, no index
 """
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import ray
 
 from pipeline.corpus import CorpusInput
 from pipeline.errors import UserError
-from pipeline.files import new_file, replace_file
+from pipeline.files import cannot_write, new_file, replace_file, writing
 from pipeline.runtime import map_shards
 from pipeline.scan import ScanUnit, scan, scan_units
 from schemas.records import to_json
@@ -150,7 +153,8 @@ def extend_index(
     first_input = sum(len(g.inputs) for g in old)
     scratch = root / "scan"
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    with writing(scratch):
+        scratch.mkdir(parents=True)
     _scan_all(scan_units(list(inputs), first_input), scratch, limit)
     assign: Any = ray.remote(num_cpus=1)(_assign_shards)  # type: ignore[arg-type]
     columns = ray.get(
@@ -196,30 +200,37 @@ def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         rows = map_shards(dataset, _scan_batch, fn_args=(str(scratch), limit), num_cpus=1)
-        found += sum(row["samples"] for row in rows.iter_rows())
+        for row in rows.iter_rows():
+            if row["failure"] is not None:
+                raise UserError(row["failure"])
+            found += row["samples"]
         if limit is not None and found >= limit:
             return
 
 
 def _scan_batch(batch: pa.Table, scratch: str, limit: int | None) -> pa.Table:
-    """Scan each unit of the batch into a Parquet file of its own."""
-    counts = []
-    for item in batch.to_pylist():
-        number = item.pop("number")
-        count = 0
-        path = Path(scratch) / f"unit-{number:08d}.parquet"
-        with pq.ParquetWriter(path, SCAN) as writer:
-            rows: list[dict[str, Any]] = []
-            for row in scan(ScanUnit(**item), limit):
-                rows.append(row)
-                if len(rows) == SCAN_BATCH_ROWS:
-                    writer.write_table(pa.Table.from_pylist(rows, SCAN))
-                    count += len(rows)
-                    rows = []
-            writer.write_table(pa.Table.from_pylist(rows, SCAN))
-            count += len(rows)
-        counts.append(count)
-    return pa.table({"samples": pa.array(counts, pa.int64())})
+    """Scan one unit into a Parquet file of its own; bad input travels as data, Ray would bury it in tracebacks."""
+    (item,) = batch.to_pylist()
+    path = Path(scratch) / f"unit-{item.pop('number'):08d}.parquet"
+    try:
+        samples, failure = _scan_unit(ScanUnit(**item), path, limit), None
+    except UserError as error:
+        samples, failure = 0, str(error)
+    return pa.table({"samples": pa.array([samples], pa.int64()), "failure": pa.array([failure], pa.string())})
+
+
+def _scan_unit(unit: ScanUnit, path: Path, limit: int | None) -> int:
+    samples = 0
+    with writing(path), pq.ParquetWriter(path, SCAN) as writer:
+        rows: list[dict[str, Any]] = []
+        for row in scan(unit, limit):
+            rows.append(row)
+            if len(rows) == SCAN_BATCH_ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, SCAN))
+                samples += len(rows)
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, SCAN))
+    return samples + len(rows)
 
 
 # Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
@@ -275,7 +286,7 @@ def _assign_shards(
     shards_per_file: int,
 ) -> dict[str, Any]:
     """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
-    with duckdb.connect(str(scratch / "assign.duckdb")) as db:
+    with _enough_space(scratch), duckdb.connect(str(scratch / "assign.duckdb")) as db:
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
         db.execute("set threads = 1")
         if old_files:
@@ -325,6 +336,17 @@ def _assign_shards(
         "num_prompts": num_prompts,
         "failed_samples": failed_samples,
     }
+
+
+@contextmanager
+def _enough_space(scratch: Path) -> Iterator[None]:
+    """Tell DuckDB's own errors about a full disk as those of other writers are told."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise cannot_write(scratch, errno.ENOSPC) from error
 
 
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
