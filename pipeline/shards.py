@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.artifact import Artifact
 from pipeline.encode import EncodeSettings, EncodeShards
@@ -15,11 +15,15 @@ from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.progress import Progress
 from pipeline.read import ReadSettings, read_stage
-from pipeline.runtime import map_shards
+from pipeline.runtime import cluster_cpus, map_shards
 from pipeline.stopping import StopRequest
 from pipeline.write import WriteSettings, write_stage
 
-SHARDS_A_STREAM = 1000  # bounds what Ray keeps about finished blocks; actors start anew for each stream
+# Bound what Ray keeps about finished blocks. Actors start anew for each stream, so it must outlast many such starts.
+SHARDS_A_STREAM = 1000
+SHARDS_A_STREAM_AND_WORKER = 250
+DECODE_CPUS, WRITE_CPUS = 0.75, 0.25
+WRITERS_A_WORKER = 2  # each is a process with its own imports; without a bound Ray starts four of them a free CPU
 MIN_SAMPLES_FOR_RATE = 100
 
 
@@ -98,21 +102,36 @@ def error_rate_message(failed: int, samples: int, reasons: Counter[str], max_err
     )
 
 
+def worker_cpus(workers: int, cpus: int) -> float:
+    """CPUs a model actor reserves: one, or less where decoding and writing would find none left and wait for ever."""
+    share = min(1.0, max(0.01, (cpus - DECODE_CPUS - WRITE_CPUS) / workers))
+    # Stages with the same share of a CPU would be fused into one task and no longer overlap.
+    return share - 0.01 if share in (DECODE_CPUS, WRITE_CPUS) else share
+
+
 def _outcomes(pending: list[int], settings: StreamSettings, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Rows of `pipeline.write.OUTCOME`, as shards finish."""
-    for begin in range(0, len(pending), SHARDS_A_STREAM):
+    stream = max(SHARDS_A_STREAM, SHARDS_A_STREAM_AND_WORKER * settings.workers)
+    for begin in range(0, len(pending), stream):
         if stop.made:
             return
-        shards = pending[begin : begin + SHARDS_A_STREAM]
+        shards = pending[begin : begin + stream]
+        workers = min(settings.workers, len(shards))
         numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        # Decode, model and write ask for different shares of a CPU: equal ones would be fused and no longer overlap.
-        decoded = map_shards(numbers, read_stage, num_cpus=0.75, fn_args=(settings.read,))
+        decoded = map_shards(numbers, read_stage, num_cpus=DECODE_CPUS, fn_args=(settings.read,))
         encoded = map_shards(
             decoded,
             EncodeShards,
-            compute=ActorPoolStrategy(size=min(settings.workers, len(shards))),
-            num_cpus=1,
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=worker_cpus(workers, cluster_cpus()),
             num_gpus=settings.gpus_per_worker or None,
             fn_constructor_args=(settings.encode,),
         )
-        yield from map_shards(encoded, write_stage, num_cpus=0.25, fn_args=(settings.write,)).iter_rows()
+        written = map_shards(
+            encoded,
+            write_stage,
+            compute=TaskPoolStrategy(size=WRITERS_A_WORKER * workers),
+            num_cpus=WRITE_CPUS,
+            fn_args=(settings.write,),
+        )
+        yield from written.iter_rows()
