@@ -1,0 +1,156 @@
+"""What the fault tests share: what a corpus holds, what an artifact holds, which process does what."""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+DATA_FOLDERS = ("selections", "prompts", "errors", "features")
+NUM_SHARDS = 40
+RUN_SETTINGS: dict[str, Any] = {
+    "images": 320,
+    "prune": {"max_tokens": "16", "shard_size": 8, "features": "both"},
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a corpus holds, read by its own rules and decoded with Pillow: every list sorted."""
+
+    images: list[str]  # sha256 of the distinct images that decode
+    prompts: list[str]  # ids
+    failed: list[str]  # samples whose image does not decode
+
+
+def facts_of(pattern: str) -> Facts:
+    """Read the tars that `pattern` names."""
+    images, prompts, failed = set(), [], []
+    for path in sorted(glob.glob(pattern)):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                data = archive.extractfile(member).read()  # type: ignore[union-attr]
+                if member.name.endswith(".json"):
+                    prompts += [prompt["id"] for prompt in json.loads(data)["prompts"]]
+                    continue
+                try:
+                    Image.open(io.BytesIO(data)).load()
+                    images.add(hashlib.sha256(data).hexdigest())
+                except OSError:
+                    failed.append(f"{Path(path).name}/{member.name}")
+    return Facts(sorted(images), sorted(prompts), sorted(failed))
+
+
+def rows_of(output: Path, table: str) -> list[dict[str, Any]]:
+    """Rows of a table, in shard order, found through the manifest."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    return [row for s in manifest["shards"] for row in pq.read_table(output / s["files"][table]["path"]).to_pylist()]
+
+
+def rows_lost_and_doubled(output: Path, facts: Facts) -> tuple[int, int]:
+    """Rows that the corpus asks for and the artifact lacks, and rows it has too many, over all tables."""
+    lost = doubled = 0
+    for table, column, expected in (
+        ("selections", "image_id", facts.images),
+        ("features.parquet", "image_id", facts.images),
+        ("prompts", "prompt_id", facts.prompts),
+        ("errors", "source", facts.failed),
+    ):
+        found = Counter(row[column] for row in rows_of(output, table))
+        lost += (Counter(expected) - found).total()
+        doubled += (found - Counter(expected)).total()
+    return lost, doubled
+
+
+def data_of(output: Path) -> dict[str, bytes]:
+    """Bytes of every data file by its path; temporary files, which no reader looks at, left out."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for folder in DATA_FOLDERS
+        for path in (output / folder).iterdir()
+        if not path.name.startswith(".")
+    }
+
+
+def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    """Names of the files in which two outputs differ (a plain == would print the bytes)."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def commits(output: Path) -> int:
+    """Shards committed so far."""
+    folder = output / "_commits"
+    return len([p for p in folder.iterdir() if p.suffix == ".json"]) if folder.is_dir() else 0
+
+
+def prune_command(corpus: str, model: str, output: Path, *more: str) -> list[str]:
+    """The command line of the run that `RUN_SETTINGS` describes."""
+    options = [part for k, v in RUN_SETTINGS["prune"].items() for part in (f"--{k.replace('_', '-')}", str(v))]
+    return [
+        sys.executable, "-m", "jobs.prune_corpus", "--corpus", corpus, "--model", model, "--output", str(output),
+        *options, *more,
+    ]  # fmt: skip
+
+
+def run_command(command: list[str], timeout_sec: float = 600, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command from the repository's root to its end."""
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_sec, **options)
+
+
+def _parents() -> dict[int, int]:
+    """Parent of every process."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stream:
+                parents[int(name)] = int(stream.read().rpartition(b")")[2].split()[1])
+    return parents
+
+
+def workers(ancestor: int, words: str) -> Iterator[int]:
+    """Ray workers below process `ancestor` whose title holds `words`: those that do that work at this moment."""
+    parents = _parents()
+    for pid in parents:
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
+            title = stream.read()
+            if not title.startswith(b"ray::") or words.encode() not in title:
+                continue
+            above = pid
+            while above in parents and above != ancestor:
+                above = parents[above]
+            if above == ancestor:
+                yield pid
+
+
+def kill_a_worker(ancestor: int, words: str) -> int | None:
+    """SIGKILL one worker that does the work named now; its pid, or None when there is none at this moment."""
+    for pid in workers(ancestor, words):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return pid
+    return None
+
+
+def wait_for(condition: Any, timeout_sec: float, every_sec: float = 0.005) -> bool:
+    """Poll until `condition()` holds; False when it did not in time."""
+    deadline = time.monotonic() + timeout_sec
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(every_sec)
+    return False

@@ -1,0 +1,166 @@
+"""A full disk and write errors: one clear sentence, every committed shard whole, the same command resumes."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fault_tools import (
+    DATA_FOLDERS,
+    NUM_SHARDS,
+    RUN_SETTINGS,
+    commits,
+    data_of,
+    differing,
+    prune_command,
+    rows_lost_and_doubled,
+    run_command,
+)
+
+from pipeline.artifact import Artifact
+from pipeline.budget import parse_budget
+from pipeline.encode import EncodeSettings, EncodeShards
+from pipeline.errors import UserError
+from pipeline.index import read_index
+from pipeline.read import ReadSettings, read_shard
+from pipeline.select import SelectSettings
+from pipeline.write import WriteSettings, write_shard
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a tmpfs of a given size; `grow` makes room on it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    class Disk:
+        root = folder
+        mounted = False
+
+        def mount(self, size: str) -> None:
+            done = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+            )
+            if done.returncode:
+                pytest.skip(f"mounting a small tmpfs is not permitted here ({done.stderr.strip()})")
+            self.mounted = True
+
+        def grow(self, size: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root; the write errors below do not")
+    disk = Disk()
+    yield disk
+    if disk.mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def assert_committed_shards_are_whole(output: Path, calm: Path) -> None:
+    """Every file under its final name, committed or not, is complete, and every commit record's files are there."""
+    expected = data_of(calm)
+    for folder in DATA_FOLDERS:
+        for path in (output / folder).glob("[!.]*"):
+            assert path.read_bytes() == expected[str(path.relative_to(output))], path
+    artifact = Artifact(output)
+    assert [artifact.problem_of(record, deep=True) for record in artifact.commits()] == [None] * commits(output)
+
+
+def assert_one_clear_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.rstrip().endswith(errors[0]), done.stderr
+    for word in (*words, "run the same command again"):
+        assert word in errors[0]
+
+
+# 20 k: the index does not fit. The others: some of the shards do.
+@pytest.mark.parametrize("size", ["20k", "1500k", *(pytest.param(s, marks=pytest.mark.slow) for s in ("300k", "4m"))])
+def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, made_corpus, tiny_llava, calm, facts):
+    small_disk.mount(size)
+    output = small_disk.root / "out"
+    command = prune_command(made_corpus, tiny_llava, output)
+    assert_one_clear_sentence(run_command(command), "No space left on device", str(output))
+    full_at = commits(output)
+    assert full_at < NUM_SHARDS
+    assert not (output / "_SUCCESS").exists()
+    assert_committed_shards_are_whole(output, calm)
+    if full_at:
+        sql = "select count(distinct image_id) as images from images"
+        query = [sys.executable, "-m", "jobs.query_selections", "--pruned", str(output), "--format", "json", sql]
+        done = run_command(query)
+        assert done.returncode == 0, done.stderr
+        kept = sum(record.files["selections"].rows for record in Artifact(output).commits())
+        assert json.loads(done.stdout) == {"images": kept}
+
+    with pytest.raises(UserError, match="No space left on device"):  # still full
+        prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"])
+
+    small_disk.grow("64m")
+    prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"])
+    assert differing(data_of(output), data_of(calm)) == []
+    assert rows_lost_and_doubled(output, facts) == (0, 0)
+
+
+def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava, calm, facts, tmp_path):
+    """A folder lies where a shard's file should: renaming fails for that shard alone, whoever runs the job."""
+    output = tmp_path / "out"
+    command = prune_command(made_corpus, tiny_llava, output)
+    first = run_command([*command, "--limit", "1"])
+    assert first.returncode == 0, first.stderr
+    (output / "features" / "part-00000000.parquet").unlink()
+    (output / "features" / "part-00000000.parquet").mkdir()
+    failed = run_command([*command, "--limit", "1", "--retries", "1"])
+    assert failed.returncode == 1, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "1 shards were given up: 0" in failed.stderr
+    assert "run the same command again" in failed.stderr
+    assert commits(output) == 0
+    (output / "features" / "part-00000000.parquet").rmdir()
+    again = run_command([*command, "--limit", "1"])
+    assert again.returncode == 0, again.stderr
+    assert commits(output) == 1
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond the size: writing fails as on a full disk, without root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def encoded_shard(calm, tiny_llava):
+    """Shard 3 of the corpus as the write stage gets it, made without Ray."""
+    index = read_index(calm / "_index")
+    assert index is not None
+    encode = EncodeSettings(tiny_llava, "float32", 8, "model", SelectSettings(parse_budget("16", "")))
+    return EncodeShards(encode)(read_shard(3, ReadSettings(index, tiny_llava, calm / "_stop")))
+
+
+def test_a_write_that_fails_leaves_no_file(encoded_shard, calm, tmp_path):
+    """At every size limit below the shard's largest file: an error, files only whole, no record; then it works."""
+    sizes = sorted({path.stat().st_size for folder in DATA_FOLDERS for path in (calm / folder).glob("*-00000003.*")})
+    settings = WriteSettings(tmp_path / "out", ("webdataset", "parquet"))
+    for size in sizes:
+        with largest_file(size - 1), pytest.raises(UserError, match=r"File too large.*run the same command again"):
+            write_shard(encoded_shard, settings)
+        written = [path for path in settings.root.rglob("*") if path.is_file()]
+        assert [path for path in written if path.name.startswith(".") or path.parent.name == "_commits"] == []
+        for path in written:
+            assert path.read_bytes() == (calm / path.relative_to(settings.root)).read_bytes()
+    write_shard(encoded_shard, settings)
+    expected = {name: data for name, data in data_of(calm).items() if "-00000003." in name}
+    assert differing(data_of(settings.root), expected) == []
+    assert commits(settings.root) == 1

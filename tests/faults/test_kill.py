@@ -1,0 +1,236 @@
+"""SIGKILL at random moments of a 40-shard run: the output is that of an undisturbed run, byte for byte.
+
+A killed worker (model actor, decode task, write task): the same run completes. A killed driver: the same command run
+again completes. The suite kills each once; `make faults` kills each 20 times, at moments spread over the run.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from fault_tools import (
+    NUM_SHARDS,
+    REPO,
+    RUN_SETTINGS,
+    Facts,
+    commits,
+    data_of,
+    differing,
+    kill_a_worker,
+    prune_command,
+    rows_lost_and_doubled,
+    run_command,
+    wait_for,
+    workers,
+)
+
+WORKERS = {"model actor": "EncodeShards", "decode task": "read_stage", "write task": "write_stage"}
+SEED = 20261120
+
+
+@dataclass
+class Kill:
+    """One kill that found its victim alive and the run unfinished, and what became of the run."""
+
+    planned_share: float  # of the run's usual duration
+    after_sec: float  # since the victim's kind first appeared (a worker), since the start (the driver)
+    commits_before: int
+    files_differing: int = -1  # from those of the undisturbed run
+    rows_lost: int = -1
+    rows_doubled: int = -1
+
+    def judge(self, output: Path, expected: dict[str, bytes], facts: Facts) -> None:
+        """Compare the completed output with the undisturbed one and with the corpus."""
+        self.files_differing = len(differing(data_of(output), expected))
+        self.rows_lost, self.rows_doubled = rows_lost_and_doubled(output, facts)
+
+    @property
+    def harmless(self) -> bool:
+        return (self.files_differing, self.rows_lost, self.rows_doubled) == (0, 0, 0)
+
+
+def moments(victim: str, count: int) -> list[float]:
+    """`count` random shares of a run, one in each of `count` equal parts, in random order."""
+    generator = random.Random(f"{SEED}:{victim}")
+    shares = [(n + generator.random()) / count for n in range(count)]
+    generator.shuffle(shares)
+    return shares
+
+
+class WorkerKiller(threading.Thread):
+    """Waits for the victim's kind to appear, then until the moment, then kills the first one seen at work."""
+
+    def __init__(self, victim: str, output: Path, share: float, usual_sec: float) -> None:
+        super().__init__(daemon=True)
+        self.kill: Kill | None = None
+        self._victim, self._output, self._share, self._usual_sec = victim, output, share, usual_sec
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        words = WORKERS[self._victim]
+        while not self._over.is_set() and not any(workers(os.getpid(), words)):
+            time.sleep(0.005)
+        appeared = time.monotonic()
+        self._over.wait(self._share * self._usual_sec)
+        while not self._over.is_set():
+            before = commits(self._output)
+            if kill_a_worker(os.getpid(), words) is not None:
+                self.kill = Kill(self._share, round(time.monotonic() - appeared, 3), before)
+                return
+            time.sleep(0.002)
+
+    def stop(self) -> Kill | None:
+        """End the wait; the kill, if it came while the run was unfinished."""
+        self._over.set()
+        self.join()
+        return self.kill if self.kill is not None and self.kill.commits_before < NUM_SHARDS else None
+
+
+def kill_workers(victim: str, count: int, prune, corpus: str, calm: Path, facts: Facts, folder: Path) -> Iterator[Kill]:
+    """Kill `count` times, a run each; every run must complete."""
+    expected = data_of(calm)
+    usual_sec = _usual_seconds(prune, corpus, folder / "usual", WORKERS[victim]) if count > 1 else 2.0
+    met = 0
+    for attempt, share in enumerate(moments(victim, count) + moments(f"{victim}, again", count)):
+        output = folder / f"{attempt:02d}"
+        killer = WorkerKiller(victim, output, share, usual_sec)
+        killer.start()
+        prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+        kill = killer.stop()
+        if kill is not None:
+            kill.judge(output, expected, facts)
+            yield kill
+            met += 1
+            if met == count:
+                return
+    raise AssertionError(f"only {met} of {count} kills met a living {victim} in an unfinished run")
+
+
+def _usual_seconds(prune, corpus: str, output: Path, words: str) -> float:
+    """From the first appearance of the work named to the end of an undisturbed run."""
+    appeared: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set() and not any(workers(os.getpid(), words)):
+            time.sleep(0.005)
+        appeared.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+    ended = time.monotonic()
+    over.set()
+    watcher.join()
+    return ended - appeared[0]
+
+
+def kill_drivers(count: int, prune, corpus: str, model: str, calm: Path, facts: Facts, folder: Path) -> Iterator[Kill]:
+    """Kill the driver `count` times, a fresh output each; the same job run again must then complete it."""
+    expected = data_of(calm)
+    started = time.monotonic()
+    assert run_command(prune_command(corpus, model, folder / "usual")).returncode == 0
+    usual_sec = time.monotonic() - started
+    met = 0
+    for attempt, share in enumerate(moments("driver", count) + moments("driver, again", count)):
+        output = folder / f"{attempt:02d}"
+        command = prune_command(corpus, model, output)
+        started = time.monotonic()
+        with subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL) as driver:
+            try:
+                driver.wait(share * usual_sec)
+            except subprocess.TimeoutExpired:
+                before = commits(output)
+                os.kill(driver.pid, signal.SIGKILL)
+                after = round(time.monotonic() - started, 3)
+        finished = (output / "_SUCCESS").exists()
+        prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+        if driver.returncode == -signal.SIGKILL and not finished:
+            kill = Kill(share, after, before)
+            kill.judge(output, expected, facts)
+            yield kill
+            met += 1
+            if met == count:
+                return
+    raise AssertionError(f"only {met} of {count} kills met a living driver in an unfinished run")
+
+
+@pytest.mark.parametrize("victim", ["model actor", "decode task"])
+def test_a_killed_worker_changes_nothing(victim, prune, made_corpus, calm, facts, tmp_path):
+    (kill,) = kill_workers(victim, 1, prune, made_corpus, calm, facts, tmp_path)
+    assert kill.harmless, kill
+
+
+def test_a_killed_driver_loses_nothing(made_corpus, tiny_llava, calm, facts, tmp_path):
+    output = tmp_path / "killed"
+    command = prune_command(made_corpus, tiny_llava, output)
+    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL) as driver:
+        assert wait_for(lambda: commits(output) >= 3 or driver.poll() is not None, 240, 0.02), "no commit in time"
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        os.kill(driver.pid, signal.SIGKILL)
+    assert driver.returncode == -signal.SIGKILL
+    assert not (output / "_SUCCESS").exists()
+    assert commits(output) < NUM_SHARDS
+    half_written = output / "features" / ".shard-00000039.tar.0123.tmp"
+    half_written.write_bytes(b"half")
+
+    again = run_command(command)
+    assert again.returncode == 0, again.stderr
+    assert "shards are there already" in again.stderr
+    assert differing(data_of(output), data_of(calm)) == []
+    assert rows_lost_and_doubled(output, facts) == (0, 0)
+    assert not half_written.exists()
+
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    third = run_command(command)
+    assert third.returncode == 0, third.stderr
+    assert "nothing to do" in third.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_the_calm_run_holds_every_row_once(calm, facts):
+    assert rows_lost_and_doubled(calm, facts) == (0, 0)
+    assert commits(calm) == NUM_SHARDS
+    assert len(facts.images) > 300
+    assert facts.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [*WORKERS, "driver"])
+def test_many_kills(victim, request, prune, made_corpus, tiny_llava, calm, facts, tmp_path):
+    count = request.config.getoption("--kills", default=20)
+    if victim == "driver":
+        each = kill_drivers(count, prune, made_corpus, tiny_llava, calm, facts, tmp_path)
+    else:
+        each = kill_workers(victim, count, prune, made_corpus, calm, facts, tmp_path)
+    kills = []
+    for kill in each:
+        kills.append(kill)
+        _report(request.config.getoption("--kill-report", default=None), victim, kills)
+    assert len(kills) == count
+    assert [kill for kill in kills if not kill.harmless] == []
+
+
+def _report(file: str | None, victim: str, kills: list[Kill]) -> None:
+    """Add the kills of one victim, and what became of the runs, to the report."""
+    if file is None:
+        return
+    path = Path(file)
+    report = json.loads(path.read_text()) if path.exists() else {}
+    report.update(command="make faults", shards=NUM_SHARDS, images=RUN_SETTINGS["images"])
+    report.setdefault("victims", {})[victim] = {
+        "kills": len(kills),
+        "outputs_identical": sum(kill.files_differing == 0 for kill in kills),
+        "rows_lost": sum(kill.rows_lost for kill in kills),
+        "rows_doubled": sum(kill.rows_doubled for kill in kills),
+        "each": [asdict(kill) for kill in sorted(kills, key=lambda kill: kill.planned_share)],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n")
