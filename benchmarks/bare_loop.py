@@ -1,0 +1,151 @@
+"""What a person would write without Ray: a DataLoader that decodes, a loop that encodes, scores, selects and writes.
+
+    python benchmarks/bare_loop.py --index out/photos/_index --model examples/tiny-llava --output out/bare
+
+The yardstick of `benchmarks/throughput.py`. It calls the stage functions of the pipeline on the same images in the
+same mini-batches, so its files must be the pipeline's, byte for byte; it has no retries, time-outs, commits or resume.
+Prints one JSON line: when its first model batch began, when its last file was written, images, seconds a stage.
+"""
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(ROOT)
+
+import argparse
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from jobs.console import quiet_libraries
+from pipeline.budget import parse_budget
+from pipeline.checkpoint import open_checkpoint
+from pipeline.decode import decode_image
+from pipeline.encode import EncodeSettings, _decision, _kept_features, load_encoder
+from pipeline.families.loading import limit_threads
+from pipeline.index import read_index
+from pipeline.read import read_bytes
+from pipeline.select import SelectSettings, select_tokens
+from pipeline.shared import own_dtype
+from pipeline.write import _prompt_rows, _write_features_tar, write_table
+from schemas.tables import ERRORS, PROMPTS, SELECTIONS
+
+
+class Images(Dataset):
+    """Read, decode and prepare one image at a time, in a process of the DataLoader."""
+
+    def __init__(self, rows: list[dict[str, Any]], model: str) -> None:
+        self._rows, self._model, self._preparer = rows, model, None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int]:
+        if self._preparer is None:
+            limit_threads(1)
+            checkpoint, family = open_checkpoint(self._model)
+            self._preparer = family.preparer(checkpoint)
+        image = decode_image(read_bytes(self._rows[number]))
+        return torch.from_numpy(np.ascontiguousarray(self._preparer.prepare(image))), image.width, image.height
+
+
+def bare_loop(
+    index_folder: Path, model: str, output: Path, max_tokens: str, batch_size: int, decoders: int, shards: list[int]
+) -> dict[str, Any]:
+    """Prune the shards of an index.
+
+    Args:
+        index_folder: `_index` of an artifact; all its images must be sound, none repeated.
+        model: checkpoint folder.
+        output: folder for the tables.
+        max_tokens: as in `jobs/prune_corpus.py`.
+        batch_size: images a forward pass; divides the size of every shard but the last.
+        decoders: processes of the DataLoader.
+        shards: numbers.
+    """
+    index = read_index(index_folder)
+    assert index is not None
+    tables = [index.read_shard(shard).to_pylist() for shard in shards]
+    rows = [row for table in tables for row in table]
+    assert all(row["slot"] is not None and row["reason"] is None for row in rows), "bad or repeated image"
+    assert all(len(table) % batch_size == 0 for table in tables[:-1]), "a batch would span two shards"
+    limit_threads(1)
+    checkpoint, _ = open_checkpoint(model)
+    settings = EncodeSettings(
+        model, own_dtype(checkpoint.config), batch_size, "model", SelectSettings(parse_budget(max_tokens, ""))
+    )
+    encoder = load_encoder(settings)
+    loader = DataLoader(
+        Images(rows, model), batch_size=batch_size, num_workers=decoders, collate_fn=list, prefetch_factor=8
+    )
+    seconds: Counter[str] = Counter()
+    waiting = iter(tables)
+    table = next(waiting)
+    done = in_table = 0
+    began = 0.0
+    for batch in loader:
+        began = began or time.time()
+        mark = time.perf_counter()
+        some = rows[done : done + len(batch)]
+        for row, (_, width, height) in zip(some, batch, strict=True):
+            row.update(width=width, height=height)
+        pixels = [image.numpy() for image, _, _ in batch]
+        images = encoder.encode(pixels, [(row["height"], row["width"]) for row in some])
+        seconds["encode"] += time.perf_counter() - mark
+        selections = select_tokens(
+            images, [row["image_id"] for row in some], encoder.projector, settings.select, seconds
+        )
+        for row, image, selection in zip(some, images, selections, strict=True):
+            decision = {
+                n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in _decision(image, selection).items()
+            }
+            row.update(decision, **_kept_features(image, selection, "model"))
+        done += len(batch)
+        in_table += len(batch)
+        if in_table == len(table):
+            mark = time.perf_counter()
+            write_shard_files(output, table)
+            seconds["write"] += time.perf_counter() - mark
+            for row in table:
+                row.clear()
+            table, in_table = next(waiting, []), 0
+    return {"began": began, "ended": time.time(), "images": done, "seconds": dict(seconds)}
+
+
+def write_shard_files(output: Path, rows: list[dict[str, Any]]) -> None:
+    """The four files of a shard."""
+    shard = rows[0]["shard"]
+    write_table(output, "selections", shard, rows, SELECTIONS)
+    write_table(output, "prompts", shard, list(_prompt_rows(rows)), PROMPTS)
+    write_table(output, "errors", shard, [], ERRORS)
+    _write_features_tar(output, shard, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--index", required=True, type=Path, help="the _index folder of an artifact")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--max-tokens", default="64")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--decoders", type=int, default=1, help="processes of the DataLoader (default 1)")
+    parser.add_argument("--shards", required=True, help="FIRST:END")
+    given = parser.parse_args()
+    first, end = map(int, given.shards.split(":"))
+    quiet_libraries()
+    result = bare_loop(
+        given.index, given.model, given.output, given.max_tokens, given.batch_size, given.decoders, [*range(first, end)]
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
