@@ -140,6 +140,7 @@ def _decision(image: EncodedImage, selection: Selection) -> dict[str, Any]:
     ranking = selection.ranking_K.tolist()
     sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
     rows, cols, tiles = image.grid
+    places = image.places()[selection.ranking_K].tolist()
     return {
         "num_tokens": len(image.projected_NO),
         "num_kept": len(ranking),
@@ -151,7 +152,7 @@ def _decision(image: EncodedImage, selection: Selection) -> dict[str, Any]:
         "ranking": ranking,
         "gain": selection.gain_K.numpy(),
         "sensitivity": sensitivity,
-        "position": [dict(zip(("tile", "row", "col"), image.place(token), strict=True)) for token in ranking],
+        "position": [dict(zip(("tile", "row", "col"), place, strict=True)) for place in places],
         "sensitivity_min": None if sensitivity is None else float(sensitivity.min()),
         "sensitivity_mean": None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
         "sensitivity_max": None if sensitivity is None else float(sensitivity.max()),

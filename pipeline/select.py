@@ -103,7 +103,7 @@ def select_tokens(
             padding_value=-1,
         ),
         seeds_B=torch.tensor([image_seed(image_id, settings.seed) for image_id in image_ids]),
-        positions_BNC=pad_sequence([_positions(image) for image in images], batch_first=True)
+        positions_BNC=pad_sequence([image.places()[:, 1:] for image in images], batch_first=True)
         if settings.selector == "uniform_grid"
         else None,
     )
@@ -115,8 +115,3 @@ def select_tokens(
         Selection(indices[b, :k], gains[b, :k], None if sensitivity is None else sensitivity[b, :n])
         for b, (k, n) in enumerate(zip(budgets, lengths, strict=True))
     ]
-
-
-def _positions(image: EncodedImage) -> Tensor:
-    """Row and column (N, 2) of every token."""
-    return torch.tensor([image.place(token)[1:] for token in range(len(image.projected_NO))])

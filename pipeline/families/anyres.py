@@ -96,8 +96,7 @@ class AnyresEncoder:
         )
         if not self._group_by_tile:
             return image
-        tiles = [image.place(token)[0] for token in range(len(features_ND))]
-        return replace(image, groups_N=torch.tensor(tiles, device=features_ND.device))
+        return replace(image, groups_N=image.places()[:, 0].to(features_ND.device))
 
     def _layout(self, tiles: int, per_tile: int, size_12: Tensor) -> Layout:
         numbers = torch.arange(tiles * per_tile, dtype=torch.float64, device=size_12.device).view(tiles, per_tile, 1)

@@ -43,13 +43,13 @@ class Segment:
     top: int = 0
     left: int = 0
 
-    def place(self, token: int) -> tuple[int, int, int]:
-        """Tile, row and column of a token of this run."""
-        row, col = divmod(token - self.first, self.cols)
-        tile = self.tile
+    def places(self) -> Tensor:
+        """Tile, row and column (rows * cols, 3) of the tokens of this run, int64."""
+        row, col = torch.meshgrid(torch.arange(self.rows), torch.arange(self.cols), indexing="ij")
+        tile = torch.full_like(row, self.tile)
         if self.tile_rows:
             tile += (row + self.top) // self.tile_rows * self.tiles_across + (col + self.left) // self.tile_cols
-        return tile, self.row + row, self.col + col
+        return torch.stack([tile, self.row + row, self.col + col], dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class EncodedImage:
     image_grid_thw: tuple[int, int, int] | None = None  # patches before merging, as Qwen-VL counts them
     extras_NO: Mapping[str, Tensor] = field(default_factory=dict)  # further rows per token, stored under their name
 
-    def place(self, token: int) -> tuple[int, int, int]:
-        """Tile, row and column of a token."""
-        return next(s for s in reversed(self.segments) if s.first <= token and s.rows).place(token)
+    def places(self) -> Tensor:
+        """Tile, row and column (N, 3) of every token, int64."""
+        return torch.cat([segment.places() for segment in self.segments])
 
 
 @dataclass(frozen=True)

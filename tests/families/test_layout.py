@@ -39,7 +39,7 @@ def _resized(image: Any) -> bool:
 @pytest.mark.parametrize("name", TINY)
 def test_places_cover_the_grid_once(case, name):
     for image in case(name).encoded:
-        places = [image.place(token) for token in range(len(image.projected_NO))]
+        places = [tuple(place) for place in image.places().tolist()]
         assert len(set(places)) == len(places)
         rows, cols, tiles = image.grid
         overview = {None} if tiles == 1 else {0} if image.structure else {tiles - 1}
@@ -63,7 +63,7 @@ def test_next_tokens_are_those_of_their_tiles(case):
         top = (down - int(round(height * scale, 7))) // 2 if width / height > across / down else 0
         left = (across - int(round(width * scale, 7))) // 2 if width / height <= across / down else 0
         for token, row_O in enumerate(image.projected_NO):
-            tile, row, col = image.place(token)
+            tile, row, col = image.places()[token].tolist()
             if tile:
                 row, col = row + top, col + left
                 assert tile == 1 + row // side * (across // side) + col // side
@@ -89,19 +89,19 @@ def test_the_tokens_view_tells_the_same_places(case, name):
         told = db.sql(
             f"select tile, row, col, sensitivity, pick from tokens where image_id = '{number:064x}' order by token"
         ).fetchall()
-        assert [row[:3] for row in told] == [image.place(token) for token in range(len(image.projected_NO))]
+        assert [row[:3] for row in told] == [tuple(place) for place in image.places().tolist()]
         assert all((row[3] is None) == case.tiny.linear for row in told)
         ranking = rows[number]["ranking"]
         assert [ranking[row[4]] for row in told] == list(range(len(told)))
         positions = [tuple(place.values()) for place in rows[number]["position"]]
-        assert positions == [image.place(token) for token in ranking]
+        assert positions == [tuple(place) for place in image.places()[ranking].tolist()]
 
 
 @pytest.mark.parametrize("name", ["llava_next", "internvl", "idefics3"])
 def test_every_prefix_takes_as_many_tokens_of_each_tile(case, name):
     case = case(name)
     for image, row in zip(case.encoded, case.rows(), strict=True):
-        tile_of = [image.place(token)[0] for token in row["ranking"]]
+        tile_of = image.places()[row["ranking"], 0].tolist()
         sizes = Counter(tile_of)
         for k in range(1, min(sizes.values()) * len(sizes) + 1):
             taken = Counter(tile_of[:k])

@@ -54,4 +54,4 @@ def test_a_tower_takes_what_unpadding_leaves_nothing_of(case):
     thin = Image.new("RGB", (2000, 3), (90, 10, 200))
     (image,) = case.encoder.encode([family.preparer(checkpoint).prepare(thin)], [(3, 2000)])
     assert len(image.projected_NO) == 16
-    assert image.place(15) == (0, 3, 3)
+    assert image.places()[-1].tolist() == [0, 3, 3]
