@@ -112,29 +112,23 @@ def run_command(command: list[str], timeout_sec: float = 600, **options: Any) ->
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_sec, **options)
 
 
-def _parents() -> dict[int, int]:
-    """Parent of every process."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stream:
-                parents[int(name)] = int(stream.read().rpartition(b")")[2].split()[1])
-    return parents
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return int(stream.read().rpartition(b")")[2].split()[1])
 
 
 def workers(ancestor: int, words: str) -> Iterator[int]:
     """Ray workers below process `ancestor` whose title holds `words`: those that do that work at this moment."""
-    parents = _parents()
-    for pid in parents:
-        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
-            title = stream.read()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as stream:  # OSError: it ended meanwhile
+            title = stream.read(200)
             if not title.startswith(b"ray::") or words.encode() not in title:
                 continue
-            above = pid
-            while above in parents and above != ancestor:
-                above = parents[above]
+            above = int(name)
+            while above not in (0, ancestor):
+                above = _parent(above)
             if above == ancestor:
-                yield pid
+                yield int(name)
 
 
 def kill_a_worker(ancestor: int, words: str) -> int | None:

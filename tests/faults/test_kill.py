@@ -77,7 +77,7 @@ class WorkerKiller(threading.Thread):
     def run(self) -> None:
         words = WORKERS[self._victim]
         while not self._over.is_set() and not any(workers(os.getpid(), words)):
-            time.sleep(0.005)
+            time.sleep(0.05)
         appeared = time.monotonic()
         self._over.wait(self._share * self._usual_sec)
         while not self._over.is_set():
@@ -85,7 +85,7 @@ class WorkerKiller(threading.Thread):
             if kill_a_worker(os.getpid(), words) is not None:
                 self.kill = Kill(self._share, round(time.monotonic() - appeared, 3), before)
                 return
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     def stop(self) -> Kill | None:
         """End the wait; the kill, if it came while the run was unfinished."""
@@ -121,7 +121,7 @@ def _usual_seconds(prune, corpus: str, output: Path, words: str) -> float:
 
     def watch() -> None:
         while not over.is_set() and not any(workers(os.getpid(), words)):
-            time.sleep(0.005)
+            time.sleep(0.05)
         appeared.append(time.monotonic())
 
     watcher = threading.Thread(target=watch, daemon=True)
