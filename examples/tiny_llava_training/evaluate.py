@@ -155,7 +155,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parent.parent / "tiny-llava")
-    parser.add_argument("--num-scenes", type=int, default=420)
+    parser.add_argument("--num-scenes", type=int, default=380)
     parser.add_argument("--num-captions", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, help="write the results here as JSON")

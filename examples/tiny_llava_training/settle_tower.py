@@ -1,9 +1,9 @@
 """Makes every patch speak of its own object only, before the tower is frozen.
 
 A tower trained to name objects still lets attention carry them into background patches, and a language model learns to
-read them there: then it hardly matters which tokens are kept. Here the tower learns to give features that its own dense
-labels explain: a least-squares fit of the trained tower's features on class, colour and place is the target, one and the
-same vector for all background.
+read them there: then it hardly matters which tokens are kept. Here the tower learns to give features that its own
+dense labels explain: a least-squares fit of the trained tower's features on class, colour and place is the target, one
+and the same vector for all background.
 """
 
 import argparse
