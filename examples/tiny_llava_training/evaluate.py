@@ -117,6 +117,7 @@ def evaluate(model_dir: Path, *, num_scenes: int, num_captions: int, seeds: Sequ
     started = time.monotonic()
     full = exact_match(answerer.answer(images, asked), asked)
     seconds = time.monotonic() - started
+    print(f"all tokens: {full}", flush=True)
     visual = answerer.project(images)
     subsets: dict[str, dict[str, dict[str, float]]] = {}
     for name, num_kept in _SUBSETS.items():
@@ -124,6 +125,7 @@ def evaluate(model_dir: Path, *, num_scenes: int, num_captions: int, seeds: Sequ
             kept = torch.from_numpy(random_subset(np.random.default_rng([seed, num_kept]), num_scenes, num_kept))
             answers = answerer.answer_from_tokens(visual, kept, asked)
             subsets.setdefault(name, {})[f"seed {seed}"] = exact_match(answers, asked)
+            print(f"{name}, seed {seed}: {subsets[name][f'seed {seed}']}", flush=True)
     caption_images, captions = heldout_questions(num_captions, captions=True)
     return {
         "num_scenes": num_scenes,

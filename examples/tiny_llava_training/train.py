@@ -29,7 +29,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--work-dir", type=Path, required=True, help="takes about 7 GB of scenes, features, checkpoints"
+        "--work-dir", type=Path, required=True, help="takes about 5 GB of scenes, features, checkpoints"
     )
     parser.add_argument("--language-seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=_HERE.parent / "tiny-llava")
