@@ -9,7 +9,7 @@ BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo constraints bench-selectors bench-ops clean
+.PHONY: help install test lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -46,6 +46,16 @@ bench-selectors: $(STAMP) ## accuracy of the selectors on the bundled corpus
 
 bench-ops: $(STAMP) ## speed and memory of zoo_ops against the published forms
 	$(BIN)/python benchmarks/ops.py
+
+bench-throughput: $(STAMP) ## the pipeline against a bare loop, one and two workers
+	$(BIN)/python benchmarks/throughput.py
+
+bench-soak: $(STAMP) ## memory and speed over 20,000 images
+	$(BIN)/python benchmarks/soak.py
+
+faults: $(STAMP) ## the full fault suite: every kind of process killed 20 times, disks filled (an hour)
+	RAY_worker_niceness=0 $(BIN)/python -m pytest -m slow tests/faults --kills 20 \
+	  --kill-report benchmarks/results/kills.json
 
 constraints: $(STAMP) ## write the installed versions to constraints.txt
 	{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new

@@ -115,6 +115,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             say(reason)
         if pending:
             artifact.reopen()
+            artifact.forget(resume.damaged)
         run, prompts = Followed(), 0
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ class Resume:
     """What a rerun finds."""
 
     pending: list[int] = field(default_factory=list)  # shards still to do
-    reasons: list[str] = field(default_factory=list)  # why shards that had been committed are among them
+    damaged: list[int] = field(default_factory=list)  # those of them that had been committed
+    reasons: list[str] = field(default_factory=list)  # why they are done again
     num_images: int = 0  # distinct images of the shards that are done
 
 
@@ -173,14 +174,16 @@ class Artifact:
                 record, problem = None, str(error)
             if problem is not None:
                 resume.pending.append(shard)
+                resume.damaged.append(shard)
                 resume.reasons.append(f"shard {shard:08d} is done again: {problem}")
             elif record is not None:
                 resume.num_images += record.counts.get("images", 0)
         return resume
 
-    def forget(self, shard: int) -> None:
-        """Take a shard's commit back: it counts as never done."""
-        self._commit_path(shard).unlink(missing_ok=True)
+    def forget(self, shards: Sequence[int]) -> None:
+        """Take the commits of shards back: they count as never done, and no reader follows them any more."""
+        for shard in shards:
+            self._commit_path(shard).unlink(missing_ok=True)
 
     @property
     def stop_file(self) -> Path:

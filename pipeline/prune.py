@@ -212,6 +212,7 @@ def _run(
             artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
         return PruneResult(0, skipped)
     artifact.reopen()
+    artifact.forget(resume.damaged)
     run, tally = run_shards(
         artifact,
         resume.pending,

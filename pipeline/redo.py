@@ -34,8 +34,7 @@ def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str
         return index
     say(f"{len(shards):,} shards hold transient failures and are done again")
     artifact.reopen()
-    for shard in shards:
-        artifact.forget(shard)
+    artifact.forget(shards)
     return _read_again(index, shards)
 
 

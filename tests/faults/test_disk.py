@@ -123,6 +123,7 @@ def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava
     assert "1 shards were given up: 0" in failed.stderr
     assert "run the same command again" in failed.stderr
     assert not (output / "_SUCCESS").exists()
+    assert commits(output) == 0
     (output / "features" / "part-00000000.parquet").rmdir()
     again = run_command([*command, "--limit", "1"])
     assert again.returncode == 0, again.stderr
