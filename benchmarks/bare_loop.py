@@ -32,9 +32,9 @@ from pipeline.decode import decode_image
 from pipeline.encode import EncodeSettings, _decision, _kept_features, load_encoder
 from pipeline.families.loading import limit_threads
 from pipeline.index import read_index
+from pipeline.job_settings import own_dtype
 from pipeline.read import read_bytes
 from pipeline.select import SelectSettings, select_tokens
-from pipeline.shared import own_dtype
 from pipeline.write import _prompt_rows, _write_features_tar, write_table
 from schemas.tables import ERRORS, PROMPTS, SELECTIONS
 

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.ops import environment
 from pipeline.artifact import Artifact
-from pipeline.index import SHARDS_PER_FILE, _assign_shards
+from pipeline.build_index import SHARDS_PER_FILE, assign_shards
 from schemas.records import CommitRecord, FileEntry
 from schemas.tables import SCAN
 
@@ -94,7 +94,7 @@ def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
         unit = [_scan_row(number, prompts) for number in range(begin, min(begin + 10_000, rows))]
         pq.write_table(pa.Table.from_pylist(unit, SCAN), scratch / f"unit-{begin // 10_000:08d}.parquet")
     wall, cpu = time.perf_counter(), time.process_time()
-    made = _assign_shards(
+    made = assign_shards(
         root, scratch, [], first_shard=0, first_file=0, shard_size=512, limit=None, shards_per_file=SHARDS_PER_FILE
     )
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -15,9 +15,9 @@ from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
+from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
 from pipeline.progress import Progress
 from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
-from pipeline.shared import check_at_least_one, environment, local_model, own_dtype
 from pipeline.stopping import StopRequest
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION

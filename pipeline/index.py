@@ -1,39 +1,25 @@
-"""Stage 0: the index. Every sample of the corpus hashed in parallel, distinct images numbered, each given to a shard.
-
-The lowest input position owns an image; prompts that refer to the same bytes anywhere in the corpus ride in the owner's
-shard. Inputs added to a corpus later form a new generation: new shards, the old ones stay as they are.
+"""The index: which image lies in which shard, and where every sample of the corpus was found.
 
     _index/part-00000000.parquet   64 shards a file, one row group a shard, rows of `schemas.tables.INDEX`
     _index/index.json              written last: no index.json, no index
+
+Inputs added to a corpus later form a new generation: new shards, the old ones stay as they are.
 """
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from pipeline.corpus import CorpusInput
 from pipeline.errors import UserError
-from pipeline.files import cannot_write, new_file, replace_file, writing
-from pipeline.runtime import map_shards
-from pipeline.scan import ScanUnit, scan, scan_units
+from pipeline.files import new_file, replace_file
 from schemas.records import to_json
-from schemas.tables import INDEX, SCAN
-from schemas.views import quoted
-
-SHARDS_PER_FILE = 64
-SCAN_BATCH_ROWS = 8192
+from schemas.tables import INDEX
 
 
 @dataclass(frozen=True)
@@ -77,14 +63,16 @@ class Index:
         return sum(g.num_samples for g in self.generations)
 
     def files(self) -> list[Path]:
-        return [_part(self.root, n) for g in self.generations for n in range(g.first_file, g.first_file + g.num_files)]
+        return [
+            part_path(self.root, n) for g in self.generations for n in range(g.first_file, g.first_file + g.num_files)
+        ]
 
     def part_of(self, shard: int) -> tuple[Path, int]:
         """The file that holds a shard's rows, and the row group in it."""
         for g in self.generations:
             if g.first_shard <= shard < g.first_shard + g.num_shards:
                 file, group = divmod(shard - g.first_shard, g.shards_per_file)
-                return _part(self.root, g.first_file + file), group
+                return part_path(self.root, g.first_file + file), group
         raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
 
     def read_shard(self, shard: int) -> pa.Table:
@@ -93,7 +81,7 @@ class Index:
         return pq.ParquetFile(path).read_row_group(group)
 
 
-def _part(root: Path, number: int) -> Path:
+def part_path(root: Path, number: int) -> Path:
     return root / f"part-{number:08d}.parquet"
 
 
@@ -130,52 +118,6 @@ def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: P
     return [item for item in inputs if item.path not in known]
 
 
-def extend_index(
-    root: Path,
-    index: Index | None,
-    inputs: Sequence[CorpusInput],
-    *,
-    shard_size: int,
-    limit: int | None,
-    shards_per_file: int = SHARDS_PER_FILE,
-) -> Index:
-    """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
-
-    Args:
-        root: the `_index` folder.
-        index: what is there already, or None.
-        inputs: input files not indexed yet, in corpus order.
-        shard_size: distinct images a shard.
-        limit: index only the first samples of the corpus (all inputs must be new then).
-        shards_per_file: how many shards share a file of the index.
-    """
-    old = index.generations if index else []
-    first_input = sum(len(g.inputs) for g in old)
-    scratch = root / "scan"
-    shutil.rmtree(scratch, ignore_errors=True)
-    with writing(scratch):
-        scratch.mkdir(parents=True)
-    _scan_all(scan_units(list(inputs), first_input), scratch, limit)
-    assign: Any = ray.remote(num_cpus=1)(_assign_shards)  # type: ignore[arg-type]
-    columns = ray.get(
-        assign.remote(
-            root,
-            scratch,
-            [str(path) for path in index.files()] if index else [],
-            first_shard=sum(g.num_shards for g in old),
-            first_file=sum(g.num_files for g in old),
-            shard_size=shard_size,
-            limit=limit,
-            shards_per_file=shards_per_file,
-        )
-    )
-    new = Generation(inputs=[asdict(item) for item in inputs], first_input=first_input, **columns)
-    extended = Index(root, [*old, new])
-    write_index(extended)
-    shutil.rmtree(scratch)
-    return extended
-
-
 def write_index(index: Index) -> None:
     """Make the index's parts count: write `index.json`."""
     replace_file(index.root / "index.json", to_json({"generations": [asdict(g) for g in index.generations]}))
@@ -189,173 +131,7 @@ def drop_generation(index: Index) -> None:
     else:
         (index.root / "index.json").unlink()
     for number in range(newest.first_file, newest.first_file + newest.num_files):
-        _part(index.root, number).unlink()
-
-
-def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
-    """Scan the units in parallel; with a limit in waves, until enough samples are found."""
-    wave = len(units) if limit is None else max(8, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    found = 0
-    for begin in range(0, len(units), wave):
-        items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        rows = map_shards(dataset, _scan_batch, fn_args=(str(scratch), limit), num_cpus=1)
-        for row in rows.iter_rows():
-            if row["failure"] is not None:
-                raise UserError(row["failure"])
-            found += row["samples"]
-        if limit is not None and found >= limit:
-            return
-
-
-def _scan_batch(batch: pa.Table, scratch: str, limit: int | None) -> pa.Table:
-    """Scan one unit into a Parquet file of its own; bad input travels as data, Ray would bury it in tracebacks."""
-    (item,) = batch.to_pylist()
-    path = Path(scratch) / f"unit-{item.pop('number'):08d}.parquet"
-    try:
-        samples, failure = _scan_unit(ScanUnit(**item), path, limit), None
-    except UserError as error:
-        samples, failure = 0, str(error)
-    return pa.table({"samples": pa.array([samples], pa.int64()), "failure": pa.array([failure], pa.string())})
-
-
-def _scan_unit(unit: ScanUnit, path: Path, limit: int | None) -> int:
-    samples = 0
-    with writing(path), pq.ParquetWriter(path, SCAN) as writer:
-        rows: list[dict[str, Any]] = []
-        for row in scan(unit, limit):
-            rows.append(row)
-            if len(rows) == SCAN_BATCH_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, SCAN))
-                samples += len(rows)
-                rows = []
-        writer.write_table(pa.Table.from_pylist(rows, SCAN))
-    return samples + len(rows)
-
-
-# Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
-_ASSIGN = """
-create table samples as
-    select *, row_number() over (order by input, sample) as n from read_parquet({scan}) {limit};
-create table known as {known};
-create table owners as
-    select image_id, n, row_number() over (order by n) - 1 as rank
-    from (select image_id, min(n) as n from samples where reason is null group by image_id)
-    anti join known using (image_id);
-create table repeated as
-    with prompts as (
-        select n, unnest(prompts).prompt_id as prompt_id, generate_subscripts(prompts, 1) as place from samples
-    ),
-    suspects as (
-        select prompt_id from prompts group by prompt_id having count(*) > 1
-        union
-        select prompt_id from prompts semi join known_prompts using (prompt_id)
-    )
-    select n, list(place) as places
-    from (
-        select n, place, row_number() over (partition by prompt_id order by n, place) as occurrence, k.prompt_id as old
-        from prompts semi join suspects using (prompt_id) left join known_prompts k using (prompt_id)
-    )
-    where occurrence > 1 or old is not null group by n;
-create table placed as
-    select ({first_shard} + coalesce(o.rank, before.rank, 0) // {shard_size})::integer as shard,
-           case when o.n = s.n then (o.rank % {shard_size})::integer end as slot,
-           coalesce({first_shard} + o.rank // {shard_size}, k.shard)::integer as image_shard,
-           s.* exclude (prompts, n),
-           case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
-               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id') else p end)
-           end as prompts
-    from samples s
-    asof left join (select n, rank from owners) before on s.n >= before.n
-    left join owners o on s.image_id = o.image_id and s.reason is null
-    left join known k on s.image_id = k.image_id and s.reason is null
-    left join repeated r on s.n = r.n
-    order by shard, s.n;
-"""
-
-
-def _assign_shards(
-    root: Path,
-    scratch: Path,
-    old_files: list[str],
-    *,
-    first_shard: int,
-    first_file: int,
-    shard_size: int,
-    limit: int | None,
-    shards_per_file: int,
-) -> dict[str, Any]:
-    """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
-    with _enough_space(scratch), duckdb.connect(str(scratch / "assign.duckdb")) as db:
-        db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
-        db.execute("set threads = 1")
-        if old_files:
-            listing = f"read_parquet([{', '.join(quoted(path) for path in old_files)}])"
-            known = f"select image_id, shard from {listing} where slot is not null"
-            known_prompts = f"select distinct unnest(prompts).prompt_id as prompt_id from {listing}"
-        else:
-            known = "select null::varchar as image_id, null::integer as shard where false"
-            known_prompts = "select null::varchar as prompt_id where false"
-        db.execute(f"create table known_prompts as {known_prompts}")
-        db.execute(
-            _ASSIGN.format(
-                scan=quoted(str(scratch / "unit-*.parquet")),
-                limit="" if limit is None else f"qualify n <= {limit}",
-                known=known,
-                first_shard=first_shard,
-                shard_size=shard_size,
-            )
-        )
-        num_samples, num_images, num_prompts, num_shards = _one_row(
-            db,
-            f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {first_shard} from placed",
-        )
-        failed = db.sql("select reason, count(*) from placed where reason is not null group by reason order by all")
-        failed_samples = {reason: int(count) for reason, count in failed.fetchall()}
-        if not num_samples:
-            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
-        num_files = -(-num_shards // shards_per_file)
-        columns = ", ".join(f'"{name}"' for name in INDEX.names)
-        for file in range(num_files):
-            begin = first_shard + file * shards_per_file
-            table = db.sql(
-                f"select {columns} from placed where shard >= {begin} and shard < {begin + shards_per_file} "
-                "order by shard, input, sample"
-            ).to_arrow_table()
-            table = table.cast(INDEX)
-            groups = [table.filter(pc.equal(table["shard"], n)) for n in range(begin, _last_shard(table) + 1)]
-            write_part(_part(root, first_file + file), groups)
-    return {
-        "first_shard": first_shard,
-        "num_shards": num_shards,
-        "first_file": first_file,
-        "num_files": num_files,
-        "shards_per_file": shards_per_file,
-        "num_samples": num_samples,
-        "num_images": num_images,
-        "num_prompts": num_prompts,
-        "failed_samples": failed_samples,
-    }
-
-
-@contextmanager
-def _enough_space(scratch: Path) -> Iterator[None]:
-    """Tell DuckDB's own errors about a full disk as those of other writers are told."""
-    try:
-        yield
-    except duckdb.Error as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise cannot_write(scratch, errno.ENOSPC) from error
-
-
-def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
-    (row,) = db.sql(sql).fetchall()
-    return tuple(int(value or 0) for value in row)
-
-
-def _last_shard(table: pa.Table) -> int:
-    return int(pc.max(table["shard"]).as_py())
+        part_path(index.root, number).unlink()
 
 
 def write_part(path: Path, shards: Sequence[pa.Table]) -> None:

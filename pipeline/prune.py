@@ -8,17 +8,18 @@ from pathlib import Path
 from pipeline.artifact import Artifact
 from pipeline.attempts import Policy
 from pipeline.budget import parse_budget
+from pipeline.build_index import extend_index
 from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.corpus import CorpusInput, resolve_corpus
 from pipeline.encode import EncodeSettings
 from pipeline.errors import UserError
-from pipeline.index import Index, drop_generation, extend_index, read_index, unindexed_inputs
+from pipeline.index import Index, drop_generation, read_index, unindexed_inputs
+from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
 from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
 from pipeline.select import SelectSettings, resolve_estimator
 from pipeline.shards import StreamSettings, error_rate_message, run_shards, too_many_fail
-from pipeline.shared import check_at_least_one, environment, local_model, own_dtype
 from pipeline.tune import find_batch_size
 from pipeline.write import WriteSettings
 from schemas.records import JobRecord

@@ -29,7 +29,7 @@ _QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, 
 class LanguageSettings:
     """Settings of the language stage."""
 
-    num_steps: int = 1600
+    num_steps: int = 2000
     batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 1
@@ -37,7 +37,7 @@ class LanguageSettings:
     min_kept_share: float = 0.05
     no_bos_share: float = 0.15
     caption_share: float = 0.3
-    feature_noise: float = 0.15
+    feature_noise: float = 0.05
     checkpoint_every: int = 250
 
 

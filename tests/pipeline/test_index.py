@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.build_index import extend_index
 from pipeline.corpus import resolve_corpus
 from pipeline.errors import UserError
-from pipeline.index import Index, extend_index, read_index, unindexed_inputs
+from pipeline.index import Index, read_index, unindexed_inputs
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
