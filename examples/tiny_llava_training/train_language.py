@@ -22,7 +22,7 @@ from questions import ONE_WORD_TYPES, sample_questions
 from scene_data import SceneArrays
 from scenes import NUM_TOKENS
 
-_QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, "relation": 2}
+QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, "relation": 2}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LanguageTrainer:
         indices = np.sort(indices)
         rng = np.random.default_rng([settings.seed, self.step, 1])
         kept = kept_tokens(rng, len(indices), settings)
-        limits = dict(_QUESTION_LIMITS, caption=int(rng.random() < settings.caption_share))
+        limits = dict(QUESTION_LIMITS, caption=int(rng.random() < settings.caption_share))
         asked = [sample_questions(self.scenes.scene_objects(i), rng, limits=limits) for i in indices]
         packed = pack_questions(asked, num_tokens=kept.shape[1], with_bos=rng.random() >= settings.no_bos_share)
         features = torch.from_numpy(self.features[indices[:, None], kept]).float()
@@ -135,7 +135,7 @@ def validate(trainer: LanguageTrainer, work_dir: Path, *, num_scenes: int = 200)
     """Teacher-forced accuracy on validation scenes with all, half and an eighth of the tokens, as one line each."""
     scenes, features = SceneArrays(work_dir, "validation"), feature_array(work_dir, "validation")
     rng = np.random.default_rng(3)
-    limits = dict(_QUESTION_LIMITS, caption=1)
+    limits = dict(QUESTION_LIMITS, caption=1)
     asked = [sample_questions(scenes.scene_objects(i), rng, limits=limits) for i in range(num_scenes)]
     visual = trainer.model.model.multi_modal_projector(torch.tensor(features[:num_scenes]).float())
     lines = []

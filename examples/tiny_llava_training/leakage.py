@@ -1,0 +1,88 @@
+"""Does the tower leak objects into background tokens? Asks about images of which only chosen kinds of tokens are kept.
+
+    python leakage.py --work-dir /tmp/tiny_llava --output leakage.json
+
+Teacher-forced accuracy on validation scenes, the same questions for every row. A tower whose background tokens carry
+objects would answer from 32 tokens far from any object; chance is about a quarter.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tiny_model
+from features import feature_array
+from packing import teacher_forced_accuracy
+from questions import ONE_WORD_TYPES, sample_questions
+from scene_data import SceneArrays
+from scenes import GRID, NUM_TOKENS
+from train_language import QUESTION_LIMITS
+
+NUM_KEPT = 32
+
+
+def token_kinds(on_object_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens touch an object's tokens (their eight neighbours) without being one, and which are farther off."""
+    grid = on_object_NT.reshape(-1, GRID, GRID)
+    padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)))
+    around = np.zeros_like(grid)
+    for row in range(3):
+        for column in range(3):
+            around |= padded[:, row : row + GRID, column : column + GRID]
+    near = around.reshape(on_object_NT.shape) & ~on_object_NT
+    return near, ~near & ~on_object_NT
+
+
+@torch.no_grad()
+def measure(work_dir: Path, language_seed: int, num_scenes: int) -> list[dict[str, float | str]]:
+    """One row a kind of tokens: accuracy of all questions (mean of the types) and by type."""
+    tiny_model.use_fixed_threads()
+    model = tiny_model.build_model(language_seed)
+    model.load_state_dict(torch.load(work_dir / f"language-seed{language_seed}.pt")["model"])
+    scenes, features = SceneArrays(work_dir, "validation"), feature_array(work_dir, "validation")
+    rng = np.random.default_rng(3)
+    limits = dict(QUESTION_LIMITS, caption=0)
+    asked = [sample_questions(scenes.scene_objects(i), rng, limits=limits) for i in range(num_scenes)]
+    visual = model.model.multi_modal_projector(torch.tensor(features[:num_scenes]).float())
+    on_object = np.array(scenes.classes[:num_scenes, :, 0] > 0)
+    near, far = token_kinds(on_object)
+    chance = rng.random(on_object.shape)
+    order = {
+        "all": (chance, NUM_TOKENS),
+        "random": (chance, NUM_KEPT),
+        "on objects": (chance + on_object, NUM_KEPT),
+        "background": (chance - on_object, NUM_KEPT),
+        "background, not beside an object": (chance + far - on_object - near, NUM_KEPT),
+    }
+    rows: list[dict[str, float | str]] = []
+    for name, (score, count) in order.items():
+        kept = np.sort(np.argsort(-score, axis=1)[:, :count], axis=1)
+        picked = visual.gather(1, torch.from_numpy(kept)[..., None].expand(-1, -1, visual.shape[-1]))
+        accuracy = teacher_forced_accuracy(model, picked, asked)
+        row: dict[str, float | str] = {"tokens": name, "kept": count}
+        row["share_on_objects"] = round(float(np.take_along_axis(on_object, kept, 1).mean()), 3)
+        row["mean"] = round(float(np.mean([accuracy[kind] for kind in ONE_WORD_TYPES])), 3)
+        row |= {kind: round(float(accuracy[kind]), 3) for kind in ONE_WORD_TYPES}
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--language-seed", type=int, default=1)
+    parser.add_argument("--num-scenes", type=int, default=200)
+    parser.add_argument("--output", type=Path, help="write the rows here as JSON")
+    args = parser.parse_args()
+    rows = measure(args.work_dir, args.language_seed, args.num_scenes)
+    if args.output:
+        args.output.write_text(json.dumps({"num_scenes": args.num_scenes, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
