@@ -76,14 +76,65 @@ def speed_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def throughput_line(result: dict[str, Any]) -> str:
+    """The pipeline against a bare loop, one and two workers."""
+    runs, ratios = result["runs"], result["ratios"]
+    return (
+        f"Throughput on {result['settings']['images']:,} images, from the first model batch to the last commit: "
+        f"{runs['pipeline, 1']['images_per_sec']:.1f} images/s with one worker, "
+        f"{ratios['pipeline / bare, 1']:.2f} of a bare loop that writes the same files without Ray; with two workers "
+        f"{ratios['pipeline / bare, 2']:.2f} of two bare loops side by side. Start-up "
+        f"{runs['pipeline, 1']['start_up_sec']:.0f} s against {runs['bare, 1']['start_up_sec']:.0f} s."
+    )
+
+
+def soak_line(result: dict[str, Any]) -> str:
+    """The last quarter of a long run against its first."""
+    ratio = result["last_to_first"]
+    return (
+        f"Over {result['images']:,} images, last quarter against first: memory of the driver "
+        f"{ratio['memory, driver']:.2f}, of the workers {ratio['memory, workers']:.2f}, time an image "
+        f"{ratio['ms_an_image']:.2f}."
+    )
+
+
+def kills_line(result: dict[str, Any]) -> str:
+    """What became of the killed runs."""
+    victims = result["victims"].values()
+    kills = ", ".join(f"{name} {victim['kills']}" for name, victim in result["victims"].items())
+    return (
+        f"SIGKILL at random moments of a {result['shards']}-shard run ({kills} times): "
+        f"{sum(v['outputs_identical'] for v in victims)} of {sum(v['kills'] for v in victims)} outputs identical to an "
+        f"undisturbed run's, byte for byte; {sum(v['rows_lost'] for v in victims)} rows lost, "
+        f"{sum(v['rows_doubled'] for v in victims)} doubled."
+    )
+
+
 def block() -> str:
     """The text between the markers."""
-    accuracy = json.loads((RESULTS / "selectors.json").read_text())
-    speed = json.loads((RESULTS / "ops.json").read_text())
-    commands = (
-        f"Made by `{accuracy['command']}` and `{speed['environment']['command']}`; results in `benchmarks/results/`."
+    names = ("selectors", "ops", "throughput", "soak", "kills")
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
+    commands = ", ".join(f"`{command_of(result)}`" for result in results.values())
+    return "\n".join(
+        [
+            *(BEGIN, ""),
+            *accuracy_lines(results["selectors"]),
+            "",
+            *speed_lines(results["ops"]),
+            "",
+            f"* {throughput_line(results['throughput'])}",
+            f"* {soak_line(results['soak'])}",
+            f"* {kills_line(results['kills'])}",
+            "",
+            f"Made by {commands}; results in `benchmarks/results/`.",
+            *("", END),
+        ]
     )
-    return "\n".join([BEGIN, "", *accuracy_lines(accuracy), "", *speed_lines(speed), "", commands, "", END])
+
+
+def command_of(result: dict[str, Any]) -> str:
+    """The command a result came from."""
+    return str(result["command"] if "command" in result else result["environment"]["command"])
 
 
 def with_block(readme: str) -> str:

@@ -8,18 +8,17 @@ and the same vector for all background.
 
 import argparse
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 import tiny_model
 from scene_data import SceneArrays
 from scenes import COLORS, IMAGE_SIZE_PX
+from stage_trainer import StageTrainer
 from train_tower import NUM_CLASSES, DenseHeads, patch_accuracy, place_targets, presence_targets
 
 
@@ -47,37 +46,33 @@ def label_code(classes: torch.Tensor, centers_px: torch.Tensor) -> torch.Tensor:
     return torch.cat([kinds, colors, torch.cat([places, waves], dim=-1) * on_object], dim=-1)
 
 
-class TowerSettler:
-    """The trained tower and its heads, drawn towards the fitted targets step by step."""
+class TowerSettler(StageTrainer):
+    """The trained tower and its heads, drawn towards the fitted targets."""
+
+    name = "settle"
 
     def __init__(self, settings: SettleSettings, scenes: SceneArrays, work_dir: Path) -> None:
-        tiny_model.use_fixed_threads()
-        self.settings, self.scenes, self.path = settings, scenes, work_dir / "tower-settled.pt"
+        super().__init__(settings, work_dir / "tower-settled.pt", len(scenes))
+        self.scenes = scenes
         self.tower = tiny_model.build_model(0).model.vision_tower
         tiny_model.use_training_attention(self.tower)
         self.heads = DenseHeads()
         trained = torch.load(work_dir / "tower.pt")
         self.tower.load_state_dict(trained["tower"])
         self.heads.load_state_dict(trained["heads"])
-        named = [*self.tower.named_parameters(prefix="tower"), *self.heads.named_parameters(prefix="heads")]
-        self.parameters = [parameter for _, parameter in named]
-        self.optimizers = tiny_model.build_optimizers(named, learning_rate=settings.learning_rate)
-        self.step = 0
-        if self.path.exists():
-            state = torch.load(self.path)
-            self.step, self.fit, self.scale = state["step"], state["fit"], state["scale"]
-            self.tower.load_state_dict(state["tower"])
-            self.heads.load_state_dict(state["heads"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        else:
-            self.fit, self.scale = self._fit_targets()
+        constants = None if self.path.exists() else self._fit_targets()
+        self.begin({"tower": self.tower, "heads": self.heads}, constants)
+
+    def learning_rate(self) -> float:
+        """A short warm-up, then a line down to zero."""
+        settings = self.settings
+        return settings.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - self.step / settings.num_steps)
 
     def _labels(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(self.scenes.classes[indices]).long(), torch.tensor(self.scenes.centers[indices]).float()
 
     @torch.no_grad()
-    def _fit_targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fit_targets(self) -> dict[str, torch.Tensor]:
         """Least squares of features on label codes, (46, 128), and the features' mean variance."""
         codes, features = [], []
         for start in range(0, min(self.settings.fit_scenes, len(self.scenes)), 50):
@@ -88,17 +83,10 @@ class TowerSettler:
         code, feature = torch.cat(codes).double(), torch.cat(features).double()
         ridge = 1e-3 * len(code) * torch.eye(code.shape[1], dtype=torch.float64)
         fit = torch.linalg.solve(code.T @ code + ridge, code.T @ feature)
-        return fit.float(), feature.var(dim=0).mean().float()
+        return {"fit": fit.float(), "scale": feature.var(dim=0).mean().float()}
 
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"step": self.step, "fit": self.fit, "scale": self.scale, "tower": self.tower.state_dict()}
-        tiny_model.save_atomically({**state, "heads": self.heads.state_dict(), "optimizers": optimizers}, self.path)
-
-    def loss(self, indices: np.ndarray) -> tuple[torch.Tensor, list[float]]:
-        """The loss of one batch, and the share of variance off target on background and on objects."""
-        indices = np.sort(indices)
+    def loss(self, indices: np.ndarray) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of the labels and of the share of variance off target, on background and on objects."""
         generator = tiny_model.step_generator(self.settings.seed, self.step)
         pixels = tiny_model.normalized_pixels(self.scenes.images[indices])
         pixels = pixels * (1 + 0.1 * torch.randn(len(pixels), 1, 1, 1, generator=generator))
@@ -111,40 +99,15 @@ class TowerSettler:
             class_logits = self.heads.class_head(features).flatten(0, 1).float()
             color_logits = self.heads.color_head(features).flatten(0, 1).float()
         on_object = classes[..., 0] > 0
-        off_target = (features.float() - label_code(classes, centers) @ self.fit).square().mean(-1) / self.scale
+        target = label_code(classes, centers) @ self.constants["fit"]
+        off_target = (features.float() - target).square().mean(-1) / self.constants["scale"]
         background, objects = off_target[~on_object].mean(), off_target[on_object].mean()
         labels = functional.cross_entropy(class_logits, classes[..., 0].flatten())
         labels = labels + 0.5 * functional.cross_entropy(color_logits, classes[..., 1].flatten())
         present = presence_targets(self.scenes.objects[indices])
         labels = labels + 2 * functional.binary_cross_entropy_with_logits(presence, present)
-        return self.settings.label_weight * labels + background + objects, [background.item(), objects.item()]
-
-    def run(self, *, stop_step: int | None = None, log_every: int = 25) -> None:
-        """Trains up to `stop_step` (default: the end), writing checkpoints on the way."""
-        settings = self.settings
-        stop_step = settings.num_steps if stop_step is None else stop_step
-        started, first, means = time.monotonic(), self.step, np.zeros(2)
-        for indices in tiny_model.batches(
-            len(self.scenes), settings.batch_size, seed=settings.seed, start_step=self.step, num_steps=stop_step
-        ):
-            warm = min(1.0, (self.step + 1) / 20)
-            for optimizer in self.optimizers:
-                optimizer.param_groups[0]["lr"] = settings.learning_rate * warm * (1 - self.step / settings.num_steps)
-                optimizer.zero_grad()
-            loss, off_target = self.loss(indices)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.step += 1
-            means += np.array(off_target) / log_every
-            if self.step % log_every == 0:
-                speed = (self.step - first) * settings.batch_size / (time.monotonic() - started)
-                shares = f"off target: background {means[0]:.4f}, objects {means[1]:.4f}"
-                print(f"settle step {self.step} {shares} {speed:.0f} images/s", flush=True)
-                means = np.zeros(2)
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
-                self.save()
+        loss = self.settings.label_weight * labels + background + objects
+        return loss, {"off target: background": background.item(), "objects": objects.item()}
 
 
 def main() -> None:
@@ -153,7 +116,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True)
     args = parser.parse_args()
     settler = TowerSettler(SettleSettings(), SceneArrays(args.work_dir, "train"), args.work_dir)
-    settler.run()
+    settler.run(log_every=25)
     print(f"settled tower: patch accuracy {patch_accuracy(settler, SceneArrays(args.work_dir, 'validation'))}")
 
 

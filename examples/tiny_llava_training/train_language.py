@@ -6,13 +6,11 @@ one that has seen every number of tokens depends on WHICH tokens it is given.
 
 import argparse
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 import tiny_model
@@ -21,6 +19,7 @@ from packing import answer_logits, pack_questions, teacher_forced_accuracy
 from questions import ONE_WORD_TYPES, sample_questions
 from scene_data import SceneArrays
 from scenes import NUM_TOKENS
+from stage_trainer import StageTrainer
 
 QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, "relation": 2}
 
@@ -54,40 +53,29 @@ def random_subset(rng: np.random.Generator, num_images: int, num_kept: int) -> n
     return np.sort(rng.random((num_images, NUM_TOKENS)).argsort(axis=1)[:, :num_kept], axis=1)
 
 
-class LanguageTrainer:
-    """Projector, language model and their optimizers, advanced step by step."""
+class LanguageTrainer(StageTrainer):
+    """Projector and language model on the settled tower's features."""
+
+    name = "language"
 
     def __init__(self, settings: LanguageSettings, work_dir: Path) -> None:
-        tiny_model.use_fixed_threads()
-        self.settings, self.path = settings, work_dir / f"language-seed{settings.seed}.pt"
         self.scenes, self.features = SceneArrays(work_dir, "train"), feature_array(work_dir, "train")
-        self.objects = self.scenes.objects[: len(self.features)]
+        super().__init__(settings, work_dir / f"language-seed{settings.seed}.pt", len(self.features))
         self.noise = settings.feature_noise * float(self.features[:64].astype(np.float32).std())
         self.model = tiny_model.build_model(settings.seed)
         self.model.model.vision_tower.load_state_dict(torch.load(work_dir / "tower-settled.pt")["tower"])
         self.model.model.vision_tower.requires_grad_(False)
         tiny_model.use_training_attention(self.model.model.language_model)
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.parameters = [parameter for _, parameter in named]
-        self.optimizers = tiny_model.build_optimizers(named, learning_rate=settings.learning_rate)
-        self.step = 0
-        if self.path.exists():
-            state = torch.load(self.path)
-            self.step = state["step"]
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+        self.begin({"model": self.model})
 
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"step": self.step, "model": self.model.state_dict(), "optimizers": optimizers}
-        tiny_model.save_atomically(state, self.path)
-
-    def loss(self, indices: np.ndarray) -> torch.Tensor:
-        """The loss of one batch of scenes, weighted mean over the answers' tokens."""
+    def learning_rate(self) -> float:
+        """Cosine over the whole stage."""
         settings = self.settings
-        indices = np.sort(indices)
+        return tiny_model.learning_rate_at(self.step, peak=settings.learning_rate, num_steps=settings.num_steps)
+
+    def loss(self, indices: np.ndarray) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted mean over the answers' tokens."""
+        settings = self.settings
         rng = np.random.default_rng([settings.seed, self.step, 1])
         kept = kept_tokens(rng, len(indices), settings)
         limits = dict(QUESTION_LIMITS, caption=int(rng.random() < settings.caption_share))
@@ -101,33 +89,8 @@ class LanguageTrainer:
         learnt = packed.targets >= 0
         weights = packed.weights[learnt]
         losses = functional.cross_entropy(logits.float(), packed.targets[learnt], reduction="none")
-        return (losses * weights).sum() / weights.sum()
-
-    def run(self, *, stop_step: int | None = None, log_every: int = 50) -> None:
-        """Trains up to `stop_step` (default: the end), writing checkpoints on the way."""
-        settings = self.settings
-        stop_step = settings.num_steps if stop_step is None else stop_step
-        started, first, mean_loss = time.monotonic(), self.step, 0.0
-        for indices in tiny_model.batches(
-            len(self.features), settings.batch_size, seed=settings.seed, start_step=self.step, num_steps=stop_step
-        ):
-            rate = tiny_model.learning_rate_at(self.step, peak=settings.learning_rate, num_steps=settings.num_steps)
-            for optimizer in self.optimizers:
-                optimizer.param_groups[0]["lr"] = rate
-                optimizer.zero_grad()
-            loss = self.loss(indices)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.step += 1
-            mean_loss += loss.item() / log_every
-            if self.step % log_every == 0:
-                speed = (self.step - first) * settings.batch_size / (time.monotonic() - started)
-                print(f"language step {self.step} loss {mean_loss:.4f} {speed:.0f} images/s", flush=True)
-                mean_loss = 0.0
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
-                self.save()
+        loss = (losses * weights).sum() / weights.sum()
+        return loss, {"loss": loss.item()}
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ For speed all but the last steps leave most of the background patches out.
 """
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch.nn import functional
 import tiny_model
 from scene_data import SceneArrays
 from scenes import COLORS, DIGIT_KIND, GRID, IMAGE_SIZE_PX, KINDS, PATCH_SIZE_PX
+from stage_trainer import StageTrainer
 
 NUM_CLASSES = 5 + 10
 NUM_PRESENCES = len(KINDS) * len(COLORS) + 10
@@ -71,39 +71,28 @@ def place_targets(centers_px: torch.Tensor) -> torch.Tensor:
     return torch.cat([(centers_px - here) / PATCH_SIZE_PX, centers_px / half - 1], dim=-1)
 
 
-class TowerTrainer:
-    """The tower, its heads and their optimizers, advanced step by step."""
+class TowerTrainer(StageTrainer):
+    """The tower and its heads."""
+
+    name = "tower"
 
     def __init__(self, settings: TowerSettings, scenes: SceneArrays, work_dir: Path) -> None:
-        tiny_model.use_fixed_threads()
-        self.settings, self.scenes, self.path = settings, scenes, work_dir / "tower.pt"
+        super().__init__(settings, work_dir / "tower.pt", len(scenes))
+        self.scenes = scenes
         self.tower = tiny_model.build_model(settings.seed).model.vision_tower
         tiny_model.use_training_attention(self.tower)
         self.heads = DenseHeads()
-        named = [*self.tower.named_parameters(prefix="tower"), *self.heads.named_parameters(prefix="heads")]
-        self.parameters = [parameter for _, parameter in named]
-        self.optimizers = tiny_model.build_optimizers(named, learning_rate=settings.learning_rate)
-        self.step = 0
-        weights = torch.ones(NUM_CLASSES)
-        weights[0], weights[5:] = settings.background_weight, settings.digit_weight
-        self.class_weights = weights
-        if self.path.exists():
-            state = torch.load(self.path)
-            self.step = state["step"]
-            self.tower.load_state_dict(state["tower"])
-            self.heads.load_state_dict(state["heads"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+        self.class_weights = torch.ones(NUM_CLASSES)
+        self.class_weights[0], self.class_weights[5:] = settings.background_weight, settings.digit_weight
+        self.begin({"tower": self.tower, "heads": self.heads})
 
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"step": self.step, "tower": self.tower.state_dict(), "heads": self.heads.state_dict()}
-        tiny_model.save_atomically({**state, "optimizers": optimizers}, self.path)
+    def learning_rate(self) -> float:
+        """Cosine of the schedule, which ends after the stage does."""
+        settings = self.settings
+        return tiny_model.learning_rate_at(self.step, peak=settings.learning_rate, num_steps=settings.schedule_steps)
 
-    def loss(self, indices: np.ndarray) -> torch.Tensor:
-        """The loss of one batch of scenes."""
-        indices = np.sort(indices)
+    def loss(self, indices: np.ndarray) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of class, colour, place and presence."""
         generator = tiny_model.step_generator(self.settings.seed, self.step)
         pixels = tiny_model.normalized_pixels(self.scenes.images[indices])
         pixels = pixels * (1 + 0.1 * torch.randn(len(pixels), 1, 1, 1, generator=generator))
@@ -131,35 +120,8 @@ class TowerTrainer:
         of_color = functional.cross_entropy(color_logits, classes[..., 1].flatten(), color_weights)
         of_place = functional.smooth_l1_loss(place.float()[on_object], places[on_object])
         of_presence = functional.binary_cross_entropy_with_logits(presence.float(), present)
-        return of_class + 0.5 * of_color + 0.3 * of_place + 2 * of_presence
-
-    def run(self, *, stop_step: int | None = None, log_every: int = 50) -> None:
-        """Trains up to `stop_step` (default: the end), writing checkpoints on the way."""
-        settings = self.settings
-        stop_step = settings.num_steps if stop_step is None else stop_step
-        started, first, mean_loss = time.monotonic(), self.step, 0.0
-        for indices in tiny_model.batches(
-            len(self.scenes), settings.batch_size, seed=settings.seed, start_step=self.step, num_steps=stop_step
-        ):
-            rate = tiny_model.learning_rate_at(
-                self.step, peak=settings.learning_rate, num_steps=settings.schedule_steps
-            )
-            for optimizer in self.optimizers:
-                optimizer.param_groups[0]["lr"] = rate
-                optimizer.zero_grad()
-            loss = self.loss(indices)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.step += 1
-            mean_loss += loss.item() / log_every
-            if self.step % log_every == 0:
-                speed = (self.step - first) * settings.batch_size / (time.monotonic() - started)
-                print(f"tower step {self.step} loss {mean_loss:.4f} {speed:.0f} images/s", flush=True)
-                mean_loss = 0.0
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
-                self.save()
+        loss = of_class + 0.5 * of_color + 0.3 * of_place + 2 * of_presence
+        return loss, {"loss": loss.item()}
 
 
 @torch.no_grad()

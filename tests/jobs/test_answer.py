@@ -1,24 +1,20 @@
 """Answers from pruned inputs: equal to the untouched model where they must be, resumable, only from the right model."""
 
-import hashlib
-import io
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pipeline.answer import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
 from pipeline.grade import is_correct, normalise
 
-SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
 NEW_TOKENS = 40
 
 
@@ -44,29 +40,11 @@ def read_answers(output: Path) -> dict[str, dict]:
     return answers
 
 
-def raw_images() -> dict[str, Image.Image]:
-    """image_id -> picture, decoded here and not by the pipeline."""
-    images = {}
-    for path in sorted(SCENES.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith(".json"):
-                    continue
-                data = archive.extractfile(member).read()  # type: ignore[union-attr]
-                try:
-                    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-                except (UnidentifiedImageError, OSError):
-                    continue
-                images[hashlib.sha256(data).hexdigest()] = image
-    return images
-
-
 @torch.inference_mode()
-def untouched_answers(checkpoint: str, prompts: list[dict]) -> dict[str, list[int]]:
+def untouched_answers(checkpoint: str, prompts: list[dict], images: dict[str, Image.Image]) -> dict[str, list[int]]:
     """`model.generate` of the stock model on raw images, through its own processor and chat template."""
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = LlavaProcessor.from_pretrained(checkpoint)
-    images = raw_images()
     ends = model.generation_config.eos_token_id
     answers = {}
     for begin in range(0, len(prompts), 48):
@@ -94,12 +72,12 @@ def answerable(pruned: Path) -> list[dict]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, tiny_llava, tmp_path):
+def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, raw_images, tiny_llava, tmp_path):
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
     answers = answer(pruned_all, tmp_path / "all", tokens="all")
     assert {row["tokens"] for row in answers.values()} == {256}
-    expected = untouched_answers(tiny_llava, prompts)
+    expected = untouched_answers(tiny_llava, prompts, raw_images)
     assert answers.keys() == expected.keys()
     different = [i for i, tokens in expected.items() if answers[i]["answer_tokens"] != tokens]
     assert different == []

@@ -1,36 +1,11 @@
 """The artifact's kept sets against a computation of its own: stock model, raw images, float64, the paper's loops."""
 
-import hashlib
-import io
 import json
 import math
-import tarfile
-from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
-
-SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
-
-
-@pytest.fixture(scope="module")
-def pictures() -> dict[str, Image.Image]:
-    found = {}
-    for path in sorted(SCENES.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith(".json"):
-                    continue
-                data = archive.extractfile(member).read()  # type: ignore[union-attr]
-                try:
-                    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-                except (UnidentifiedImageError, OSError):
-                    continue
-                found[hashlib.sha256(data).hexdigest()] = picture
-    return found
 
 
 def sensitivity(features_ND: torch.Tensor, projector: torch.nn.Module) -> torch.Tensor:
@@ -59,7 +34,7 @@ def greedy(z: torch.Tensor, s: torch.Tensor, count: int) -> tuple[list[int], lis
 
 
 @torch.no_grad()
-def test_kept_sets_equal_an_independent_computation_from_raw_images(pruned_64, pictures, tiny_llava):
+def test_kept_sets_equal_an_independent_computation_from_raw_images(pruned_64, raw_images, tiny_llava):
     model = LlavaForConditionalGeneration.from_pretrained(tiny_llava, dtype=torch.float32).eval()
     processor = CLIPImageProcessor.from_pretrained(tiny_llava)
     projector = model.model.multi_modal_projector
@@ -71,7 +46,7 @@ def test_kept_sets_equal_an_independent_computation_from_raw_images(pruned_64, p
     ]
     different = 0
     for row in rows:
-        pixels = processor(pictures[row["image_id"]], return_tensors="pt")["pixel_values"]
+        pixels = processor(raw_images[row["image_id"]], return_tensors="pt")["pixel_values"]
         tower = model.model.vision_tower(pixels, output_hidden_states=True)
         features = tower.hidden_states[model.config.vision_feature_layer][0, 1:]
         picks, leads = greedy(projector(features).double(), sensitivity(features.double(), projector), 64)
