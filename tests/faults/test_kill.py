@@ -65,6 +65,11 @@ def moments(victim: str, count: int) -> list[float]:
     return shares
 
 
+def attempts(victim: str, count: int) -> list[float]:
+    """Moments for `count` kills, and for those that find the run over or nobody at that work: three rounds more."""
+    return [share for n in range(4) for share in moments(f"{victim}, round {n}" if n else victim, count)]
+
+
 class WorkerKiller(threading.Thread):
     """Waits for the victim's kind to appear, then until the moment, then kills the first one seen at work."""
 
@@ -99,7 +104,7 @@ def kill_workers(victim: str, count: int, prune, corpus: str, calm: Path, facts:
     expected = data_of(calm)
     usual_sec = _usual_seconds(prune, corpus, folder / "usual", WORKERS[victim]) if count > 1 else 2.0
     met = 0
-    for attempt, share in enumerate(moments(victim, count) + moments(f"{victim}, again", count)):
+    for attempt, share in enumerate(attempts(victim, count)):
         output = folder / f"{attempt:02d}"
         killer = WorkerKiller(victim, output, share, usual_sec)
         killer.start()
@@ -140,7 +145,7 @@ def kill_drivers(count: int, prune, corpus: str, model: str, calm: Path, facts: 
     assert run_command(prune_command(corpus, model, folder / "usual")).returncode == 0
     usual_sec = time.monotonic() - started
     met = 0
-    for attempt, share in enumerate(moments("driver", count) + moments("driver, again", count)):
+    for attempt, share in enumerate(attempts("driver", count)):
         output = folder / f"{attempt:02d}"
         command = prune_command(corpus, model, output)
         started = time.monotonic()
