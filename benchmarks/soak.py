@@ -135,7 +135,10 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=256)
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/soak.json"), help="- for none")
     given = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment(torch.device("cpu")), "settings": vars(given)}
+    result: dict[str, Any] = {
+        "environment": environment(torch.device("cpu")),
+        "settings": {n: v for n, v in vars(given).items() if n != "output"},
+    }
     result["environment"]["cpus"] = os.cpu_count()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         corpus = make_corpus(Path(folder) / "corpus", given.images)

@@ -112,7 +112,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many side by side (default 1 2)")
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/throughput.json"), help="- for none")
     given = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment(torch.device("cpu")), "settings": vars(given)}
+    result: dict[str, Any] = {
+        "environment": environment(torch.device("cpu")),
+        "settings": {n: v for n, v in vars(given).items() if n != "output"},
+    }
     result["environment"]["cpus"] = os.cpu_count()
     result["environment"]["threads"] = 1
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
