@@ -29,13 +29,13 @@ from jobs.console import quiet_libraries
 from pipeline.budget import parse_budget
 from pipeline.checkpoint import open_checkpoint
 from pipeline.decode import decode_image
-from pipeline.encode import EncodeSettings, _decision, _kept_features, load_encoder
+from pipeline.encode import EncodeSettings, decision_of, kept_features, load_encoder
 from pipeline.families.loading import limit_threads
 from pipeline.index import read_index
 from pipeline.job_settings import own_dtype
 from pipeline.read import read_bytes
 from pipeline.select import SelectSettings, select_tokens
-from pipeline.write import _prompt_rows, _write_features_tar, write_table
+from pipeline.write import prompt_rows, write_features_tar, write_table
 from schemas.tables import ERRORS, PROMPTS, SELECTIONS
 
 
@@ -105,9 +105,9 @@ def bare_loop(
         )
         for row, image, selection in zip(some, images, selections, strict=True):
             decision = {
-                n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in _decision(image, selection).items()
+                n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in decision_of(image, selection).items()
             }
-            row.update(decision, **_kept_features(image, selection, "model"))
+            row.update(decision, **kept_features(image, selection, "model"))
         done += len(batch)
         in_table += len(batch)
         if in_table == len(table):
@@ -124,9 +124,9 @@ def write_shard_files(output: Path, rows: list[dict[str, Any]]) -> None:
     """The four files of a shard."""
     shard = rows[0]["shard"]
     write_table(output, "selections", shard, rows, SELECTIONS)
-    write_table(output, "prompts", shard, list(_prompt_rows(rows)), PROMPTS)
+    write_table(output, "prompts", shard, list(prompt_rows(rows)), PROMPTS)
     write_table(output, "errors", shard, [], ERRORS)
-    _write_features_tar(output, shard, rows)
+    write_features_tar(output, shard, rows)
 
 
 def main() -> None:

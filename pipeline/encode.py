@@ -120,11 +120,11 @@ class EncodeShards:
         )
         for (row, image), selection in zip(kept, selections, strict=True):
             try:
-                stored = _kept_features(image, selection, self._settings.feature_dtype)
+                stored = kept_features(image, selection, self._settings.feature_dtype)
             except OverflowError as error:
                 row.update(reason="feature_overflow", message=str(error))
             else:
-                row.update(_decision(image, selection), **stored)
+                row.update(decision_of(image, selection), **stored)
 
 
 def _bytes_of(scalar: pa.LargeBinaryScalar) -> memoryview:
@@ -135,7 +135,7 @@ def _is_finite(image: EncodedImage) -> bool:
     return bool(torch.isfinite(image.features_ND).all() and torch.isfinite(image.projected_NO).all())
 
 
-def _decision(image: EncodedImage, selection: Selection) -> dict[str, Any]:
+def decision_of(image: EncodedImage, selection: Selection) -> dict[str, Any]:
     """Columns of `selections` that the model decides."""
     ranking = selection.ranking_K.tolist()
     sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
@@ -160,7 +160,8 @@ def _decision(image: EncodedImage, selection: Selection) -> dict[str, Any]:
     }
 
 
-def _kept_features(image: EncodedImage, selection: Selection, feature_dtype: str) -> dict[str, Any]:
+def kept_features(image: EncodedImage, selection: Selection, feature_dtype: str) -> dict[str, Any]:
+    """Columns of `ENCODED` that hold the kept features, best token first."""
     picks = selection.ranking_K.to(image.projected_NO.device)
     tensors = {"features": image.projected_NO[picks]}
     tensors.update({name: rows_NO[picks] for name, rows_NO in image.extras_NO.items()})

@@ -77,14 +77,14 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     shard = rows[0]["shard"]
     _resolve_duplicates(rows)
     selections = sorted((r for r in rows if r["slot"] is not None and r["reason"] is None), key=lambda r: r["slot"])
-    prompts, errors = list(_prompt_rows(rows)), list(_error_rows(rows))
+    prompts, errors = list(prompt_rows(rows)), list(_error_rows(rows))
     files = {
         "selections": write_table(settings.root, "selections", shard, selections, SELECTIONS),
         "prompts": write_table(settings.root, "prompts", shard, prompts, PROMPTS),
         "errors": write_table(settings.root, "errors", shard, errors, ERRORS),
     }
     if "webdataset" in settings.features:
-        files["features.webdataset"] = _write_features_tar(settings.root, shard, selections)
+        files["features.webdataset"] = write_features_tar(settings.root, shard, selections)
     if "parquet" in settings.features:
         features = [{**row, "width": row["features_width"], "dtype": row["features_dtype"]} for row in selections]
         files["features.parquet"] = write_table(settings.root, "features", shard, features, FEATURES)
@@ -134,7 +134,8 @@ def _resolve_duplicates(rows: list[dict[str, Any]]) -> None:
             row.update(reason=owner["reason"], message=f"same bytes as {owner['source']}: {owner['message']}")
 
 
-def _prompt_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def prompt_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Rows of the prompts table: every prompt of every sample, with its status."""
     for row in rows:
         shared = {name: row[name] for name in ("image_id", "source", "shard", "image_shard")}
         for prompt in row["prompts"]:
@@ -171,7 +172,8 @@ def write_table(root: Path, table: str, shard: int, rows: list[dict[str, Any]], 
         return _entry(root, path, temporary, len(rows))
 
 
-def _write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
+def write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
+    """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes."""
     path = root / "features" / f"shard-{shard:08d}.tar"
     with new_file(path) as temporary:
         with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:

@@ -24,16 +24,15 @@ from train_language import QUESTION_LIMITS
 NUM_KEPT = 32
 
 
-def token_kinds(on_object_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens touch an object's tokens (their eight neighbours) without being one, and which are farther off."""
+def far_from_objects(on_object_NT: np.ndarray) -> np.ndarray:
+    """Which tokens are no object's and have none among their eight neighbours."""
     grid = on_object_NT.reshape(-1, GRID, GRID)
     padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)))
     around = np.zeros_like(grid)
     for row in range(3):
         for column in range(3):
             around |= padded[:, row : row + GRID, column : column + GRID]
-    near = around.reshape(on_object_NT.shape) & ~on_object_NT
-    return near, ~near & ~on_object_NT
+    return ~around.reshape(on_object_NT.shape)
 
 
 @torch.no_grad()
@@ -48,14 +47,13 @@ def measure(work_dir: Path, language_seed: int, num_scenes: int) -> list[dict[st
     asked = [sample_questions(scenes.scene_objects(i), rng, limits=limits) for i in range(num_scenes)]
     visual = model.model.multi_modal_projector(torch.tensor(features[:num_scenes]).float())
     on_object = np.array(scenes.classes[:num_scenes, :, 0] > 0)
-    near, far = token_kinds(on_object)
     chance = rng.random(on_object.shape)
     order = {
         "all": (chance, NUM_TOKENS),
         "random": (chance, NUM_KEPT),
         "on objects": (chance + on_object, NUM_KEPT),
         "background": (chance - on_object, NUM_KEPT),
-        "background, not beside an object": (chance + far - on_object - near, NUM_KEPT),
+        "background, not beside an object": (chance + far_from_objects(on_object) - on_object, NUM_KEPT),
     }
     rows: list[dict[str, float | str]] = []
     for name, (score, count) in order.items():

@@ -63,7 +63,7 @@ def test_corpus_questions_are_answered_from_raw_images(answerer: Answerer, corpu
 
 
 def test_which_tokens_are_kept_matters(answerer: Answerer) -> None:
-    images, asked = heldout_questions(10)
+    images, asked = heldout_questions(16)
     visual = answerer.project(images)
     everything = torch.arange(NUM_TOKENS).expand(len(images), -1)
     full = answerer.answer_from_tokens(visual, everything, asked)

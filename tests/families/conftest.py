@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.budget import Budget
 from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import _decision, _kept_features
+from pipeline.encode import decision_of, kept_features
 from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
 from pipeline.load import kept_image
 from pipeline.select import SelectSettings, select_tokens
@@ -75,7 +75,7 @@ class Case:
         settings = SelectSettings(ALL, selector or self.tiny.selector)
         selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
         return [
-            {"image_id": image_id, **_decision(image, selection), **_kept_features(image, selection, "model")}
+            {"image_id": image_id, **decision_of(image, selection), **kept_features(image, selection, "model")}
             for image_id, image, selection in zip(ids, self.encoded, selections, strict=True)
         ]
 

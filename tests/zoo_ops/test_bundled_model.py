@@ -89,18 +89,14 @@ def test_finite_difference_has_the_published_values(estimates):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("share", [9, 3])
 def test_finite_difference_keeps_the_published_sets(estimates, dtype, share):
-    """At a ninth (64 of 576) and a third (192 of 576): equal on 97 % of the images, near-ties on the others.
-
-    The literal form in float32 disagrees with itself in float64 on some images; those are its own and not counted.
-    """
+    """At a ninth (64 of 576) and a third (192 of 576): equal on 97 % of the images, near-ties on the others."""
     projected, published, ours = estimates
     kept = max(1, round(projected.shape[1] / share))
     our_picks = rank_tokens(projected, ours, max_tokens=kept).indices_BK
     their_picks = rank_tokens(projected.to(dtype), published[dtype], max_tokens=kept).indices_BK
     different = [i for i in range(len(ours)) if set(our_picks[i].tolist()) != set(their_picks[i].tolist())]
-    exact_picks = rank_tokens(projected.double(), published[torch.float64], max_tokens=kept).indices_BK
-    its_own = [i for i in range(len(ours)) if set(their_picks[i].tolist()) != set(exact_picks[i].tolist())]
-    assert len(different) <= 0.03 * len(ours) + len(its_own)
+    print(f"{kept} tokens, {dtype}: the kept sets of {len(different)} of {len(ours)} images differ")
+    assert len(different) <= 0.03 * len(ours)
     for i in different:
         gap, bound = first_difference(projected[i], ours[i], published[dtype][i], our_picks[i], their_picks[i])
         assert gap <= bound
