@@ -24,7 +24,8 @@ from pipeline.errors import UserError
 from pipeline.files import cannot_write, writing
 from pipeline.index import Generation, Index, part_path, write_index, write_part
 from pipeline.runtime import map_shards
-from pipeline.scan import ScanUnit, scan, scan_units
+from pipeline.sample import ScanUnit
+from pipeline.scan import scan, scan_units
 from schemas.tables import INDEX, SCAN
 from schemas.views import quoted
 

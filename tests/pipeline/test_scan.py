@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.corpus import resolve_corpus
 from pipeline.errors import UserError
-from pipeline.scan import ScanUnit, scan, scan_units
+from pipeline.sample import ScanUnit
+from pipeline.scan import scan, scan_units
 
 
 def scan_all(path: Path, limit: int | None = None) -> list[dict]:
