@@ -1,6 +1,7 @@
 """Which elementwise activation a callable is, and its derivative in one pass over memory."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,18 +49,23 @@ def identify_activation(activation: Callable[[Tensor], Tensor] | None) -> str | 
     return None
 
 
+_BACKWARD_KERNELS: dict[str, tuple[Any, dict[str, str]]] = {
+    "gelu": (torch.ops.aten.gelu_backward, {"approximate": "none"}),
+    "gelu_tanh": (torch.ops.aten.gelu_backward, {"approximate": "tanh"}),
+    "silu": (torch.ops.aten.silu_backward, {}),
+}
+
+
 def activation_derivative(kind: str, pre: Tensor) -> Tensor:
     """act'(pre), elementwise, same shape and dtype; `kind` is a key of KNOWN_ACTIVATIONS.
 
     GELU, SiLU: the backward kernels with a gradient of one, because they read and write memory once.
     ReLU: 0 at 0, as autograd has it.
     """
-    if kind == "gelu":
-        return torch.ops.aten.gelu_backward(torch.ones_like(pre[:1]).expand_as(pre), pre, approximate="none")
-    if kind == "gelu_tanh":
-        return torch.ops.aten.gelu_backward(torch.ones_like(pre[:1]).expand_as(pre), pre, approximate="tanh")
-    if kind == "silu":
-        return torch.ops.aten.silu_backward(torch.ones_like(pre[:1]).expand_as(pre), pre)
+    if kind in _BACKWARD_KERNELS:
+        kernel, options = _BACKWARD_KERNELS[kind]
+        derivative: Tensor = kernel(torch.ones_like(pre[:1]).expand_as(pre), pre, **options)
+        return derivative
     if kind == "quick_gelu":
         gate = torch.sigmoid(QUICK_GELU_SLOPE * pre)
         return gate * (1.0 + QUICK_GELU_SLOPE * pre * (1.0 - gate))

@@ -69,10 +69,12 @@ def spearman(values_RN: Tensor) -> Tensor:
     ranks_RN = torch.stack([_mean_ranks(row) for row in values_RN])
     centred_RN = ranks_RN - ranks_RN.mean(1, keepdim=True)
     norms_R = centred_RN.norm(dim=1)
-    return (centred_RN @ centred_RN.T) / (norms_R[:, None] * norms_R[None])
+    correlation_RR: Tensor = (centred_RN @ centred_RN.T) / (norms_R[:, None] * norms_R[None])
+    return correlation_RR
 
 
 def _mean_ranks(values_N: Tensor) -> Tensor:
     _, place_N, counts = values_N.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[place_N]
+    ranks_N: Tensor = (last - (counts.double() - 1) / 2)[place_N]
+    return ranks_N

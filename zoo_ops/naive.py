@@ -34,13 +34,15 @@ def jacobians_naive(features_ND: Tensor, project: Callable[[Tensor], Tensor]) ->
 
 
 def _jacobian(row_D: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.autograd.functional.jacobian(lambda row: project(row[None])[0], row_D)
+    jacobian_OD: Tensor = torch.autograd.functional.jacobian(lambda row: project(row[None])[0], row_D)
+    return jacobian_OD
 
 
 def closed_form_naive(features_ND: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
     """s_i = ||J_i||_F / sqrt(D), from the Jacobians themselves: (N, D) -> (N,)."""
     jacobians_NOD = jacobians_naive(features_ND, project)
-    return jacobians_NOD.square().sum((1, 2)).sqrt() / features_ND.shape[1] ** 0.5
+    sensitivity_N: Tensor = jacobians_NOD.square().sum((1, 2)).sqrt() / features_ND.shape[1] ** 0.5
+    return sensitivity_N
 
 
 def directional_naive(features_ND: Tensor, project: Callable[[Tensor], Tensor], directions_MD: Tensor) -> Tensor:

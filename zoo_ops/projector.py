@@ -181,7 +181,8 @@ class ProjectorSpec:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in (*self.forward.named_parameters(), *self.forward.named_buffers())
         }
-        return torch.func.functional_call(self.forward, state, (features.to(dtype),))
+        projected: Tensor = torch.func.functional_call(self.forward, state, (features.to(dtype),))
+        return projected
 
 
 def as_projector_spec(projector: "ProjectorSpec | nn.Module | Callable[[Tensor], Tensor]") -> ProjectorSpec:
@@ -221,7 +222,8 @@ def preferred_estimator(projector: "ProjectorSpec | nn.Module", requested: str =
 
 def _linear(linear: nn.Linear, rows: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is None:
-        return linear(rows)
+        projected: Tensor = linear(rows)
+        return projected
     bias = None if linear.bias is None else linear.bias.to(dtype)
     return functional.linear(rows, linear.weight.to(dtype), bias)
 

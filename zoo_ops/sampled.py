@@ -28,7 +28,8 @@ def draw_directions(num_directions: int, width: int, *, seed: int) -> Tensor:
 def _bank(num_directions: int, width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     directions_MD = torch.randn(num_directions, width, generator=generator)
-    return directions_MD / directions_MD.norm(dim=-1, keepdim=True)
+    unit_MD: Tensor = directions_MD / directions_MD.norm(dim=-1, keepdim=True)
+    return unit_MD
 
 
 def directional_rows(
@@ -122,7 +123,8 @@ def _forward_mode(rows_ND: Tensor, spec: ProjectorSpec, directions_MD: Tensor) -
         return spec.project(rows, dtype=rows_ND.dtype)
 
     def tangent(direction_D: Tensor) -> Tensor:
-        return torch.func.jvp(project, (rows_ND,), (direction_D.expand_as(rows_ND),))[1]
+        tangent_NO: Tensor = torch.func.jvp(project, (rows_ND,), (direction_D.expand_as(rows_ND),))[1]
+        return tangent_NO
 
     width = max(spec.project(rows_ND[:1], dtype=rows_ND.dtype).shape[-1], rows_ND.shape[1])
     # The tangents of every layer of a chunk are alive at once; eight of the wider side is a fair guess at them.
