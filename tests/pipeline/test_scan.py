@@ -34,7 +34,7 @@ def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
         assert row["reason"] is None
     assert first["source"] == "a.tar/x/1.jpg"
     assert first["prompts"] == [
-        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok"}
+        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok", "message": None}
     ]
     assert second["prompts"] == []
 
@@ -135,8 +135,8 @@ def test_manifest_rows_and_their_failures(tmp_path, jpeg):
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n\n")
     rows = scan_all(path)
-    assert [row["reason"] for row in rows] == [None, "missing_file", "bad_record", "bad_record", "read_error"]
-    assert rows[0]["source"] == "m.jsonl/images/1.jpg"
+    assert [row["reason"] for row in rows] == [None, "missing_file", "bad_record", "bad_record", "not_a_file"]
+    assert rows[0]["source"] == "m.jsonl@0/images/1.jpg"
     assert rows[1]["prompts"][0]["prompt"] == "what ?"
 
 
@@ -145,10 +145,11 @@ def test_chunks_of_a_manifest_see_every_line_once(tmp_path, step):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"image": f"{n}.jpg", "pad": "x" * (n % 13)}) + "\n" for n in range(40)))
     size = path.stat().st_size
-    units = [ScanUnit(0, str(path), "manifest", begin, min(begin + step, size)) for begin in range(0, size, step)]
+    units = [ScanUnit(0, "m.jsonl", str(path), "manifest", begin, min(begin + step, size)) for begin in range(0, size, step)]
     rows = [row for unit in units for row in scan(unit)]
-    assert [row["source"] for row in rows] == [f"m.jsonl/{n}.jpg" for n in range(40)]
+    assert [row["source"].partition("/")[2] for row in rows] == [f"{n}.jpg" for n in range(40)]
     assert [row["sample"] for row in rows] == sorted(row["sample"] for row in rows)
+    assert len({row["source"] for row in rows}) == 40
 
 
 def test_limit(tmp_path, jpeg, write_tar):
