@@ -245,5 +245,11 @@ def _asked(prompt: dict[str, Any], tokens: int) -> dict[str, Any]:
 
 
 def _refused(prompt: dict[str, Any], tokens: int, refusal: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {"answer": None, "answer_tokens": [], "finish_reason": "refused", "seconds": 0.0, "correct": None}
+    answer: dict[str, Any] = {
+        "answer": None,
+        "answer_tokens": [],
+        "finish_reason": "refused",
+        "seconds": 0.0,
+        "correct": None,
+    }
     return {**_asked(prompt, tokens), **answer, "refusal": refusal}

@@ -3,8 +3,8 @@
 import os
 import re
 import stat
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 
 from pipeline.errors import UserError
 
