@@ -5,7 +5,7 @@ python -m jobs.answer_corpus --pruned out/scenes --model examples/tiny-llava --t
 
 from pathlib import Path
 
-from jobs.console import exit_status, output_path, parser, ray_address, run, say
+from jobs.console import exit_status, input_path, output_path, parser, ray_address, run, say
 from jobs.tables import print_table
 from pipeline.answer import AnswerSettings, answer_corpus
 from pipeline.query import accuracy, connect
@@ -39,7 +39,7 @@ def parse(arguments: list[str]) -> AnswerSettings:
     add("--gpus-per-worker", type=float, metavar="N", help="default: 1 where the cluster has GPUs, else 0")
     given = vars(options.parse_args(arguments))
     given["output"] = output_path(given["output"])
-    given["pruned"] = str(Path(given["pruned"]).expanduser().absolute())
+    given["pruned"] = input_path("--pruned", given["pruned"])
     return AnswerSettings(**given, ray_address=ray_address())
 
 

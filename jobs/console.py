@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 
 EXIT_INCOMPLETE = 1  # some shards were given up; the same command tries them again
 EXIT_BAD_INPUT = 2
@@ -59,13 +60,24 @@ def output_path(text: str) -> str:
     """`--output` as an absolute path.
 
     Raises:
-        UserError: relative in a submitted job, where it would lie in a temporary copy of the working directory.
+        UserError: a URL, or relative in a submitted job: it would lie in a temporary copy of the working directory.
     """
+    refuse_url("--output", text, WRITE_INSTEAD)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(text).expanduser().is_absolute():
         raise UserError(
             f"--output {text} is relative, but a submitted job runs in a temporary copy of the working directory "
             "that is deleted afterwards; give an absolute path on storage that every node sees"
         )
+    return str(Path(text).expanduser().absolute())
+
+
+def input_path(option: str, text: str) -> str:
+    """A folder that a job reads, as an absolute path.
+
+    Raises:
+        UserError: a URL.
+    """
+    refuse_url(option, text, READ_INSTEAD)
     return str(Path(text).expanduser().absolute())
 
 

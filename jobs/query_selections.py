@@ -5,7 +5,7 @@ Views: images, tokens (one row a visual token), prompts, errors, shards, answers
 
 from pathlib import Path
 
-from jobs.console import parser, run
+from jobs.console import input_path, parser, run
 from jobs.tables import FORMATS, print_table, write_result
 from pipeline.errors import UserError
 from pipeline.query import ask, connect, summarise
@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--format", default="table", choices=FORMATS, help="default: table")
     options.add_argument("sql", nargs="?", help="one reading statement")
     given = options.parse_args(arguments)
-    db = connect(Path(given.pruned).expanduser().resolve(), [Path(p).expanduser().resolve() for p in given.answers])
+    pruned = Path(input_path("--pruned", given.pruned)).resolve()
+    db = connect(pruned, [Path(input_path("--answers", path)).resolve() for path in given.answers])
     if given.sql is not None:
         write_result(ask(db, given.sql), given.format)
         return 0

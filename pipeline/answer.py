@@ -1,5 +1,6 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,9 @@ from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
+from pipeline.index import read_index
 from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from pipeline.progress import Progress
 from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
 from pipeline.stopping import StopRequest
@@ -63,6 +66,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     Raises:
         UserError: bad input; nothing was harmed.
     """
+    refuse_url("--pruned", settings.pruned, READ_INSTEAD)
+    refuse_url("--output", settings.output, WRITE_INSTEAD)
     budget = parse_budget(settings.tokens, "--tokens")
     check_at_least_one(settings, ("batch_size", "max_new_tokens", "workers"))
     pruned = Artifact(Path(settings.pruned).resolve())
@@ -83,6 +88,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
                 f"--model {settings.model} is not the model that pruned {pruned.root}: its {part} differs; "
                 "features only fit the language model they were projected for"
             )
+    _check_prompts(pruned)
     if budget.kind != "all":
         _check_stored(pruned, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
@@ -170,6 +176,22 @@ def _run_shards(
 
     run = follow(artifact, outcomes, lambda row, _stop: progress.add(row["prompts"], row["refused"]), say)
     return run, progress.done
+
+
+def _check_prompts(pruned: Artifact) -> None:
+    """Refuse an artifact in which there is nothing to answer, saying what the corpus had in the place of prompts."""
+    counts: Counter[str] = Counter()
+    for record in pruned.commits():
+        counts.update(record.counts)
+    if counts["prompts.ok"]:
+        return
+    if counts["prompts"]:
+        statuses = {n.removeprefix("prompts."): c for n, c in counts.items() if n.startswith("prompts.")}
+        why = ", ".join(f"{status} ({count:,})" for status, count in sorted(statuses.items()))
+        raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
+    index = read_index(pruned.root / "_index")
+    notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
+    raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
 
 
 def _check_stored(pruned: Artifact, budget: Budget, text: str) -> None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from pipeline.corpus import CorpusInput
+from pipeline.corpus import CorpusInput, common_root
 from pipeline.errors import UserError
 from pipeline.files import cannot_write, writing
 from pipeline.index import Generation, Index, part_path, write_index, write_part
@@ -31,6 +31,7 @@ from schemas.views import quoted
 
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
+MAX_KEYS_SEEN = 6
 
 
 def extend_index(
@@ -54,11 +55,12 @@ def extend_index(
     """
     old = index.generations if index else []
     first_input = sum(len(g.inputs) for g in old)
+    corpus_root = old[0].corpus_root if old else common_root(inputs)
     scratch = root / "scan"
     shutil.rmtree(scratch, ignore_errors=True)
     with writing(scratch):
         scratch.mkdir(parents=True)
-    _scan_all(scan_units(list(inputs), first_input), scratch, limit)
+    _scan_all(scan_units(list(inputs), first_input, corpus_root), scratch, limit)
     assign: Any = ray.remote(num_cpus=1)(assign_shards)  # type: ignore[arg-type]
     columns = ray.get(
         assign.remote(
@@ -72,7 +74,7 @@ def extend_index(
             shards_per_file=shards_per_file,
         )
     )
-    new = Generation(inputs=[asdict(item) for item in inputs], first_input=first_input, **columns)
+    new = Generation(corpus_root, [asdict(item) for item in inputs], first_input=first_input, **columns)
     extended = Index(root, [*old, new])
     write_index(extended)
     shutil.rmtree(scratch)
@@ -148,9 +150,10 @@ create table placed as
     select ({first_shard} + coalesce(o.rank, before.rank, 0) // {shard_size})::integer as shard,
            case when o.n = s.n then (o.rank % {shard_size})::integer end as slot,
            coalesce({first_shard} + o.rank // {shard_size}, k.shard)::integer as image_shard,
-           s.* exclude (prompts, n),
+           s.* exclude (prompts, n, keys),
            case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
-               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id') else p end)
+               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id',
+                   message := 'its id was given to an earlier prompt') else p end)
            end as prompts
     from samples s
     asof left join (select n, rank from owners) before on s.n >= before.n
@@ -197,8 +200,13 @@ def assign_shards(
             db,
             f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {first_shard} from placed",
         )
-        failed = db.sql("select reason, count(*) from placed where reason is not null group by reason order by all")
-        failed_samples = {reason: int(count) for reason, count in failed.fetchall()}
+        failed_samples = _counted(db, "select reason from placed where reason is not null")
+        failed_prompts = _counted(
+            db, "select * from (select unnest(prompts).status from placed where reason is null) where #1 <> 'ok'"
+        )
+        without = "from samples where reason is null and len(prompts) = 0"
+        (without_prompts,) = _one_row(db, f"select count(*) {without}")
+        keys_seen = _counted(db, f"select unnest(keys) {without}", MAX_KEYS_SEEN)
         if not num_samples:
             raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
         num_files = -(-num_shards // shards_per_file)
@@ -222,6 +230,9 @@ def assign_shards(
         "num_images": num_images,
         "num_prompts": num_prompts,
         "failed_samples": failed_samples,
+        "failed_prompts": failed_prompts,
+        "without_prompts": without_prompts,
+        "keys_seen": keys_seen,
     }
 
 
@@ -239,6 +250,13 @@ def _enough_space(scratch: Path) -> Iterator[None]:
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
     (row,) = db.sql(sql).fetchall()
     return tuple(int(value or 0) for value in row)
+
+
+def _counted(db: duckdb.DuckDBPyConnection, values: str, most: int | None = None) -> dict[str, int]:
+    """How often each value of a one-column query comes, the most frequent first."""
+    limit = "" if most is None else f"limit {most}"
+    rows = db.execute(f"select v, count(*) from ({values}) as _ (v) group by v order by count(*) desc, v {limit}")
+    return {value: int(count) for value, count in rows.fetchall()}
 
 
 def _last_shard(table: pa.Table) -> int:

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
 from pipeline.families.base import Checkpoint, Family
+from pipeline.paths import refuse_url
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -31,6 +32,7 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
         UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights, or
             shards that are not those of its index.
     """
+    refuse_url("--model", name, "name its folder, or its hub id (org/name), which is fetched for you")
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _download(name)

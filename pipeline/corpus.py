@@ -9,6 +9,8 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from pipeline.errors import UserError
+from pipeline.paths import READ_INSTEAD, not_a_file, refuse_url
+from pipeline.sample import is_unicode, printable
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -35,6 +37,20 @@ def _kind(path: str) -> str:
     raise UserError(f"--corpus: {path} is neither a WebDataset .tar nor a .jsonl manifest")
 
 
+def common_root(inputs: Sequence[CorpusInput]) -> str:
+    """The deepest folder that holds all inputs."""
+    return os.path.commonpath([os.path.dirname(item.path) for item in inputs])
+
+
+def input_name(path: str, root: str) -> str:
+    """What an input is called in sources and prompt ids: its path seen from `root`.
+
+    `root` is the common folder of the inputs that were indexed first and stays with the index, so names never change
+    when the corpus grows; a later input outside of it begins with `../`. No two inputs have one name.
+    """
+    return os.path.relpath(path, root)
+
+
 def resolve_corpus(patterns: Sequence[str]) -> list[CorpusInput]:
     """Expand braces and globs, in the order given (globs sorted by name), to existing files.
 
@@ -47,6 +63,7 @@ def resolve_corpus(patterns: Sequence[str]) -> list[CorpusInput]:
     inputs: list[CorpusInput] = []
     seen: dict[str, str] = {}
     for pattern in patterns:
+        refuse_url("--corpus", pattern, READ_INSTEAD)
         try:
             expanded = list(braceexpand(os.path.expanduser(pattern)))
         except ValueError as error:
@@ -65,6 +82,10 @@ def resolve_corpus(patterns: Sequence[str]) -> list[CorpusInput]:
                     raise UserError(f"--corpus: {path} is a folder; name its tars or manifests, e.g. {path}/*.tar")
                 if not os.path.exists(absolute):
                     raise UserError(f"--corpus: {path} does not exist (looked from {os.getcwd()})")
+                if (kind := not_a_file(absolute)) is not None:
+                    raise UserError(f"--corpus: {path} is {kind}, not a regular file; images are read by byte offset")
+                if not is_unicode(absolute):
+                    raise UserError(f"--corpus: {printable(absolute)} has a name that is no UTF-8; rename it")
                 if not os.access(absolute, os.R_OK):
                     raise UserError(f"--corpus: {path} can't be read; check its permissions")
                 seen[absolute] = pattern

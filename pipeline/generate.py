@@ -132,17 +132,20 @@ def answer_prompts(
 ) -> list[dict[str, Any]]:
     """Greedy answers to prompts about kept images; rows of `ANSWERS` in the order of `prompts`.
 
-    Prompts of one image run together, images of similar length beside each other. A prompt the family refuses gets
-    finish reason `refused` and a null answer.
+    Prompts of one image run together, images of similar length beside each other. A prompt that the family refuses, or
+    whose image is not among `images`, gets finish reason `refused`, a null answer and the reason as `refusal`.
     """
     rows: list[dict[str, Any] | None] = [None] * len(prompts)
     questions: list[tuple[int, Question]] = []
     for number, prompt in enumerate(prompts):
-        image = images[prompt["image_id"]]
+        image = images.get(prompt["image_id"])
+        if image is None:
+            rows[number] = _refused(prompt, 0, "its image has no selection in the pruned corpus")
+            continue
         try:
             questions.append((number, _question(answerer, prompt, image)))
-        except UnusablePromptError:
-            rows[number] = _row(prompt, image, None, [], "refused", 0.0)
+        except UnusablePromptError as error:
+            rows[number] = _refused(prompt, len(image.indices_K), str(error))
     place_of = {image_id: place for place, image_id in enumerate(images)}
 
     def order(item: tuple[int, Question]) -> tuple[int, ...]:
@@ -159,7 +162,14 @@ def answer_prompts(
         for (number, question), (tokens, reason) in zip(chunk, outputs, strict=True):
             text = answerer.tokenizer.decode(tokens, skip_special_tokens=True)
             assert isinstance(text, str), "one sequence decodes to one text"
-            rows[number] = _row(question.prompt, question.image, text.strip(), tokens, reason, each)
+            rows[number] = {
+                **_asked(question.prompt, len(question.image.indices_K)),
+                "answer": text.strip(),
+                "answer_tokens": tokens,
+                "finish_reason": reason,
+                "seconds": each,
+                "correct": is_correct(text.strip(), question.prompt["references"]),
+            }
     return [row for row in rows if row is not None]
 
 
@@ -229,15 +239,17 @@ def _left_padded(sequences: Sequence[list[int]], pad: int, device: torch.device)
     return ids.to(device), mask.to(device)
 
 
-def _row(
-    prompt: dict[str, Any], image: KeptImage, answer: str | None, tokens: list[int], reason: str, seconds: float
-) -> dict[str, Any]:
-    return {
-        **{name: prompt[name] for name in ("prompt_id", "image_id", "type", "references", "shard")},
-        "answer": answer,
-        "answer_tokens": tokens,
-        "finish_reason": reason,
-        "tokens": len(image.indices_K),
-        "seconds": seconds,
-        "correct": None if answer is None else is_correct(answer, prompt["references"]),
+def _asked(prompt: dict[str, Any], tokens: int) -> dict[str, Any]:
+    shared = {name: prompt[name] for name in ("prompt_id", "image_id", "type", "references", "shard")}
+    return {**shared, "tokens": tokens, "refusal": None}
+
+
+def _refused(prompt: dict[str, Any], tokens: int, refusal: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "answer": None,
+        "answer_tokens": [],
+        "finish_reason": "refused",
+        "seconds": 0.0,
+        "correct": None,
     }
+    return {**_asked(prompt, tokens), **answer, "refusal": refusal}

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus import CorpusInput
 from pipeline.errors import UserError
 from pipeline.files import new_file, replace_file
+from pipeline.sample import PROMPTS_FORM
 from schemas.records import to_json
 from schemas.tables import INDEX
 
@@ -26,6 +27,7 @@ from schemas.tables import INDEX
 class Generation:
     """What one indexing run added."""
 
+    corpus_root: str  # folder that the inputs' names are relative to; the same in every generation
     inputs: list[dict[str, Any]]  # path, kind, size_bytes of the input files, in order
     first_input: int
     first_shard: int
@@ -37,6 +39,20 @@ class Generation:
     num_images: int
     num_prompts: int
     failed_samples: dict[str, int]  # that could not be indexed, per reason
+    failed_prompts: dict[str, int]  # of the other samples, per reason
+    without_prompts: int  # of the other samples
+    keys_seen: dict[str, int]  # most common keys of those, and extensions of their members, with their number
+
+    def prompts_note(self) -> str | None:
+        """One line about samples without prompts, or None where nothing is odd about them."""
+        odd = any(key != "prompts" for key in self.keys_seen)  # with the key, somebody meant to ask nothing
+        if not self.without_prompts or (self.num_prompts and not odd):
+            return None
+        seen = ", ".join(f"{key} ({count:,})" for key, count in self.keys_seen.items()) or "nothing but images"
+        return (
+            f"{self.without_prompts:,} of {self.num_samples:,} samples have no prompts; in their place: {seen}; "
+            f"prompts are read from a sample's JSON record alone, in the form {PROMPTS_FORM}"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,12 +102,20 @@ def part_path(root: Path, number: int) -> Path:
 
 
 def read_index(root: Path) -> Index | None:
-    """The index recorded under `root`, or None when there is none yet."""
+    """The index recorded under `root`, or None when there is none yet.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    path = root / "index.json"
     try:
-        data = json.loads((root / "index.json").read_bytes())
-    except FileNotFoundError:
+        return Index(root, [Generation(**g) for g in json.loads(path.read_bytes())["generations"]])
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return Index(root, [Generation(**g) for g in data["generations"]])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} was truncated, altered or written by another version ({error}); choose another --output"
+        ) from error
 
 
 def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: Path) -> list[CorpusInput]:

@@ -31,18 +31,22 @@ def load_images(artifact: Artifact, image_shards: dict[str, int], budget: Budget
         artifact: of a prune job.
         image_shards: the wanted image ids, each with the shard that holds it.
         budget: at most what is stored.
+
+    Returns:
+        the images by id, without those that have no selection.
     """
     by_shard: dict[int, set[str]] = defaultdict(set)
     for image_id, shard in image_shards.items():
         by_shard[shard].add(image_id)
     images = {}
+    missing = set()
     for shard, wanted in by_shard.items():
         columns = [name for name in pq.read_schema(_path(artifact, shard, "selections")).names if name != "sensitivity"]
         table = pq.read_table(_path(artifact, shard, "selections"), columns=columns)
         rows = {row["image_id"]: row for row in table.to_pylist() if row["image_id"] in wanted}
-        for image_id, payload in _payloads(artifact, shard, wanted):
+        for image_id, payload in _payloads(artifact, shard, set(rows)):
             images[image_id] = kept_image(rows[image_id], payload, budget)
-    missing = image_shards.keys() - images.keys()
+        missing |= rows.keys() - images.keys()
     if missing:
         raise RuntimeError(f"features of image {min(missing)} are not in shard {image_shards[min(missing)]}")
     return images

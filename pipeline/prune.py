@@ -15,10 +15,12 @@ from pipeline.encode import EncodeSettings
 from pipeline.errors import UserError
 from pipeline.index import Index, drop_generation, read_index, unindexed_inputs
 from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.paths import WRITE_INSTEAD, refuse_url
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
 from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
 from pipeline.select import SelectSettings, resolve_estimator
+from pipeline.settle import settle
 from pipeline.shards import StreamSettings, error_rate_message, run_shards, too_many_fail
 from pipeline.tune import find_batch_size
 from pipeline.write import WriteSettings
@@ -141,6 +143,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
 
 
 def _check(settings: PruneSettings) -> None:
+    refuse_url("--output", settings.output, WRITE_INSTEAD)
     parse_budget(settings.max_tokens, "--max-tokens")
     check_at_least_one(settings, ("shard_size", "workers", "limit"))
     if settings.batch_size != "auto":
@@ -194,6 +197,11 @@ def _index(
         f"indexed {index.num_samples:,} samples: {index.num_images:,} distinct images in "
         f"{index.num_shards:,} shards, {index.num_prompts:,} prompts"
     )
+    if new.failed_prompts:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in new.failed_prompts.items())
+        say(f"{sum(new.failed_prompts.values()):,} prompts can't be posed: {reasons}; the errors table says why")
+    if (note := new.prompts_note()) is not None:
+        say(note)
     return index
 
 
@@ -210,7 +218,7 @@ def _run(
         say(f"{skipped:,} of {index.num_shards:,} shards are there already")
     if not resume.pending:
         if not artifact.finished:
-            artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
+            _finish(artifact, index)
         return PruneResult(0, skipped)
     artifact.reopen()
     artifact.forget(resume.damaged)
@@ -228,11 +236,19 @@ def _run(
         ),
         say,
     )
+    errors = tally.errors
     if run.done == len(resume.pending):
-        artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
+        errors += _finish(artifact, index)
     elif not run.failures and run.stopped_by is None:
         raise RuntimeError(f"{len(resume.pending)} shards were asked for but {run.done} committed")
-    return PruneResult(run.done, skipped, tally.images, tally.errors, run.failures, run.stopped_by)
+    return PruneResult(run.done, skipped, tally.images, errors, run.failures, run.stopped_by)
+
+
+def _finish(artifact: Artifact, index: Index) -> int:
+    """Settle what shards take from each other and mark the artifact as complete; errors that came up only now."""
+    gained = settle(artifact, index)
+    artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
+    return gained
 
 
 def _forms(features: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.decode import DecodeError, decode_image
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.index import Index
+from pipeline.paths import NotAFileError, open_regular
 from schemas.tables import INDEX
 
 # Rows of the index plus what reading found. Pixels only where the sample owns its image.
@@ -63,7 +64,7 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
     seconds = {"read": 0.0, "decode": 0.0}
     for row in rows:
         row.update(dict.fromkeys(("width", "height", "pixels", "pixels_shape")))
-        if row["reason"] is None and (row["slot"] is not None or row["image_shard"] != shard):
+        if row["reason"] is None and row["slot"] is not None:
             _decode_row(row, prepare, seconds)
     for row in rows:
         row["read_seconds"], row["decode_seconds"] = seconds["read"], seconds["decode"]
@@ -78,9 +79,7 @@ def _decode_row(row: dict[str, Any], prepare: Callable[[Any], np.ndarray], secon
         started = time.perf_counter()
         image = decode_image(data)
         pixels = np.ascontiguousarray(prepare(image))
-        row.update(width=image.width, height=image.height)
-        if row["slot"] is not None:
-            row.update(pixels=pixels.tobytes(), pixels_shape=list(pixels.shape))
+        row.update(width=image.width, height=image.height, pixels=pixels.tobytes(), pixels_shape=list(pixels.shape))
     except DecodeError as error:
         row.update(reason=error.reason, message=str(error))
     except UnusableImageError as error:
@@ -92,11 +91,11 @@ def read_bytes(row: dict[str, Any]) -> bytes:
     """The encoded bytes that an index row points at, proven to be the ones that were indexed.
 
     Raises:
-        DecodeError: `missing_file`, `read_error`, or `changed_file` when the bytes have another hash now.
+        DecodeError: `missing_file`, `not_a_file`, `read_error`, or `changed_file` when the bytes have another hash now.
     """
     path = Path(row["path"])
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             if row["offset"] is not None:
                 stream.seek(row["offset"])
                 data = stream.read(row["size"])
@@ -104,6 +103,8 @@ def read_bytes(row: dict[str, Any]) -> bytes:
                 data = stream.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DecodeError("missing_file", f"{path} does not exist any more") from error
+    except NotAFileError as error:
+        raise DecodeError("not_a_file", str(error)) from error
     except OSError as error:
         raise DecodeError("read_error", f"{path}: {error}") from error
     if hashlib.sha256(data).hexdigest() != row["image_id"]:

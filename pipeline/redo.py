@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifact import Artifact
 from pipeline.index import Generation, Index, write_index, write_part
+from pipeline.paths import open_regular
 from schemas.tables import INDEX
 from schemas.views import quoted
 
@@ -72,7 +73,7 @@ def _read_again(index: Index, shards: list[int]) -> Index:
 def _mend(row: dict[str, Any], rows: list[dict[str, Any]], index: Index, found: dict[str, int]) -> bool:
     """Hash the file a row could not read before; False when it still can't be read."""
     try:
-        with open(row["path"], "rb") as stream:
+        with open_regular(row["path"]) as stream:
             image_id = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
     except OSError:

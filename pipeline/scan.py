@@ -7,7 +7,7 @@ identified by its input number and the byte offset of its first record, so units
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.corpus import CorpusInput
+from pipeline.corpus import CorpusInput, common_root, input_name
 from pipeline.sample import ScanUnit
 from pipeline.scan_manifest import scan_manifest
 from pipeline.scan_tar import scan_tar
@@ -15,14 +15,22 @@ from pipeline.scan_tar import scan_tar
 MANIFEST_CHUNK_BYTES = 4 << 20
 
 
-def scan_units(inputs: list[CorpusInput], first_input: int = 0) -> list[ScanUnit]:
-    """Split the inputs into units: one a tar, one every 4 MB of a manifest."""
+def scan_units(inputs: list[CorpusInput], first_input: int = 0, root: str | None = None) -> list[ScanUnit]:
+    """Split the inputs into units: one a tar, one every 4 MB of a manifest.
+
+    Args:
+        inputs: input files, in corpus order.
+        first_input: number of the first.
+        root: folder that the inputs' names are relative to; None: the one that holds them all.
+    """
     units = []
+    root = common_root(inputs) if root is None else root
     for number, item in enumerate(inputs, start=first_input):
+        name = input_name(item.path, root)
         step = item.size_bytes if item.kind == "tar" else MANIFEST_CHUNK_BYTES
         for begin in range(0, max(item.size_bytes, 1), max(step, 1)):
             end = min(begin + step, item.size_bytes)
-            units.append(ScanUnit(number, item.path, item.kind, begin, end))
+            units.append(ScanUnit(number, name, item.path, item.kind, begin, end))
     return units
 
 

@@ -5,43 +5,57 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.sample import ScanUnit, parse_record, read_prompts, sample_row
+from pipeline.errors import UserError
+from pipeline.paths import NotAFileError, is_url, open_regular
+from pipeline.sample import ScanUnit, is_unicode, parse_record, record_columns, sample_row, shown
+
+MAX_PATH_CHARS = 4096
 
 
 def scan_manifest(unit: ScanUnit) -> Iterator[dict[str, Any]]:
     """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in."""
-    name = os.path.basename(unit.path)
-    folder = os.path.dirname(unit.path)
-    with open(unit.path, "rb") as stream:
-        if unit.begin:
-            stream.seek(unit.begin - 1)
-            stream.readline()
-        while (offset := stream.tell()) < unit.end:
-            line = stream.readline()
-            if line.strip():
-                yield _manifest_row(unit, name, folder, offset, line)
+    for offset, line in _lines(unit):
+        yield _manifest_row(unit, offset, line)
 
 
-def _manifest_row(unit: ScanUnit, name: str, folder: str, offset: int, line: bytes) -> dict[str, Any]:
-    source = f"{name}@{offset}"
+def _lines(unit: ScanUnit) -> Iterator[tuple[int, bytes]]:
+    try:
+        with open_regular(unit.path) as stream:
+            if unit.begin:
+                stream.seek(unit.begin - 1)
+                stream.readline()
+            while (offset := stream.tell()) < unit.end:
+                line = stream.readline()
+                if line.strip():
+                    yield offset, line
+    except OSError as error:
+        raise UserError(f"--corpus: {unit.path} can't be read ({error}); check it, then run again") from error
+
+
+def _manifest_row(unit: ScanUnit, offset: int, line: bytes) -> dict[str, Any]:
+    name = f"{unit.name}@{offset}"
     try:
         record = parse_record(line)
-        image = record.get("image")
-        if not isinstance(image, str) or not image:
-            raise ValueError(f"'image' is {image!r}, expected the path of an image file")
-        source = f"{name}/{image}"
-        prompts = read_prompts(record, f"{name}@{offset}")
     except ValueError as error:
-        return sample_row(unit, offset, source, reason="bad_record", message=f"{unit.path}, byte {offset}: {error}")
-    path = os.path.join(folder, image)
+        return sample_row(unit, offset, name, reason="bad_record", message=f"{unit.path}, byte {offset}: {error}")
+    columns = record_columns(record, name)
+    image = record.get("image")
+    if isinstance(image, str) and is_url(image):
+        message = f"'image' is {shown(image)}, a URL; only files are read: fetch it and name the file"
+        return sample_row(unit, offset, name, reason="not_local", message=message, **columns)
+    if not isinstance(image, str) or not 0 < len(image) <= MAX_PATH_CHARS or not is_unicode(image):
+        message = f"{unit.path}, byte {offset}: 'image' is {shown(image)}, expected the path of an image file"
+        return sample_row(unit, offset, name, reason="bad_record", message=message, **columns)
+    columns["path"] = path = os.path.join(os.path.dirname(unit.path), image)
+    source = f"{name}/{image}"
     try:
-        with open(path, "rb") as stream:
-            image_id = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.tell()
+        with open_regular(path) as stream:
+            columns["image_id"] = hashlib.file_digest(stream, "sha256").hexdigest()
+            columns["size"] = stream.tell()
     except (FileNotFoundError, NotADirectoryError):
-        failure = {"reason": "missing_file", "message": f"{path} does not exist"}
-        return sample_row(unit, offset, source, path=path, prompts=prompts, **failure)
+        return sample_row(unit, offset, source, reason="missing_file", message=f"{path} does not exist", **columns)
+    except NotAFileError as error:
+        return sample_row(unit, offset, source, reason="not_a_file", message=str(error), **columns)
     except (OSError, ValueError) as error:
-        failure = {"reason": "read_error", "message": f"{path}: {error}"}
-        return sample_row(unit, offset, source, path=path, prompts=prompts, **failure)
-    return sample_row(unit, offset, source, path=path, size=size, image_id=image_id, prompts=prompts)
+        return sample_row(unit, offset, source, reason="read_error", message=f"{path}: {error}", **columns)
+    return sample_row(unit, offset, source, **columns)

@@ -1,7 +1,6 @@
 """Scanning a WebDataset tar: members grouped into samples, images hashed where they lie, nothing unpacked."""
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.sample import ScanUnit, parse_record, read_prompts, sample_row
+from pipeline.sample import MAX_KEYS, ScanUnit, parse_record, record_columns, sample_row
 
 IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "ppm"))
 PICKLE_EXTENSIONS = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))
@@ -22,9 +21,11 @@ class _Sample:
 
     key: str
     offset: int
+    prefix: str  # of its source and its prompts' ids: the input's name, with the byte offset where the key came before
     image: tarfile.TarInfo | None = None
     image_id: str | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)  # extensions of members that are neither image nor record
     problem: tuple[str, str] | None = None
 
 
@@ -54,7 +55,7 @@ def _unsafe(member: tarfile.TarInfo, extension: str) -> str | None:
 
 
 def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
-    name = os.path.basename(unit.path)
+    name = unit.name
     done: set[str] = set()
     current: _Sample | None = None
     try:
@@ -66,19 +67,19 @@ def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
                 key, extension = _split_name(member.name)
                 unsafe = _unsafe(member, extension)
                 if unsafe is not None:
-                    yield sample_row(
-                        unit, member.offset, f"{name}/{member.name}", reason="unsafe_member", message=unsafe
-                    )
+                    source = f"{name}@{member.offset}/{member.name}"
+                    yield sample_row(unit, member.offset, source, reason="unsafe_member", message=unsafe)
                     continue
                 if not 0 <= member.size <= unit.end - member.offset_data:
                     raise tarfile.ReadError(f"member {member.name!r} claims {member.size} bytes")
                 if current is not None and key != current.key:
-                    yield _tar_row(unit, name, current)
+                    yield _tar_row(unit, current)
                     done.add(current.key)
                     current = None
                 if current is None:
-                    current = _Sample(key, member.offset)
+                    current = _Sample(key, member.offset, name)
                     if key in done:
+                        current.prefix = f"{name}@{member.offset}"
                         message = (
                             f"key {key!r} appears again after other samples; members of a sample must be contiguous"
                         )
@@ -88,7 +89,7 @@ def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two from odd numbers in a header
         where = current.offset if current else 0
         if current is not None:
-            yield _tar_row(unit, name, current)
+            yield _tar_row(unit, current)
         elif not done:
             raise UserError(f"--corpus: {unit.path} can't be read as a tar ({error}); check or remove it") from error
         yield sample_row(
@@ -100,7 +101,7 @@ def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
         )
         return
     if current is not None:
-        yield _tar_row(unit, name, current)
+        yield _tar_row(unit, current)
 
 
 def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
@@ -126,21 +127,18 @@ def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
             sample.record = parse_record(stream.read())
         except ValueError as error:
             sample.problem = ("bad_record", f"{member.name!r}: {error}")
+    elif len(sample.others) < MAX_KEYS:
+        sample.others.append(f".{extension}")
 
 
-def _tar_row(unit: ScanUnit, name: str, sample: _Sample) -> dict[str, Any]:
-    source = f"{name}/{sample.key}"
+def _tar_row(unit: ScanUnit, sample: _Sample) -> dict[str, Any]:
+    source = f"{sample.prefix}/{sample.key}"
     problem = sample.problem
-    prompts: list[dict[str, Any]] = []
-    try:
-        prompts = read_prompts(sample.record, source)
-    except ValueError as error:
-        problem = problem or ("bad_record", f"{sample.key}.json: {error}")
     if sample.image is None and problem is None:
         problem = ("no_image", f"sample {sample.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    columns: dict[str, Any] = {"prompts": prompts}
+    columns = record_columns(sample.record, source, sample.others)
     if sample.image is not None:
-        source = f"{name}/{sample.image.name}"
+        source = f"{sample.prefix}/{sample.image.name}"
         columns.update(
             path=unit.path, offset=sample.image.offset_data, size=sample.image.size, image_id=sample.image_id
         )

@@ -39,6 +39,8 @@ OUTCOME = pa.schema(
     ]
 )
 
+ELSEWHERE = "samples_elsewhere"  # count in a commit record: samples whose image lies in another shard
+
 # Fields of a selection that go into the JSON member beside its features.
 _SAMPLE_FIELDS = [
     name
@@ -75,14 +77,10 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     started = time.perf_counter()
     rows = batch.to_pylist()
     shard = rows[0]["shard"]
-    _resolve_duplicates(rows)
+    resolve_repeats(rows, [row for row in rows if row["slot"] is not None])
     selections = sorted((r for r in rows if r["slot"] is not None and r["reason"] is None), key=lambda r: r["slot"])
-    prompts, errors = list(prompt_rows(rows)), list(_error_rows(rows))
-    files = {
-        "selections": write_table(settings.root, "selections", shard, selections, SELECTIONS),
-        "prompts": write_table(settings.root, "prompts", shard, prompts, PROMPTS),
-        "errors": write_table(settings.root, "errors", shard, errors, ERRORS),
-    }
+    statuses, counts = write_statuses(settings.root, shard, rows)
+    files = {"selections": write_table(settings.root, "selections", shard, selections, SELECTIONS), **statuses}
     if "webdataset" in settings.features:
         files["features.webdataset"] = write_features_tar(settings.root, shard, selections)
     if "parquet" in settings.features:
@@ -94,7 +92,7 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     record = CommitRecord(
         shard=shard,
         files=files,
-        counts=_counts(rows, prompts),
+        counts=counts,
         seconds=seconds,
         began=rows[0]["encode_began"],
         committed=time.time(),
@@ -125,9 +123,14 @@ def failed_samples(record: CommitRecord) -> dict[str, int]:
     return {n.removeprefix(prefix): c for n, c in record.counts.items() if n.startswith(prefix) and n != "samples.ok"}
 
 
-def _resolve_duplicates(rows: list[dict[str, Any]]) -> None:
-    """A sample that refers to bytes owned by another sample fails if the owner's decoding failed."""
-    failed = {r["image_id"]: r for r in rows if r["slot"] is not None and r["reason"] is not None}
+def resolve_repeats(rows: list[dict[str, Any]], owners: Iterable[dict[str, Any]]) -> None:
+    """A sample that repeats the bytes of another fails if that one, the owner of the image, failed.
+
+    Args:
+        rows: samples of a shard.
+        owners: rows with `image_id`, `source`, `reason` and `message` of samples that own their image.
+    """
+    failed = {owner["image_id"]: owner for owner in owners if owner["reason"] is not None}
     for row in rows:
         if row["reason"] is None and row["slot"] is None and row["image_id"] in failed:
             owner = failed[row["image_id"]]
@@ -150,13 +153,24 @@ def _error_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             continue
         for prompt in row["prompts"]:
             if prompt["status"] != "ok":
-                message = f"prompt {prompt['prompt_id']!r} of this sample can't be posed: {prompt['status']}"
-                yield {**shared, "prompt_id": prompt["prompt_id"], "reason": prompt["status"], "message": message}
+                what = {"reason": prompt["status"], "message": prompt["message"]}
+                yield {**shared, "prompt_id": prompt["prompt_id"], **what}
+
+
+def write_statuses(root: Path, shard: int, rows: list[dict[str, Any]]) -> tuple[dict[str, FileEntry], dict[str, int]]:
+    """Write what became of a shard's samples and prompts; the two files, and the counts of the commit record."""
+    prompts = list(prompt_rows(rows))
+    files = {
+        "prompts": write_table(root, "prompts", shard, prompts, PROMPTS),
+        "errors": write_table(root, "errors", shard, list(_error_rows(rows)), ERRORS),
+    }
+    return files, _counts(rows, prompts)
 
 
 def _counts(rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[str, int]:
-    """Samples, distinct images and prompts in all; samples and prompts per status."""
+    """Samples, distinct images and prompts in all; samples whose image lies elsewhere; samples, prompts per status."""
     counts = Counter(samples=len(rows), images=sum(row["slot"] is not None for row in rows), prompts=len(prompts))
+    counts[ELSEWHERE] = sum(row["image_shard"] not in (None, row["shard"]) for row in rows)
     counts.update(f"samples.{row['reason'] or 'ok'}" for row in rows)
     counts.update(f"prompts.{prompt['status']}" for prompt in prompts)
     return dict(counts)

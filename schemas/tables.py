@@ -5,7 +5,7 @@ Axes in the comments: `N` visual tokens of an image, `K` kept tokens, in pick or
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SEGMENT = (
     *("first", "tile", "rows", "cols", "row", "col"),
@@ -20,11 +20,18 @@ PROMPT_STRUCT = pa.struct(
         ("references", pa.list_(pa.string())),
         ("type", pa.string()),
         ("status", pa.string()),  # "ok", or why this prompt can't be answered whatever its image
+        ("message", pa.string()),  # null where it is "ok"
     ]
 )
 
-# What one input sample is, as found by the scan. `sample` is the byte offset of the sample in its input file.
-SCAN = pa.schema(
+# What one input sample is. `sample` is the byte offset of the sample in its input file.
+#
+# `source` is unique to the sample and never changes. It begins with the input file's path seen from the folder that
+# holds the inputs which were indexed first. Then, of a tar: "/" and the image member (the key where there is none),
+# as in `train/000.tar/000017.jpg`; "@" and the byte offset go before the "/" where the name alone may come twice (a
+# key that is repeated, a member that was not read). Of a manifest: "@" and the byte offset of the line, since many
+# lines may name one image, then "/" and the image as the line has it: `questions.jsonl@1234/images/17.jpg`.
+_SAMPLE = pa.schema(
     [
         ("input", pa.int32()),
         ("sample", pa.int64()),
@@ -39,13 +46,16 @@ SCAN = pa.schema(
     ]
 )
 
-# The index: the scan plus the decision where each sample goes, sorted by (shard, input, sample).
+# What the scan finds: the sample, and what it has in place of prompts where it has none.
+SCAN = pa.schema([*_SAMPLE, ("keys", pa.list_(pa.string()))])  # of its record; extensions of a tar's members
+
+# The index: the sample plus the decision where each sample goes, sorted by (shard, input, sample).
 INDEX = pa.schema(
     [
         ("shard", pa.int32()),
         ("slot", pa.int32()),  # place of the image in its shard; null unless this sample owns its image
         ("image_shard", pa.int32()),  # shard that holds the image; null without image
-        *SCAN,
+        *_SAMPLE,
     ]
 )
 
@@ -122,7 +132,8 @@ ANSWERS = pa.schema(
         ("image_id", pa.string()),
         ("answer", pa.string()),
         ("answer_tokens", pa.list_(pa.int32())),  # generated token ids, end-of-sequence excluded
-        ("finish_reason", pa.string()),  # "stop" (end of sequence) or "length"
+        ("finish_reason", pa.string()),  # "stop" (end of sequence), "length" or "refused"
+        ("refusal", pa.string()),  # why it was refused; null otherwise
         ("tokens", pa.int32()),  # visual tokens the model saw (k of the ranking), structure tokens not counted
         ("seconds", pa.float32()),  # generation time of the batch / prompts in it
         ("type", pa.string()),

@@ -81,10 +81,10 @@ def test_each_of_200_is_decoded_right_or_reported(prune, clip_model, write_manif
     output = tmp_path / "malformed"
     prune(output, corpus=(write_manifest(files),), **options, max_error_rate=1.0)
     selections, errors = rows_of(output, "selections"), rows_of(output, "errors")
-    name_of = {f"corpus.jsonl/{name}": name for name in files}
+    name_of = {row["source"]: row["source"].partition("/")[2] for row in selections + errors}
     assert [name_of[row["source"]] for row in selections] == fine
-    assert {row["source"]: (row["width"], row["height"]) for row in selections} == {
-        f"corpus.jsonl/{name}": (pixels[name].shape[1], pixels[name].shape[0]) for name in fine
+    assert {name_of[row["source"]]: (row["width"], row["height"]) for row in selections} == {
+        name: (pixels[name].shape[1], pixels[name].shape[0]) for name in fine
     }
     assert sorted(name_of[row["source"]] for row in errors) == sorted(set(files) - set(fine))
     assert {row["reason"] for row in errors} == REASONS

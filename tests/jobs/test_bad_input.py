@@ -9,7 +9,11 @@ import pytest
 
 from jobs import answer_corpus, prune_corpus, query_selections
 from jobs.console import output_path
+from pipeline.answer import AnswerSettings
+from pipeline.answer import answer_corpus as run_answer
 from pipeline.errors import UserError
+from pipeline.prune import PruneSettings
+from pipeline.prune import prune_corpus as run_prune
 
 REPO = Path(__file__).resolve().parents[2]
 SCENES = "examples/scenes/scenes-000000.tar"
@@ -34,6 +38,14 @@ def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
         ({"corpus": "a-{0..2.tar"}, "unbalanced braces|does not exist"),
         ({"corpus": "examples/scenes"}, "is a folder"),
         ({"corpus": "README.md"}, "neither a WebDataset .tar nor a .jsonl"),
+        ({"corpus": "s3://b/{000..009}.tar"}, r"--corpus s3://b/\{000..009\}.tar is a URL"),
+        ({"corpus": "s3:/b/a.tar"}, "is a URL"),
+        ({"corpus": "file:///a.tar"}, "is a URL"),
+        ({"corpus": "pipe:cat a.tar"}, "is a URL"),
+        ({"output": "s3://b/out"}, r"--output s3://b/out is a URL; .* copy the folder afterwards"),
+        ({"output": "s3:/b/out"}, "--output s3:/b/out is a URL"),
+        ({"model": "hf://org/name"}, r"--model hf://org/name is a URL; .*hub id \(org/name\)"),
+        ({"model": "https://huggingface.co/org/name"}, "--model https://.* is a URL"),
         ({"model": "nowhere"}, "--model nowhere: no such folder"),
         ({"model": "examples/scenes"}, "--model examples/scenes: config.json can't be used"),
         ({"max_tokens": "0"}, "--max-tokens 0: expected a count"),
@@ -76,6 +88,23 @@ def test_answer_and_query(tmp_path):
         answer_corpus.main(["--pruned", str(tmp_path), "--model", MODEL, "--output", "x", "--tokens", "none"])
     with pytest.raises(UserError, match=r"holds no _job.json"):
         query_selections.main(["--pruned", str(tmp_path)])
+
+
+def test_urls_in_answer_and_query(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"pruned": "p", "model": "org/name", "output": "o"}
+    for option, value in (("pruned", "s3://b/p"), ("output", "gs://b/o"), ("output", "gs:/b/o")):
+        arguments = [part for name, text in {**given, option: value}.items() for part in (f"--{name}", text)]
+        with pytest.raises(UserError, match=f"--{option} {value} is a URL"):
+            answer_corpus.main(arguments)
+    with pytest.raises(UserError, match="--pruned s3://b/p is a URL"):
+        query_selections.main(["--pruned", "s3://b/p"])
+    with pytest.raises(UserError, match="--answers s3://b/a is a URL"):
+        query_selections.main(["--pruned", "p", "--answers", "s3://b/a"])
+    for settings in (PruneSettings(("a.tar",), "m", "s3://b/o"), AnswerSettings("p", "m", "s3://b/o")):
+        with pytest.raises(UserError, match="--output s3://b/o is a URL"):
+            (run_prune if isinstance(settings, PruneSettings) else run_answer)(settings, lambda _: None)  # type: ignore[operator]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_relative_output_of_a_submitted_job(monkeypatch):

@@ -1,5 +1,6 @@
 """The index: ownership, shards, growth. Needs Ray for the parallel scan."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -106,3 +107,91 @@ def test_an_empty_corpus_is_refused(tmp_path, write_tar):
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(UserError, match="no sample"):
         build(str(tmp_path / "empty.tar"), tmp_path / "_index")
+
+
+def names_of(index: Index) -> tuple[list[str], list[str]]:
+    rows = rows_of(index)
+    assert {p["status"] for row in rows for p in row["prompts"]} <= {"ok"}
+    return [row["source"] for row in rows], [p["prompt_id"] for row in rows for p in row["prompts"]]
+
+
+def test_names_are_unique_and_stay_when_the_corpus_grows(tmp_path, jpeg, write_tar):
+    """Inputs of one name in folders at any height, tars and manifests, many samples about one image."""
+    corpus = tmp_path / "data" / "corpus"
+    for seed, name in enumerate(("data/corpus/a", "data/corpus/b", "data/corpus/b/c", "data", "other")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tar(folder / "x.tar", [("1.jpg", jpeg(seed)), ("1.json", {"prompts": ["what ?", "where ?"]})])
+        (folder / "1.jpg").write_bytes(jpeg(0))
+        line = '{"image": "1.jpg", "prompts": ["what ?"]}\n'
+        (folder / "x.jsonl").write_text(line * 3 + '{"image": 5}\n{"image": "none.jpg"}\nno json\n')
+    patterns = [str(corpus / "a" / "x.*"), str(corpus / "b" / "x.*")]
+    index = build_all(patterns, tmp_path / "_index")
+    sources, ids = names_of(index)
+    assert "a/x.tar/1.jpg" in sources
+    assert "b/x.jsonl@0/1.jpg" in sources
+    assert ids[:2] == ["a/x.jsonl@0#0", "a/x.jsonl@42#0"]
+    for more in (str(corpus / "b/c/x.*"), str(tmp_path / "data/x.*"), str(tmp_path / "other/x.*")):
+        patterns.append(more)
+        index = build_all(patterns, tmp_path / "_index", index)
+        grown = names_of(index)
+        assert [names[: len(old)] for names, old in zip(grown, (sources, ids), strict=True)] == [sources, ids]
+        sources, ids = grown
+    assert len(sources) == len(set(sources)) == 35
+    assert len(ids) == len(set(ids)) == 25
+    assert "../../other/x.tar/1.jpg" in sources
+
+
+def build_all(patterns: list[str], root: Path, index: Index | None = None) -> Index:
+    inputs = unindexed_inputs(index, resolve_corpus(patterns), root)
+    return extend_index(root, index, inputs, shard_size=8, limit=None)
+
+
+def test_a_key_that_comes_again_has_names_of_its_own(tmp_path, jpeg, write_tar):
+    record = {"prompts": ["what ?"]}
+    members = [(f"{key}.{kind}", jpeg(n) if kind == "jpg" else record) for n, key in enumerate("aba") for kind in ("jpg", "json")]  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    rows = rows_of(build(str(tmp_path / "x.tar"), tmp_path / "_index"))
+    assert len({row["source"] for row in rows}) == 3
+    assert len({p["prompt_id"] for row in rows for p in row["prompts"]}) == 3
+    assert [p["status"] for row in rows for p in row["prompts"]] == ["ok"] * 3
+
+
+def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg, write_tar):
+    """Forms other tools write: captions, conversations, a prompt at the top, text members."""
+    members: list = []
+    for n in range(10):
+        members += [(f"{n}.jpg", jpeg(n)), (f"{n}.txt", b"a cat"), (f"{n}.json", {"caption": "a cat", "url": "x"})]
+    write_tar(tmp_path / "laion.tar", members)
+    new = build(str(tmp_path / "laion.tar"), tmp_path / "a").generations[-1]
+    assert (new.num_prompts, new.without_prompts) == (0, 10)
+    assert new.keys_seen == {".txt": 10, "caption": 10, "url": 10}
+    assert "10 of 10 samples have no prompts; in their place: .txt (10), caption (10), url (10);" in new.prompts_note()
+
+    lines = [{"image": "1.jpg", "prompts": ["what ?"]}] * 6 + [{"image": "1.jpg", "conversations": [], f"k{n}": 1} for n in range(9)]  # fmt: skip
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    new = build(str(tmp_path / "m.jsonl"), tmp_path / "b").generations[-1]
+    assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 6)
+    assert next(iter(new.keys_seen.items())) == ("conversations", 9)
+    assert new.prompts_note().startswith("9 of 15 samples have no prompts; in their place: conversations (9), k0 (1)")
+
+    for n, line in enumerate(({"image": "1.jpg", "prompts": []}, {"image": "1.jpg"})):
+        (tmp_path / f"fine-{n}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*lines[:6], line]))
+        new = build(str(tmp_path / f"fine-{n}.jsonl"), tmp_path / f"c{n}").generations[-1]
+        assert (new.without_prompts, new.prompts_note()) == (1, None)
+
+
+def test_failed_prompts_are_counted(tmp_path, jpeg, write_tar):
+    record = {"prompts": ["what ?", " ", 5, {"id": "a", "prompt": "x"}, {"id": "a", "prompt": "x"}, 6]}
+    write_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
+    index = build(str(tmp_path / "x.tar"), tmp_path / "_index")
+    assert index.generations[-1].failed_prompts == {"bad_prompt": 2, "duplicate_prompt_id": 1, "empty_prompt": 1}
+    assert [p["message"] is None for row in rows_of(index) for p in row["prompts"]] == [True, False, False, True, False, False]  # fmt: skip
+
+
+def test_an_index_of_another_version_is_refused(tmp_path):
+    for text in ('{"generations": [{"inputs": []}]}', "{}", "{", "[]"):
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(UserError, match=r"index.json was truncated, altered or written by another version"):
+            read_index(tmp_path)

@@ -3,16 +3,22 @@
 import hashlib
 import io
 import json
+import os
 import pickle
+import socket
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.corpus import resolve_corpus
+from pipeline.decode import DecodeError
 from pipeline.errors import UserError
+from pipeline.read import read_bytes
 from pipeline.sample import ScanUnit
 from pipeline.scan import scan, scan_units
+from schemas.tables import SCAN
 
 
 def scan_all(path: Path, limit: int | None = None) -> list[dict]:
@@ -34,7 +40,7 @@ def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
         assert row["reason"] is None
     assert first["source"] == "a.tar/x/1.jpg"
     assert first["prompts"] == [
-        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok"}
+        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok", "message": None}
     ]
     assert second["prompts"] == []
 
@@ -135,8 +141,8 @@ def test_manifest_rows_and_their_failures(tmp_path, jpeg):
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n\n")
     rows = scan_all(path)
-    assert [row["reason"] for row in rows] == [None, "missing_file", "bad_record", "bad_record", "read_error"]
-    assert rows[0]["source"] == "m.jsonl/images/1.jpg"
+    assert [row["reason"] for row in rows] == [None, "missing_file", "bad_record", "bad_record", "not_a_file"]
+    assert rows[0]["source"] == "m.jsonl@0/images/1.jpg"
     assert rows[1]["prompts"][0]["prompt"] == "what ?"
 
 
@@ -145,12 +151,83 @@ def test_chunks_of_a_manifest_see_every_line_once(tmp_path, step):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"image": f"{n}.jpg", "pad": "x" * (n % 13)}) + "\n" for n in range(40)))
     size = path.stat().st_size
-    units = [ScanUnit(0, str(path), "manifest", begin, min(begin + step, size)) for begin in range(0, size, step)]
+    units = [
+        ScanUnit(0, "m.jsonl", str(path), "manifest", begin, min(begin + step, size)) for begin in range(0, size, step)
+    ]
     rows = [row for unit in units for row in scan(unit)]
-    assert [row["source"] for row in rows] == [f"m.jsonl/{n}.jpg" for n in range(40)]
+    assert [row["source"].partition("/")[2] for row in rows] == [f"{n}.jpg" for n in range(40)]
     assert [row["sample"] for row in rows] == sorted(row["sample"] for row in rows)
+    assert len({row["source"] for row in rows}) == 40
 
 
 def test_limit(tmp_path, jpeg, write_tar):
     path = write_tar(tmp_path / "a.tar", [(f"{n}.jpg", jpeg(n)) for n in range(5)])
     assert len(scan_all(path, limit=3)) == 3
+
+
+def test_what_is_no_file_is_said_and_never_waited_for(tmp_path, jpeg):
+    """A FIFO, a link to one, a socket, a device, a folder, URLs: each a row, the prompts with it."""
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "link.jpg").symlink_to("fifo.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+    (tmp_path / "good.jpg").write_bytes(jpeg(1))
+    not_files = ["fifo.jpg", "link.jpg", "socket.jpg", "/dev/zero", "."]
+    urls = ["s3://b/1.jpg", "http://h/1.jpg", "file:///1.jpg", "s3:/b/1.jpg", "data:image/png;base64," + "x" * 9999]
+    odd = ["", "x" * 5000, "\ud800.jpg", 5, None, ["good.jpg"]]
+    reasons = ["not_a_file"] * 5 + ["not_local"] * 5 + ["bad_record"] * 6 + ["read_error", None]
+    images = [*not_files, *urls, *odd, "nul\0.jpg", "good.jpg"]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"image": image, "prompts": ["what ?"]}) + "\n" for image in images))
+    rows = pa.Table.from_pylist(scan_all(path), SCAN).to_pylist()
+    assert [row["reason"] for row in rows] == reasons
+    assert len({row["source"] for row in rows}) == len(rows)
+    assert all(len(row["prompts"]) == 1 for row in rows)
+    assert all(20 < len(row["message"]) < 400 for row in rows[:-1])
+    assert "is a FIFO, not a regular file" in rows[0]["message"]
+    assert "'s3://b/1.jpg', a URL; only files are read" in rows[5]["message"]
+
+
+def test_a_file_that_became_a_fifo_is_not_waited_for(tmp_path, jpeg):
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "m.jsonl").write_text('{"image": "1.jpg"}\n')
+    (row,) = scan_all(tmp_path / "m.jsonl")
+    (tmp_path / "1.jpg").unlink()
+    os.mkfifo(tmp_path / "1.jpg")
+    with pytest.raises(DecodeError, match="is a FIFO") as caught:
+        read_bytes(row)
+    assert caught.value.reason == "not_a_file"
+
+
+def test_a_corpus_that_is_no_file_or_vanishes_is_refused(tmp_path):
+    for name in ("a.tar", "a.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=r"is a FIFO, not a regular file"):
+            resolve_corpus([str(tmp_path / name)])
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    units = scan_units(resolve_corpus([str(tmp_path / "b.jsonl")]))
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(UserError, match=r"b.jsonl can't be read .*No such file"):
+        list(scan(units[0]))
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"b.jsonl can't be read .*is a FIFO"):
+        list(scan(units[0]))
+
+
+def test_a_corpus_whose_name_is_no_text_is_refused(tmp_path):
+    path = os.fsencode(tmp_path / "x") + b"\xff.jsonl"
+    with open(path, "w") as stream:
+        stream.write("{}\n")
+    with pytest.raises(UserError, match=r"\\udcff.jsonl has a name that is no UTF-8"):
+        resolve_corpus([os.fsdecode(path)])
+
+
+def test_one_odd_prompt_costs_neither_image_nor_neighbours(tmp_path, jpeg, write_tar):
+    text = b'{"prompts": [{"id": ' + b"9" * 5000 + b', "prompt": "a ?"}, {"prompt": "b ?", "references": 5}, "c ?"]}'
+    path = write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", text)])
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "m.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "1.jpg", ' + text[1:] + b"\n")
+    for one in (path, tmp_path / "m.jsonl"):
+        (row,) = scan_all(one)
+        assert (row["reason"], row["image_id"]) == (None, hashlib.sha256(jpeg(1)).hexdigest())
+        assert [p["status"] for p in row["prompts"]] == ["bad_prompt", "bad_prompt", "ok"]

@@ -1,0 +1,86 @@
+"""What may be named where a file is meant: no URL, and nothing that a reader could wait on for ever."""
+
+import os
+import re
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+# One slash is what normalising a path leaves of two; `pipe:` is WebDataset's, `data:` a picture within its own name.
+_URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]+:/|(?:pipe|data):)", re.IGNORECASE)
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# What to do instead of naming a URL.
+WRITE_INSTEAD = "write to a disk that every node mounts and copy the folder afterwards"
+READ_INSTEAD = "copy it to a disk that every node mounts and name it there"
+
+_SHOWN = 200  # characters of a URL that a message repeats
+
+
+class NotAFileError(OSError):
+    """The path leads to a folder, FIFO, socket or device."""
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` names something by a scheme (`s3://`, `hf://`, `file://`, `pipe:`, ...) and not by a path."""
+    return _URL.match(text) is not None
+
+
+def refuse_url(option: str, text: str, instead: str) -> None:
+    """Refuse a URL where a path is meant.
+
+    Args:
+        option: that it was given to.
+        text: as the user gave it.
+        instead: what to do, as the end of a sentence.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_url(text):
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        raise UserError(f"{option} {shown} is a URL; only paths of files and folders are understood: {instead}")
+
+
+def not_a_file(path: str | Path) -> str | None:
+    """What lies at `path` if it is no regular file ("a FIFO"), else None. Raises OSError where nothing lies."""
+    return _other_kind(os.stat(path).st_mode)
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a regular file to read its bytes; never waits, as opening a FIFO does.
+
+    Raises:
+        NotAFileError: it is something else.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    _check(path, os.stat(path).st_mode)  # merely opening a device can have an effect
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _check(path, os.fstat(descriptor).st_mode)
+    except NotAFileError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check(path: str, mode: int) -> None:
+    kind = _other_kind(mode)
+    if kind is not None:
+        raise NotAFileError(f"{path} is {kind}, not a regular file")
+
+
+def _other_kind(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for holds, name in _KINDS if holds(mode)), "no file")

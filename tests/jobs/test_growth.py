@@ -1,0 +1,146 @@
+"""What a sample takes from the image it repeats, wherever that lies; corpora without a prompt to answer."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.artifact import Artifact
+from pipeline.errors import UserError
+from pipeline.write import write_table
+from schemas.tables import PROMPTS
+
+
+def rows_of(root: Path, table: str) -> list[dict]:
+    manifest = json.loads((root / "manifest.json").read_text())
+    return [row for s in manifest["shards"] for row in pq.read_table(root / s["files"][table]["path"]).to_pylist()]
+
+
+def statuses(root: Path) -> dict[str, str]:
+    return {row["prompt_id"]: row["status"] for row in rows_of(root, "prompts")}
+
+
+def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str | None]]:
+    settings = AnswerSettings(str(pruned), model, str(output), max_new_tokens=2, workers=1)
+    result = answer_corpus(settings, lambda _: None)
+    assert result.failures == {}
+    return {row["prompt_id"]: (row["finish_reason"], row["refusal"]) for row in rows_of(output, "answers")}
+
+
+@pytest.fixture
+def loud_model(tiny_llava: str, tmp_path: Path) -> str:
+    """The bundled model with features so large that noise overflows float16 and an even picture does not."""
+    folder = tmp_path / "loud"
+    shutil.copytree(tiny_llava, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("weight", "bias"):
+        tensors[f"multi_modal_projector.linear_2.{name}"] *= 65504 / 1.8
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def even(level: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (48, 40), (level, level, level)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_later_repeat_takes_the_reason_that_encoding_gave(prune, loud_model, jpeg, write_tar, tmp_path):
+    """Found after growing, in one run with its owner, and in any order of being done again."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    old = write_tar(tmp_path / "a" / "x.tar", [("1.jpg", jpeg(1)), ("2.png", even(0)), ("1b.json", {})])
+    record = {"prompts": ["what ?"]}
+    new = write_tar(
+        tmp_path / "b" / "x.tar",
+        [("1.jpg", jpeg(1)), ("1.json", record), ("2.png", even(0)), ("2.json", record), ("3.png", even(9)), ("3.json", record)],
+    )  # fmt: skip
+    output = tmp_path / "out"
+    settings = {"model": loud_model, "max_tokens": "all", "feature_dtype": "float16", "max_error_rate": 1.0}
+    prune(output, corpus=(str(old),), **settings)
+    prune(output, corpus=(str(old), str(new)), **settings)
+    expected = {"../b/x.tar/1#0": "feature_overflow", "../b/x.tar/2#0": "ok", "../b/x.tar/3#0": "ok"}
+    assert statuses(output) == expected
+    (error,) = [row for row in rows_of(output, "errors") if row["source"] == "../b/x.tar/1.jpg"]
+    assert error["reason"] == "feature_overflow"
+    assert error["message"].startswith("same bytes as x.tar/1.jpg: ")
+    before = {path: path.read_bytes() for folder in ("prompts", "errors") for path in (output / folder).iterdir()}
+    for shards in ([0, 1], [0], [1]):
+        (output / "_SUCCESS").unlink()
+        Artifact(output).forget(shards)
+        prune(output, corpus=(str(old), str(new)), **settings)
+        assert {path: path.read_bytes() for path in before} == before
+    assert answers(output, loud_model, tmp_path / "answers") == {
+        name: ("length", None) for name, status in expected.items() if status == "ok"
+    }
+
+    # Should a status be wrong all the same, that prompt is refused and its shard is answered.
+    artifact = Artifact(output)
+    record = artifact.read_commit(1)
+    assert record is not None
+    rows = [{**row, "status": "ok"} for row in rows_of(output, "prompts")]
+    artifact.commit(
+        replace(record, files={**record.files, "prompts": write_table(output, "prompts", 1, rows, PROMPTS)})
+    )
+    assert answers(output, loud_model, tmp_path / "again") == {
+        name: ("length", None) if status == "ok" else ("refused", "its image has no selection in the pruned corpus")
+        for name, status in expected.items()
+    }
+
+
+def test_a_repeat_follows_its_owner_when_that_is_lost_and_mended(prune, jpeg, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(jpeg(1))
+        (tmp_path / folder / "m.jsonl").write_text('{"image": "1.jpg", "prompts": ["what ?"]}\n')
+    (tmp_path / "b" / "2.jpg").write_bytes(jpeg(2))
+    with open(tmp_path / "b" / "m.jsonl", "a") as stream:
+        stream.write('{"image": "2.jpg", "prompts": ["what ?"]}\n')
+    corpus = (str(tmp_path / "a" / "m.jsonl"), str(tmp_path / "b" / "m.jsonl"))
+    output = tmp_path / "out"
+    prune(output, corpus=corpus[:1], max_tokens="4")
+    prune(output, corpus=corpus, max_tokens="4")
+    owner, repeat, other = statuses(output)
+    assert set(statuses(output).values()) == {"ok"}
+    features = (output / "features" / "shard-00000001.tar").stat()
+
+    (tmp_path / "a" / "1.jpg").rename(tmp_path / "away.jpg")
+    (output / "_SUCCESS").unlink()
+    Artifact(output).forget([0])
+    prune(output, corpus=corpus, max_tokens="4", max_error_rate=1.0)
+    assert statuses(output) == {owner: "missing_file", repeat: "missing_file", other: "ok"}
+    assert (output / "features" / "shard-00000001.tar").stat() == features  # nothing was encoded for it
+
+    (tmp_path / "away.jpg").rename(tmp_path / "a" / "1.jpg")
+    prune(output, corpus=corpus, max_tokens="4", redo_errors=True)
+    assert statuses(output) == {owner: "ok", repeat: "ok", other: "ok"}
+
+
+def test_a_corpus_without_prompts_says_so_twice(prune, tiny_llava, jpeg, write_tar, tmp_path):
+    members: list = [("1.jpg", jpeg(1)), ("1.txt", b"a cat"), ("1.json", {"caption": "a cat"})]
+    write_tar(tmp_path / "x.tar", members)
+    said = prune(tmp_path / "out", corpus=(str(tmp_path / "x.tar"),), max_tokens="4")
+    (line,) = [line for line in said if "no prompts" in line]
+    assert "1 of 1 samples have no prompts; in their place: .txt (1), caption (1); " in line
+    assert '"prompts": [{"prompt": ' in line
+    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 samples .*caption \(1\)") as caught:
+        answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "answers").exists()
+
+
+def test_a_corpus_of_prompts_that_all_failed_is_not_answered(prune, tiny_llava, jpeg, write_tar, tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.json", {"prompts": [" ", 5]})])
+    said = prune(tmp_path / "out", corpus=(str(tmp_path / "x.tar"),), max_tokens="4")
+    assert "2 prompts can't be posed: bad_prompt (1), empty_prompt (1); the errors table says why" in said
+    errors = {row["reason"]: row["message"] for row in rows_of(tmp_path / "out", "errors")}
+    assert errors["bad_prompt"] == "the prompt is 5, expected a text or an object"
+    with pytest.raises(UserError, match=r"none of its 2 prompts can be posed: bad_prompt \(1\), empty_prompt \(1\)"):
+        answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
