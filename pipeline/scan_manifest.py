@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.input_file import InputReadError, open_input
 from pipeline.sample import ScanUnit, parse_record, read_prompts, sample_row
 
 
@@ -12,7 +13,7 @@ def scan_manifest(unit: ScanUnit) -> Iterator[dict[str, Any]]:
     """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in."""
     name = os.path.basename(unit.path)
     folder = os.path.dirname(unit.path)
-    with open(unit.path, "rb") as stream:
+    with open_input(unit.path) as stream:
         if unit.begin:
             stream.seek(unit.begin - 1)
             stream.readline()
@@ -35,13 +36,10 @@ def _manifest_row(unit: ScanUnit, name: str, folder: str, offset: int, line: byt
         return sample_row(unit, offset, source, reason="bad_record", message=f"{unit.path}, byte {offset}: {error}")
     path = os.path.join(folder, image)
     try:
-        with open(path, "rb") as stream:
+        with open_input(path) as stream:
             image_id = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
-    except (FileNotFoundError, NotADirectoryError):
-        failure = {"reason": "missing_file", "message": f"{path} does not exist"}
-        return sample_row(unit, offset, source, path=path, prompts=prompts, **failure)
-    except (OSError, ValueError) as error:
-        failure = {"reason": "read_error", "message": f"{path}: {error}"}
+    except InputReadError as error:
+        failure = {"reason": error.reason, "message": str(error)}
         return sample_row(unit, offset, source, path=path, prompts=prompts, **failure)
     return sample_row(unit, offset, source, path=path, size=size, image_id=image_id, prompts=prompts)
