@@ -1,4 +1,4 @@
-"""Reads of the corpus that fail in every process of a job: in passing, nobody notices; for good, told and taken up later.
+"""Reads of the corpus that fail, in every process of a job: in passing, nobody notices; for good, told, done later.
 
 A library preloaded into the job and all its workers makes the system's read calls fail (`failing_reads.c`).
 """
@@ -31,7 +31,7 @@ class FailingReads:
         self._log = folder / "failures"
 
     def run(self, command: list[str], **rule: object) -> subprocess.CompletedProcess[str]:
-        """The job under a rule (`path=`, `every=`, ...); asserts that reads did fail and that nothing was a traceback."""
+        """The job under a rule (`path=`, `every=`, ...); asserts that reads failed and no traceback was shown."""
         self._log.unlink(missing_ok=True)
         rules = {f"FAILING_READS_{name.upper()}": str(value) for name, value in rule.items()}
         preload = {"LD_PRELOAD": str(self._library), "FAILING_READS_LOG": str(self._log)}
