@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 
-EXIT_INCOMPLETE = 1  # some shards were given up; the same command tries them again
+EXIT_INCOMPLETE = 1  # some shards were given up or inputs left out; the same command tries them again
 EXIT_BAD_INPUT = 2
 
 
@@ -31,14 +31,18 @@ def run(main: Callable[[list[str]], int]) -> None:
         sys.exit(130)
 
 
-def exit_status(failures: dict[int, str], stopped_by: int | None) -> int:
-    """Exit status of a job that ran, after saying what is left: 0, 1 with shards given up, 128 + signal number."""
+def exit_status(failures: dict[int, str], stopped_by: int | None, left_out: int = 0) -> int:
+    """Exit status of a job that ran, after saying what is left.
+
+    0; 1 with shards given up or input files left out; 128 + signal number.
+    """
     if failures:
         numbers = ", ".join(map(str, sorted(failures)))
         say(f"{len(failures):,} shards were given up: {numbers}; their tracebacks are in _log.jsonl")
-    if failures or stopped_by is not None:
+    incomplete = bool(failures) or left_out > 0
+    if incomplete or stopped_by is not None:
         say("run the same command again to resume")
-    return 128 + stopped_by if stopped_by is not None else EXIT_INCOMPLETE if failures else 0
+    return 128 + stopped_by if stopped_by is not None else EXIT_INCOMPLETE if incomplete else 0
 
 
 def quiet_libraries() -> None:

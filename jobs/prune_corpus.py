@@ -73,9 +73,9 @@ def main(arguments: list[str]) -> int:
     result = prune_corpus(settings, say)
     if result.shards_done:
         say(f"pruned {result.images:,} images in {result.shards_done:,} shards, {result.errors:,} errors")
-    if result.shards_done and not (result.failures or result.stopped_by):
+    if result.shards_done and not (result.failures or result.left_out or result.stopped_by):
         say(f"the output lies in {settings.output}")
-    return exit_status(result.failures, result.stopped_by)
+    return exit_status(result.failures, result.stopped_by, len(result.left_out))
 
 
 if __name__ == "__main__":

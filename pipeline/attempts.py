@@ -53,9 +53,9 @@ class StageRunner:
             future = self._thread.submit(function)
             try:
                 return future.result(self._policy.timeout_sec)
-            except UserError as error:
-                return failed_shard(shard, schema, f"{BAD_INPUT}{error}")
             except Exception as error:  # reported to the driver with the shard's number, never swallowed
+                if isinstance(error, UserError) and not error.passing:
+                    return failed_shard(shard, schema, f"{BAD_INPUT}{error}")
                 if isinstance(error, TimeoutError) and not future.done():
                     self._thread.shutdown(wait=False)
                     self._thread = self._new_thread()

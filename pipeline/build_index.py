@@ -23,6 +23,7 @@ from pipeline.corpus import CorpusInput, common_root
 from pipeline.errors import UserError
 from pipeline.files import cannot_write, writing
 from pipeline.index import Generation, Index, part_path, write_index, write_part
+from pipeline.input_file import InputReadError
 from pipeline.runtime import map_shards
 from pipeline.sample import ScanUnit
 from pipeline.scan import scan, scan_units
@@ -32,6 +33,7 @@ from schemas.views import quoted
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
 MAX_KEYS_SEEN = 6
+UNREAD_BYTES = ("truncated_tar", "trailing_data")  # rows whose `size` is what the scan could not read
 
 
 def extend_index(
@@ -45,6 +47,8 @@ def extend_index(
 ) -> Index:
     """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
 
+    An input whose storage does not give its bytes is left out as a whole and marked, see `Index.left_out`.
+
     Args:
         root: the `_index` folder.
         index: what is there already, or None.
@@ -52,39 +56,64 @@ def extend_index(
         shard_size: distinct images a shard.
         limit: index only the first samples of the corpus (all inputs must be new then).
         shards_per_file: how many shards share a file of the index.
+
+    Raises:
+        UserError: no input can be read or holds a sample; with a limit, one can't be read.
     """
-    old = index.generations if index else []
+    old = [g for g in index.generations if g.num_shards] if index else []  # without those of inputs that were left out
     first_input = sum(len(g.inputs) for g in old)
     corpus_root = old[0].corpus_root if old else common_root(inputs)
     scratch = root / "scan"
     shutil.rmtree(scratch, ignore_errors=True)
     with writing(scratch):
         scratch.mkdir(parents=True)
-    _scan_all(scan_units(list(inputs), first_input, corpus_root), scratch, limit)
-    assign: Any = ray.remote(num_cpus=1)(assign_shards)  # type: ignore[arg-type]
-    columns = ray.get(
-        assign.remote(
-            root,
-            scratch,
-            [str(path) for path in index.files()] if index else [],
-            first_shard=sum(g.num_shards for g in old),
-            first_file=sum(g.num_files for g in old),
-            shard_size=shard_size,
-            limit=limit,
-            shards_per_file=shards_per_file,
+    unread = _scan_all(scan_units(list(inputs), first_input, corpus_root), scratch, limit)
+    if unread and (limit is not None or (index is None and len(unread) == len(inputs))):
+        raise UserError(f"--corpus: {next(iter(unread.values()))}; nothing was indexed: mend it and run again")
+    listed: list[dict[str, Any]] = [asdict(item) for item in inputs]
+    for number, why in unread.items():
+        listed[number - first_input]["unread"] = why
+    begin = {"first_shard": sum(g.num_shards for g in old), "first_file": sum(g.num_files for g in old)}
+    if len(unread) == len(inputs):
+        nothing = (
+            "num_shards",
+            "num_files",
+            "num_samples",
+            "num_images",
+            "num_prompts",
+            "unread_bytes",
+            "without_prompts",
         )
-    )
-    new = Generation(corpus_root, [asdict(item) for item in inputs], first_input=first_input, **columns)
+        columns: dict[str, Any] = {**begin, **dict.fromkeys(nothing, 0), "shards_per_file": shards_per_file}
+        columns.update(failed_samples={}, failed_prompts={}, keys_seen={})
+    else:
+        assign: Any = ray.remote(num_cpus=1)(assign_shards)  # type: ignore[arg-type]
+        columns = ray.get(
+            assign.remote(
+                root,
+                scratch,
+                [str(path) for path in index.files()] if index else [],
+                **begin,
+                shard_size=shard_size,
+                limit=limit,
+                shards_per_file=shards_per_file,
+            )
+        )
+    new = Generation(corpus_root, listed, first_input=first_input, **columns)
     extended = Index(root, [*old, new])
     write_index(extended)
     shutil.rmtree(scratch)
     return extended
 
 
-def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
-    """Scan the units in parallel; with a limit in waves, until enough samples are found."""
+def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> dict[int, str]:
+    """Scan the units in parallel; with a limit in waves, until enough samples are found.
+
+    Returns the numbers of the inputs that can't be read, with the reason; nothing of them stays in `scratch`.
+    """
     wave = len(units) if limit is None else max(8, 2 * int(ray.cluster_resources().get("CPU", 1)))
     found = 0
+    unread: dict[int, str] = {}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -92,20 +121,40 @@ def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> None:
         for row in rows.iter_rows():
             if row["failure"] is not None:
                 raise UserError(row["failure"])
+            if row["unread"] is not None:
+                unread.setdefault(row["input"], row["unread"])
             found += row["samples"]
         if limit is not None and found >= limit:
-            return
+            break
+    for number, unit in enumerate(units):
+        if unit.input in unread:
+            _unit_path(scratch, number).unlink(missing_ok=True)
+    return unread
+
+
+def _unit_path(scratch: Path, number: int) -> Path:
+    return scratch / f"unit-{number:08d}.parquet"
 
 
 def _scan_batch(batch: pa.Table, scratch: str, limit: int | None) -> pa.Table:
     """Scan one unit into a Parquet file of its own; bad input travels as data, Ray would bury it in tracebacks."""
     (item,) = batch.to_pylist()
-    path = Path(scratch) / f"unit-{item.pop('number'):08d}.parquet"
+    path = _unit_path(Path(scratch), item.pop("number"))
+    samples, failure, unread = 0, None, None
     try:
-        samples, failure = _scan_unit(ScanUnit(**item), path, limit), None
+        samples = _scan_unit(ScanUnit(**item), path, limit)
     except UserError as error:
-        samples, failure = 0, str(error)
-    return pa.table({"samples": pa.array([samples], pa.int64()), "failure": pa.array([failure], pa.string())})
+        failure = str(error)
+    except InputReadError as error:
+        unread = str(error)
+    return pa.table(
+        {
+            "input": pa.array([item["input"]], pa.int32()),
+            "samples": pa.array([samples], pa.int64()),
+            "failure": pa.array([failure], pa.string()),
+            "unread": pa.array([unread], pa.string()),
+        }
+    )
 
 
 def _scan_unit(unit: ScanUnit, path: Path, limit: int | None) -> int:
@@ -204,6 +253,7 @@ def assign_shards(
         failed_prompts = _counted(
             db, "select * from (select unnest(prompts).status from placed where reason is null) where #1 <> 'ok'"
         )
+        (unread_bytes,) = _one_row(db, f"select sum(size) from placed where reason in {UNREAD_BYTES}")
         without = "from samples where reason is null and len(prompts) = 0"
         (without_prompts,) = _one_row(db, f"select count(*) {without}")
         keys_seen = _counted(db, f"select unnest(keys) {without}", MAX_KEYS_SEEN)
@@ -233,6 +283,7 @@ def assign_shards(
         "failed_prompts": failed_prompts,
         "without_prompts": without_prompts,
         "keys_seen": keys_seen,
+        "unread_bytes": unread_bytes,
     }
 
 
@@ -244,7 +295,7 @@ def _enough_space(scratch: Path) -> Iterator[None]:
     except duckdb.Error as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise cannot_write(scratch, errno.ENOSPC) from error
+        raise cannot_write(scratch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
 
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:

@@ -19,22 +19,22 @@ def writing(path: Path) -> Iterator[None]:
     """Tell a file system that can't be written from other errors.
 
     Raises:
-        UserError: no space, no permission, a read-only or over-quota file system.
+        UserError: what the file system said; `passing` unless it is out of space, over quota, read-only or forbidden.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise cannot_write(path, error.errno) from error
+        raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error_number: int) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
     """What to tell about an output that can't be written."""
-    return UserError(
-        f"{path} can't be written: {os.strerror(error_number)}; nothing half-written is left; "
+    told = UserError(
+        f"{path} can't be written: {os.strerror(error.errno) if error.errno else error}; nothing half-written is left; "
         "make room or mend it, then run the same command again to resume"
     )
+    told.passing = error.errno not in _CANNOT_WRITE
+    return told
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Two writers of the same path never disturb each other: names are unique, the last rename wins.
 
     Raises:
-        UserError: no space, no permission, a read-only or over-quota file system.
+        UserError: as `writing` does.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with writing(path):

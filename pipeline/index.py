@@ -28,7 +28,7 @@ class Generation:
     """What one indexing run added."""
 
     corpus_root: str  # folder that the inputs' names are relative to; the same in every generation
-    inputs: list[dict[str, Any]]  # path, kind, size_bytes of the input files, in order
+    inputs: list[dict[str, Any]]  # path, kind, size_bytes of the input files, in order; "unread": why it was left out
     first_input: int
     first_shard: int
     num_shards: int
@@ -39,6 +39,7 @@ class Generation:
     num_images: int
     num_prompts: int
     failed_samples: dict[str, int]  # that could not be indexed, per reason
+    unread_bytes: int  # of tars that break off or go on behind their end mark
     failed_prompts: dict[str, int]  # of the other samples, per reason
     without_prompts: int  # of the other samples
     keys_seen: dict[str, int]  # most common keys of those, and extensions of their members, with their number
@@ -77,6 +78,16 @@ class Index:
     @property
     def num_samples(self) -> int:
         return sum(g.num_samples for g in self.generations)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Input files that no generation holds because the storage did not give their bytes, and why."""
+        found: dict[str, str] = {}
+        for item in (item for g in self.generations for item in g.inputs):
+            found.pop(item["path"], None)
+            if "unread" in item:
+                found[item["path"]] = item["unread"]
+        return found
 
     def files(self) -> list[Path]:
         return [
@@ -126,7 +137,7 @@ def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: P
     """
     if index is None:
         return list(inputs)
-    known = {item["path"]: item for g in index.generations for item in g.inputs}
+    known = {item["path"]: item for g in index.generations for item in g.inputs if "unread" not in item}
     asked = {item.path: item for item in inputs}
     for path, item in known.items():
         if path not in asked:

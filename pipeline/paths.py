@@ -3,7 +3,6 @@
 import os
 import re
 import stat
-from io import BufferedReader
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -54,16 +53,12 @@ def not_a_file(path: str | Path) -> str | None:
     return _other_kind(os.stat(path).st_mode)
 
 
-def open_regular(path: str | Path) -> BufferedReader:
-    """Open a regular file to read its bytes; never waits, as opening a FIFO does.
+def open_regular(path: str, flags: int) -> int:
+    """Open a regular file, as `os.open` does; never waits, as opening a FIFO would.
 
     Raises:
         NotAFileError: it is something else.
     """
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
     _check(path, os.stat(path).st_mode)  # merely opening a device can have an effect
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     try:

@@ -21,13 +21,14 @@ from pipeline.redo import forget_transient_errors
 from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
 from pipeline.select import SelectSettings, resolve_estimator
 from pipeline.settle import settle
-from pipeline.shards import StreamSettings, error_rate_message, run_shards, too_many_fail
+from pipeline.shards import StreamSettings, Tally, error_rate_message, run_shards, too_many_fail
 from pipeline.tune import find_batch_size
-from pipeline.write import WriteSettings
+from pipeline.write import WriteSettings, outcome_of
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
 Say = Callable[[str], None]
+MAX_TOLD = 10  # input files told one by one
 
 # The settings that decide the bytes of the output; another value needs another output folder.
 _IDENTITY = (
@@ -82,6 +83,7 @@ class PruneResult:
     errors: int = 0
     failures: dict[int, str] = field(default_factory=dict)  # shards that were given up, with the reason
     stopped_by: int | None = None  # signal number
+    left_out: dict[str, str] = field(default_factory=dict)  # input files that can't be read, with the reason
 
 
 def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
@@ -139,7 +141,9 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         index = _index(settings, artifact, index, new_inputs, say)
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
-        return _run(settings, artifact, index, encode, gpus, say)
+        left_out = {path: why for path, why in index.left_out.items() if path in {item.path for item in inputs}}
+        _tell_left_out(left_out, say)
+        return replace(_run(settings, artifact, index, encode, gpus, not left_out, say), left_out=left_out)
 
 
 def _check(settings: PruneSettings) -> None:
@@ -202,11 +206,29 @@ def _index(
         say(f"{sum(new.failed_prompts.values()):,} prompts can't be posed: {reasons}; the errors table says why")
     if (note := new.prompts_note()) is not None:
         say(note)
+    if new.unread_bytes:
+        say(f"{new.unread_bytes:,} bytes of tars were not read, see the errors table")
     return index
 
 
+def _tell_left_out(left_out: dict[str, str], say: Say) -> None:
+    for why in list(left_out.values())[:MAX_TOLD]:
+        say(f"left out: {why}")
+    if left_out:
+        say(
+            f"{len(left_out):,} input files are left out, because their storage does not give their bytes; "
+            "the next run tries them again, and without them in --corpus the output can be finished"
+        )
+
+
 def _run(
-    settings: PruneSettings, artifact: Artifact, index: Index, encode: EncodeSettings, gpus: float, say: Say
+    settings: PruneSettings,
+    artifact: Artifact,
+    index: Index,
+    encode: EncodeSettings,
+    gpus: float,
+    whole_corpus: bool,
+    say: Say,
 ) -> PruneResult:
     resume = artifact.resume(index.num_shards, deep=settings.verify)
     for reason in resume.reasons:
@@ -217,7 +239,7 @@ def _run(
     if resume.pending and skipped:
         say(f"{skipped:,} of {index.num_shards:,} shards are there already")
     if not resume.pending:
-        if not artifact.finished:
+        if whole_corpus and not artifact.finished:
             _finish(artifact, index)
         return PruneResult(0, skipped)
     artifact.reopen()
@@ -235,10 +257,12 @@ def _run(
             max_error_rate=settings.max_error_rate,
         ),
         say,
+        _committed(artifact) if settings.redo_errors else None,
     )
     errors = tally.errors
     if run.done == len(resume.pending):
-        errors += _finish(artifact, index)
+        if whole_corpus:
+            errors += _finish(artifact, index)
     elif not run.failures and run.stopped_by is None:
         raise RuntimeError(f"{len(resume.pending)} shards were asked for but {run.done} committed")
     return PruneResult(run.done, skipped, tally.images, errors, run.failures, run.stopped_by)
@@ -249,6 +273,14 @@ def _finish(artifact: Artifact, index: Index) -> int:
     gained = settle(artifact, index)
     artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
     return gained
+
+
+def _committed(artifact: Artifact) -> Tally:
+    """What the committed shards hold: a redo runs just the worst shards, whose own error rate says nothing."""
+    tally = Tally()
+    for record in artifact.commits():
+        tally.add(outcome_of(record))
+    return tally
 
 
 def _forms(features: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.decode import DecodeError, decode_image
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.index import Index
-from pipeline.paths import NotAFileError, open_regular
+from pipeline.input_file import InputReadError, open_input
 from schemas.tables import INDEX
 
 # Rows of the index plus what reading found. Pixels only where the sample owns its image.
@@ -84,6 +84,9 @@ def _decode_row(row: dict[str, Any], prepare: Callable[[Any], np.ndarray], secon
         row.update(reason=error.reason, message=str(error))
     except UnusableImageError as error:
         row.update(reason="unusable_image", message=str(error))
+    except MemoryError:
+        size = "an unknown number of" if row["size"] is None else row["size"]
+        row.update(reason="out_of_memory", message=f"the worker had no memory left to decode its {size} bytes")
     seconds["decode"] += time.perf_counter() - started
 
 
@@ -95,18 +98,14 @@ def read_bytes(row: dict[str, Any]) -> bytes:
     """
     path = Path(row["path"])
     try:
-        with open_regular(path) as stream:
+        with open_input(path) as stream:
             if row["offset"] is not None:
                 stream.seek(row["offset"])
                 data = stream.read(row["size"])
             else:
                 data = stream.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DecodeError("missing_file", f"{path} does not exist any more") from error
-    except NotAFileError as error:
-        raise DecodeError("not_a_file", str(error)) from error
-    except OSError as error:
-        raise DecodeError("read_error", f"{path}: {error}") from error
+    except InputReadError as error:
+        raise DecodeError(error.reason, str(error)) from error
     if hashlib.sha256(data).hexdigest() != row["image_id"]:
         raise DecodeError("changed_file", f"{path} holds other bytes than when it was indexed")
     return data

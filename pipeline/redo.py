@@ -1,7 +1,7 @@
 """`--redo-errors`: whole shards that hold transient failures (a missing file, an I/O error) are done again."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,72 +12,83 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifact import Artifact
-from pipeline.index import Generation, Index, write_index, write_part
-from pipeline.paths import open_regular
+from pipeline.index import Generation, Index, part_path, write_index, write_part
+from pipeline.input_file import InputReadError, open_input
 from schemas.tables import INDEX
 from schemas.views import quoted
 
-TRANSIENT = frozenset(("missing_file", "read_error"))
+# Failures of the place an input lies in or of the worker that read it, not of what the input is.
+TRANSIENT = ("missing_file", "read_error", "changed_file", "out_of_memory")
 
 
 def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str], None]) -> Index:
     """Take back the commits of shards with transient failures; returns the index with the files that can be read now.
 
     A file that was missing when the corpus was indexed has no hash: it is hashed now, and unless its bytes are known
-    already it becomes the last image of the shard its sample rides in.
+    already it becomes the last image of the shard its sample rides in. What an interrupted redo left is taken up.
     """
-    shards = []
+    unhashed = _shards_without_hashes(index)
+    shards = set(unhashed)
     for record in artifact.commits():
         if any(record.counts.get(f"samples.{reason}", 0) for reason in TRANSIENT):
-            shards.append(record.shard)
-    if not shards:
-        say("no committed shard holds a transient failure; nothing to redo")
-        return index
-    say(f"{len(shards):,} shards hold transient failures and are done again")
-    artifact.reopen()
-    artifact.forget(shards)
-    return _read_again(index, shards)
+            shards.add(record.shard)
+    if shards:
+        say(f"{len(shards):,} shards hold transient failures and are done again")
+        artifact.reopen()
+        artifact.forget(sorted(shards))
+        _hash_again(index, unhashed)
+    else:
+        say("no shard holds a transient failure; nothing to redo")
+    counted = Index(index.root, [_recounted(index.root, generation) for generation in index.generations])
+    if counted != index:
+        write_index(counted)
+    return counted
 
 
-def _read_again(index: Index, shards: list[int]) -> Index:
-    by_part: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+def _shards_without_hashes(index: Index) -> list[int]:
+    """Shards of samples whose image could not be read in the scan, committed or not."""
+    if not index.files():
+        return []
+    found = duckdb.execute(
+        f"select distinct shard from {_parts(index.files())} "
+        f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard"
+    )
+    return [int(shard) for (shard,) in found.fetchall()]
+
+
+def _parts(paths: list[Path]) -> str:
+    return f"read_parquet([{', '.join(quoted(str(path)) for path in paths)}])"
+
+
+def _hash_again(index: Index, shards: list[int]) -> None:
+    by_part: dict[Path, list[int]] = defaultdict(list)
     for shard in shards:
         path, group = index.part_of(shard)
-        by_part[path].append((group, shard))
+        by_part[path].append(group)
     found: dict[str, int] = {}  # image_id -> shard, of images that enter the index now
-    mended: dict[int, Counter[str]] = {}  # per shard, samples per former reason
-    new_images: Counter[int] = Counter()  # per shard
     for path, groups in by_part.items():
         file = pq.ParquetFile(path)
         tables = [file.read_row_group(n) for n in range(file.num_row_groups)]
         changed = False
-        for group, shard in groups:
+        for group in groups:
             rows = tables[group].to_pylist()
             for row in rows:
                 if row["image_id"] is None and row["reason"] in TRANSIENT and row["path"] is not None:
-                    reason = row["reason"]
-                    if _mend(row, rows, index, found):
-                        mended.setdefault(shard, Counter())[reason] += 1
-                        new_images[shard] += row["slot"] is not None
-                        changed = True
+                    before = dict(row)
+                    _mend(row, rows, index, found)
+                    changed |= row != before
             tables[group] = pa.Table.from_pylist(rows, INDEX)
         if changed:
             write_part(path, tables)
-    if not mended:
-        return index
-    updated = Index(index.root, [_recount(g, new_images, mended) for g in index.generations])
-    write_index(updated)
-    return updated
 
 
-def _mend(row: dict[str, Any], rows: list[dict[str, Any]], index: Index, found: dict[str, int]) -> bool:
-    """Hash the file a row could not read before; False when it still can't be read."""
+def _mend(row: dict[str, Any], rows: list[dict[str, Any]], index: Index, found: dict[str, int]) -> None:
+    """Hash the image a row could not give before; where it still can't be read, note why not now."""
     try:
-        with open_regular(row["path"]) as stream:
-            image_id = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.tell()
-    except OSError:
-        return False  # stays in the errors table with its reason
+        image_id, size = _hashed(row)
+    except InputReadError as error:
+        row.update(reason=error.reason, message=str(error))
+        return
     row.update(image_id=image_id, size=size, reason=None, message=None)
     owner = found.get(image_id)
     if owner is None:
@@ -87,26 +98,35 @@ def _mend(row: dict[str, Any], rows: list[dict[str, Any]], index: Index, found: 
         row["slot"] = 1 + max((r["slot"] for r in rows if r["slot"] is not None), default=-1)
         found[image_id] = owner
     row["image_shard"] = owner
-    return True
+
+
+def _hashed(row: dict[str, Any]) -> tuple[str, int]:
+    """Hash and size of the bytes a row points at: a whole file, or a member of a tar."""
+    with open_input(row["path"]) as stream:
+        if row["offset"] is None:
+            return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
+        stream.seek(row["offset"])
+        return hashlib.sha256(stream.read(row["size"])).hexdigest(), row["size"]
 
 
 def _owner_shard(index: Index, image_id: str) -> int | None:
-    listing = ", ".join(quoted(str(path)) for path in index.files())
-    found = duckdb.connect().execute(
-        f"select shard from read_parquet([{listing}]) where image_id = ? and slot is not null", [image_id]
-    )
-    rows = found.fetchall()
+    rows = duckdb.execute(
+        f"select shard from {_parts(index.files())} where image_id = ? and slot is not null", [image_id]
+    ).fetchall()
     return int(rows[0][0]) if rows else None
 
 
-def _recount(generation: Generation, new_images: Counter[int], mended: dict[int, Counter[str]]) -> Generation:
-    shards = range(generation.first_shard, generation.first_shard + generation.num_shards)
-    failed = Counter(generation.failed_samples)
-    for shard, reasons in mended.items():
-        if shard in shards:
-            failed.subtract(reasons)
+def _recounted(root: Path, generation: Generation) -> Generation:
+    """The generation with the counts that its files have now; a redo may have been killed between them and these."""
+    files = range(generation.first_file, generation.first_file + generation.num_files)
+    if not files:
+        return generation
+    counts = duckdb.execute(
+        f"select reason, count(*), count(slot) from {_parts([part_path(root, n) for n in files])} "
+        "group by reason order by reason"
+    ).fetchall()
     return replace(
         generation,
-        num_images=generation.num_images + sum(new_images[shard] for shard in shards if shard in new_images),
-        failed_samples={reason: count for reason, count in failed.items() if count > 0},
+        num_images=sum(images for _, _, images in counts),
+        failed_samples={reason: samples for reason, samples, _ in counts if reason is not None},
     )

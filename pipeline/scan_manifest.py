@@ -5,31 +5,27 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.paths import NotAFileError, is_url, open_regular
+from pipeline.input_file import InputReadError, open_input
+from pipeline.paths import is_url
 from pipeline.sample import ScanUnit, is_unicode, parse_record, record_columns, sample_row, shown
 
 MAX_PATH_CHARS = 4096
 
 
 def scan_manifest(unit: ScanUnit) -> Iterator[dict[str, Any]]:
-    """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in."""
-    for offset, line in _lines(unit):
-        yield _manifest_row(unit, offset, line)
+    """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in.
 
-
-def _lines(unit: ScanUnit) -> Iterator[tuple[int, bytes]]:
-    try:
-        with open_regular(unit.path) as stream:
-            if unit.begin:
-                stream.seek(unit.begin - 1)
-                stream.readline()
-            while (offset := stream.tell()) < unit.end:
-                line = stream.readline()
-                if line.strip():
-                    yield offset, line
-    except OSError as error:
-        raise UserError(f"--corpus: {unit.path} can't be read ({error}); check it, then run again") from error
+    Raises:
+        InputReadError: the storage does not give the manifest. An image it does not give is that sample's row.
+    """
+    with open_input(unit.path) as stream:
+        if unit.begin:
+            stream.seek(unit.begin - 1)
+            stream.readline()
+        while (offset := stream.tell()) < unit.end:
+            line = stream.readline()
+            if line.strip():
+                yield _manifest_row(unit, offset, line)
 
 
 def _manifest_row(unit: ScanUnit, offset: int, line: bytes) -> dict[str, Any]:
@@ -49,13 +45,9 @@ def _manifest_row(unit: ScanUnit, offset: int, line: bytes) -> dict[str, Any]:
     columns["path"] = path = os.path.join(os.path.dirname(unit.path), image)
     source = f"{name}/{image}"
     try:
-        with open_regular(path) as stream:
+        with open_input(path) as stream:
             columns["image_id"] = hashlib.file_digest(stream, "sha256").hexdigest()
             columns["size"] = stream.tell()
-    except (FileNotFoundError, NotADirectoryError):
-        return sample_row(unit, offset, source, reason="missing_file", message=f"{path} does not exist", **columns)
-    except NotAFileError as error:
-        return sample_row(unit, offset, source, reason="not_a_file", message=str(error), **columns)
-    except (OSError, ValueError) as error:
-        return sample_row(unit, offset, source, reason="read_error", message=f"{path}: {error}", **columns)
+    except InputReadError as error:
+        return sample_row(unit, offset, source, reason=error.reason, message=str(error), **columns)
     return sample_row(unit, offset, source, **columns)

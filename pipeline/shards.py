@@ -59,7 +59,12 @@ class Tally:
 
 
 def run_shards(
-    artifact: Artifact, pending: list[int], num_images: int, settings: StreamSettings, say: Callable[[str], None]
+    artifact: Artifact,
+    pending: list[int],
+    num_images: int,
+    settings: StreamSettings,
+    say: Callable[[str], None],
+    before: Tally | None = None,
 ) -> tuple[Followed, Tally]:
     """Prune the pending shards; returns when all are committed, given up, or a signal stopped the run.
 
@@ -69,22 +74,24 @@ def run_shards(
         num_images: distinct images in them, for the progress line.
         settings: of the stages.
         say: takes one line for the user.
+        before: committed shards whose inputs count for the error rate as well; None: only those of this run do.
 
     Raises:
         UserError: too many inputs fail, too many shards fail, the output can't be written.
     """
-    tally = Tally()
+    tally, rate = Tally(), before or Tally()
     progress = Progress(num_images, "images")
 
     def take(outcome: dict[str, Any], stop: StopRequest) -> None:
         tally.add(outcome)
+        rate.add(outcome)
         progress.add(outcome["images"], outcome["errors"])
-        if too_many_fail(tally.failed_samples, tally.samples, settings.max_error_rate):
+        if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
             stop.make()
 
     run = follow(artifact, lambda stop: _outcomes(pending, settings, stop), take, say)
-    if too_many_fail(tally.failed_samples, tally.samples, settings.max_error_rate):
-        raise UserError(error_rate_message(tally.failed_samples, tally.samples, tally.reasons, settings.max_error_rate))
+    if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
+        raise UserError(error_rate_message(rate.failed_samples, rate.samples, rate.reasons, settings.max_error_rate))
     return run, tally
 
 

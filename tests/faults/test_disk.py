@@ -1,5 +1,6 @@
 """A full disk and write errors: one clear sentence, every committed shard whole, the same command resumes."""
 
+import errno
 import json
 import os
 import resource
@@ -23,13 +24,14 @@ from fault_tools import (
 )
 
 from pipeline.artifact import Artifact
+from pipeline.attempts import BAD_INPUT, Policy
 from pipeline.budget import parse_budget
 from pipeline.encode import EncodeSettings, EncodeShards
 from pipeline.errors import UserError
-from pipeline.index import read_index
+from pipeline.index import Index, read_index, write_index
 from pipeline.read import ReadSettings, read_shard
 from pipeline.select import SelectSettings
-from pipeline.write import WriteSettings, write_shard
+from pipeline.write import WriteSettings, write_shard, write_stage
 
 
 @pytest.fixture
@@ -165,3 +167,51 @@ def test_a_write_that_fails_leaves_no_file(encoded_shard, calm, tmp_path):
     expected = {name: data for name, data in data_of(calm).items() if "-00000003." in name}
     assert differing(data_of(settings.root), expected) == []
     assert commits(settings.root) == 1
+
+
+class FlakyDisk:
+    """Flushing files to disk fails with EIO as often as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures = 0
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, handle: int) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._fsync(handle)
+
+
+@pytest.fixture
+def flaky_disk(monkeypatch) -> FlakyDisk:
+    return FlakyDisk(monkeypatch)
+
+
+def written(encoded_shard, root: Path) -> dict:
+    settings = WriteSettings(root, ("webdataset", "parquet"), Policy(retries=2, pause_sec=0.01))
+    (outcome,) = write_stage(encoded_shard, settings).to_pylist()
+    return outcome
+
+
+def test_io_errors_of_the_output_are_tried_again_then_told(encoded_shard, calm, flaky_disk, tmp_path):
+    flaky_disk.failures = 2
+    assert written(encoded_shard, tmp_path / "out")["failure"] is None
+    expected = {name: data for name, data in data_of(calm).items() if "-00000003." in name}
+    assert differing(data_of(tmp_path / "out"), expected) == []
+
+    flaky_disk.failures = 100
+    failure = written(encoded_shard, tmp_path / "other")["failure"]
+    assert not failure.startswith(BAD_INPUT)  # other shards go on
+    assert "can't be written: Input/output error" in failure.splitlines()[0]
+    assert "tried 3 times" in failure
+    assert [path for path in (tmp_path / "other").rglob("*") if path.is_file()] == []
+
+
+def test_an_io_error_of_the_index_is_one_sentence(flaky_disk, tmp_path):
+    flaky_disk.failures = 1
+    with pytest.raises(
+        UserError, match=r"index\.json can't be written: Input/output error.*run the same command again"
+    ):
+        write_index(Index(tmp_path, []))

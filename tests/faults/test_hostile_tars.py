@@ -194,6 +194,110 @@ def test_a_member_that_claims_more_than_the_file_holds_is_never_read(tmp_path):
         assert reasons == {None, "unsafe_member" if name == "sparse" else "truncated_tar"}
 
 
+def ends_of(data: bytes) -> list[int]:
+    """Where each member's data and padding end; the last is where the end mark begins."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return [m.offset_data + -(-m.size // 512) * 512 for m in archive]
+
+
+def sources_and_last(path: Path) -> tuple[list[str], dict | None]:
+    """Sources of the good samples, and the row that is none, if there is one."""
+    rows = scan_all(path)
+    bad = [row for row in rows if row["reason"] is not None]
+    assert len(bad) <= 1
+    assert not bad or bad[0] is rows[-1]
+    assert len({row["sample"] for row in rows}) == len(rows)
+    return [row["source"] for row in rows if row["reason"] is None], bad[0] if bad else None
+
+
+def test_a_tar_cut_anywhere_keeps_the_samples_before_and_says_how_much_is_gone(tmp_path):
+    sound = plain_tar(tarfile.USTAR_FORMAT)
+    path = tmp_path / "a.tar"
+    path.write_bytes(sound)
+    every, nothing = sources_and_last(path)
+    assert (len(every), nothing) == (4, None)
+    ends = ends_of(sound)
+    for member in range(1, 8):
+        within_its_data = ends[member - 1] + 512 + 5
+        for cut, whole in ((ends[member], True), (ends[member] + 100, False), (within_its_data, False)):
+            path.write_bytes(sound[:cut])
+            good, row = sources_and_last(path)
+            complete = sum(end <= cut for end in ends)
+            assert good == every[: -(-complete // 2)]
+            assert row is not None
+            assert row["reason"] == "truncated_tar"
+            unread = 0 if whole else cut - ends[complete - 1]
+            assert (row["path"], row["offset"], row["size"]) == (str(path), cut - unread, unread)
+            assert f"{unread} bytes were not read" in row["message"] or (whole and "without the mark" in row["message"])
+
+
+def test_a_header_that_is_garbage_is_told_wherever_it_lies(tmp_path):
+    sound = plain_tar(tarfile.USTAR_FORMAT)
+    path = tmp_path / "a.tar"
+    for member in range(1, 8):
+        begin = ends_of(sound)[member - 1]
+        path.write_bytes(sound[:begin] + b"garbage!" * 64 + sound[begin + 512 :])
+        good, row = sources_and_last(path)
+        assert len(good) == -(-member // 2)
+        assert row is not None
+        assert (row["reason"], row["offset"], row["size"]) == ("truncated_tar", begin, len(sound) - begin)
+        assert f"{len(sound) - begin} bytes were not read" in row["message"]
+
+
+def test_forms_of_a_tars_end(tmp_path):
+    """What other writers leave: no mark, half a mark, no padding, much padding, another tar behind."""
+    sound = plain_tar(tarfile.USTAR_FORMAT)
+    end = ends_of(sound)[-1]
+    for name, tail, reason, unread in (
+        ("two blocks", bytes(1024), None, 0),
+        ("one block", bytes(512), None, 0),
+        ("padded", bytes(1 << 20), None, 0),
+        ("no mark", b"", "truncated_tar", 0),
+        ("half a block", bytes(256), "truncated_tar", 256),
+        ("another tar", bytes(1024) + sound, "trailing_data", len(sound)),
+        ("another tar, far", bytes(3 << 20) + sound, "trailing_data", len(sound)),
+        ("a lone block, more members", bytes(512) + sound, "trailing_data", len(sound)),
+        ("rubbish", bytes(1024 + 100) + b"rubbish", "trailing_data", 107),
+    ):
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(sound[:end] + tail)
+        good, row = sources_and_last(path)
+        assert len(good) == 4, name
+        assert (row and row["reason"], row["size"] if row else 0) == (reason, unread), name
+        if reason == "trailing_data":
+            assert f"{unread} bytes" in row["message"]
+            assert ("another tar" in row["message"]) == (name != "rubbish")
+    unpadded = tmp_path / "unpadded.tar"
+    with tarfile.open(fileobj=io.BytesIO(sound)) as archive:
+        last = archive.getmembers()[-1]
+    unpadded.write_bytes(sound[: last.offset_data + last.size])
+    good, row = sources_and_last(unpadded)
+    assert len(good) == 4
+    assert row is not None
+    assert "without the mark" in row["message"]
+
+
+def test_a_tar_cut_within_its_first_member_is_a_row_not_a_refusal(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(plain_tar(tarfile.USTAR_FORMAT)[:1000])
+    (row,) = scan_all(path)
+    assert (row["reason"], row["size"]) == ("truncated_tar", 1000)
+
+
+def test_a_member_of_negative_size_comes_to_an_end(tmp_path):
+    """A pickle is never read, but its size moves the reader on: or back, for ever."""
+    path = tmp_path / "a.tar"
+    pickled = tarfile.TarInfo("b.pkl")
+    pickled.size = -1024
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        good = tarfile.TarInfo("a.jpg")
+        good.size = len(jpeg_of(0, 1))
+        archive.addfile(good, io.BytesIO(jpeg_of(0, 1)))
+        archive.addfile(pickled)
+    (unit,) = scan_units(resolve_corpus([str(path)]))
+    assert [row["reason"] for row in scan(unit, 10)] == [None, "truncated_tar"]
+
+
 @pytest.mark.parametrize(
     ("name", "record", "reason"),
     [

@@ -1,12 +1,17 @@
 """Bytes to RGB: every form a corpus holds, and every way bytes can lie."""
 
+import hashlib
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline import read
 from pipeline.decode import DecodeError, decode_image
+from pipeline.read import ReadSettings, read_shard
+from schemas.tables import INDEX
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -96,3 +101,34 @@ def test_the_corpus_decodes_as_its_readme_says(scenes_manifest):
         except DecodeError as error:
             bad[path.name] = error.reason
     assert bad == {"000017.jpg": "unreadable_image", "000031.jpg": "empty_file", "000042.jpg": "unreadable_image"}
+
+
+def test_too_little_memory_is_no_fault_of_the_image(monkeypatch, tmp_path, tiny_llava):
+    """Neither a bomb nor unreadable: a row of its own that a redo takes up, and the images beside it are done."""
+    large, small = encoded(picture(size=(96, 96)), "PNG"), encoded(picture(), "PNG")
+    rows = []
+    for slot, data in enumerate((large, small)):
+        (tmp_path / f"{slot}.png").write_bytes(data)
+        row = {"shard": 0, "slot": slot, "image_shard": 0, "input": 0, "sample": slot, "source": f"{slot}.png"}
+        rows.append({**row, "path": str(tmp_path / f"{slot}.png"), "image_id": hashlib.sha256(data).hexdigest()})
+
+    class OneShard:
+        def read_shard(self, shard: int) -> pa.Table:
+            return pa.Table.from_pylist(rows, INDEX)
+
+    def decode_or_run_out(data: bytes):
+        if data == large:
+            raise MemoryError
+        return decode_image(data)
+
+    monkeypatch.setattr(read, "decode_image", decode_or_run_out)
+    first, second = read_shard(0, ReadSettings(OneShard(), tiny_llava, tmp_path / "_stop")).to_pylist()
+    assert first["reason"] == "out_of_memory"
+    assert second["reason"] is None
+    assert second["pixels"] is not None
+
+
+def test_decoding_lets_a_lack_of_memory_through(monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        decode_image(encoded(picture(), "PNG"))

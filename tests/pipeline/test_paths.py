@@ -33,12 +33,12 @@ def test_only_regular_files_are_opened(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
     for name in ("file", "link"):
-        with open_regular(tmp_path / name) as stream:
+        with open(tmp_path / name, "rb", opener=open_regular) as stream:
             assert stream.read() == b"abc"
     for name, kind in (("fifo", "a FIFO"), ("to_fifo", "a FIFO"), ("socket", "a socket"), ("", "a folder")):
         with pytest.raises(NotAFileError, match=f"is {kind}, not a regular file"):
-            open_regular(tmp_path / name)
+            open_regular(str(tmp_path / name), os.O_RDONLY)
     with pytest.raises(NotAFileError, match="is a device"):
-        open_regular("/dev/zero")
+        open_regular("/dev/zero", os.O_RDONLY)
     with pytest.raises(FileNotFoundError):
-        open_regular(tmp_path / "none")
+        open_regular(str(tmp_path / "none"), os.O_RDONLY)

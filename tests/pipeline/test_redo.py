@@ -1,0 +1,141 @@
+"""`--redo-errors`: what it takes back, what it mends in the index, and what is left when it is interrupted."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import redo, shards
+from pipeline.artifact import Artifact
+from pipeline.build_index import extend_index
+from pipeline.corpus import resolve_corpus
+from pipeline.errors import UserError
+from pipeline.index import Index, read_index
+from pipeline.redo import forget_transient_errors
+from pipeline.shards import Tally, run_shards
+from schemas.records import CommitRecord
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+MISSING = (1, 5, 6)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, jpeg) -> Path:
+    """A manifest of 8 images, three of them missing; 6 will have the bytes of 0."""
+    for n in range(8):
+        if n not in MISSING:
+            (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"image": f"{n}.jpg", "prompts": [f"what {n} ?"]}) + "\n" for n in range(8)))
+    return path
+
+
+def indexed(corpus: Path, artifact: Artifact) -> Index:
+    return extend_index(artifact.root / "_index", None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
+
+
+def commit_all(artifact: Artifact, index: Index) -> None:
+    for shard in range(index.num_shards):
+        rows = index.read_shard(shard).to_pylist()
+        counts = Counter(f"samples.{row['reason'] or 'ok'}" for row in rows)
+        artifact.commit(CommitRecord(shard, {}, {"samples": len(rows), **counts}))
+
+
+def find_the_missing(corpus: Path, jpeg) -> None:
+    for n in MISSING:
+        (corpus.parent / f"{n}.jpg").write_bytes(jpeg(0 if n == 6 else n))
+
+
+def assert_mended(index: Index, artifact: Artifact) -> None:
+    """Every sample has its hash, every distinct image one owner, and the counts are those of the rows."""
+    rows = [row for shard in range(index.num_shards) for row in index.read_shard(shard).to_pylist()]
+    assert len(rows) == 8
+    for row in rows:
+        assert row["reason"] is None
+        assert row["image_id"] == hashlib.sha256(Path(row["path"]).read_bytes()).hexdigest()
+    owners = {row["image_id"]: row["shard"] for row in rows if row["slot"] is not None}
+    assert len(owners) == sum(row["slot"] is not None for row in rows) == index.num_images == 7
+    assert all(row["image_shard"] == owners[row["image_id"]] for row in rows)
+    (generation,) = index.generations
+    assert generation.failed_samples == {}
+    assert read_index(artifact.root / "_index") == index
+
+
+def test_counts_are_right_after_a_redo_that_mends_some_and_then_the_rest(corpus, jpeg, tmp_path):
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    commit_all(artifact, index)
+    (corpus.parent / "5.jpg").write_bytes(jpeg(5))
+    index = forget_transient_errors(artifact, index, lambda _: None)
+    assert index.generations[0].failed_samples == {"missing_file": 2}
+    assert index.num_images == 6
+    find_the_missing(corpus, jpeg)
+    assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
+
+
+@pytest.mark.parametrize("killed_at", ["write_part", "write_index"])
+def test_an_interrupted_redo_is_taken_up_by_the_next(killed_at, corpus, jpeg, tmp_path, monkeypatch):
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    commit_all(artifact, index)
+    find_the_missing(corpus, jpeg)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(redo, killed_at, die)
+        with pytest.raises(KeyboardInterrupt):
+            forget_transient_errors(artifact, index, lambda _: None)
+    index = read_index(artifact.root / "_index")
+    assert index is not None
+    assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
+
+
+@pytest.mark.parametrize("reason", ["missing_file", "read_error", "changed_file", "out_of_memory"])
+def test_failures_of_the_place_and_the_worker_are_redone(reason, corpus, jpeg, tmp_path):
+    find_the_missing(corpus, jpeg)
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    commit_all(artifact, index)
+    artifact.commit(CommitRecord(1, {}, {"samples": 2, f"samples.{reason}": 1, "samples.ok": 1}))
+    artifact.commit(CommitRecord(2, {}, {"samples": 2, "samples.unreadable_image": 1, "samples.ok": 1}))
+    assert forget_transient_errors(artifact, index, lambda _: None) == index
+    assert artifact.committed_shards() == [n for n in range(index.num_shards) if n != 1]
+
+
+def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
+    find_the_missing(corpus, jpeg)
+    with open(corpus, "a") as stream:
+        stream.write('{"image": "a\\u0000b.jpg"}\n')
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    assert forget_transient_errors(artifact, index, lambda _: None) == index
+    assert sum(index.generations[0].failed_samples.values()) == 1
+
+
+def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Path, monkeypatch) -> None:
+    """Follow shards of (samples, failed samples) at an error rate of 0.5."""
+    rows = [
+        {"shard": n, "failure": None, "samples": samples, "failed_samples": failed, "kept": 0, "errors": failed,
+         "images": 0, "reasons": json.dumps({"missing_file": failed}), "seconds": "{}"}
+        for n, (samples, failed) in enumerate(outcomes)
+    ]  # fmt: skip
+    monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))
+    (tmp_path / "out").mkdir()
+    settings = SimpleNamespace(max_error_rate=0.5)
+    run_shards(Artifact(tmp_path / "out"), [], 0, settings, lambda _: None, before)  # type: ignore[arg-type]
+
+
+def test_a_redo_of_the_worst_shards_is_held_against_the_whole_corpus(tmp_path, monkeypatch):
+    """200 of 200 redone samples fail again, in a corpus of 10,200 where that is a fiftieth."""
+    run_with([(200, 200)], Tally(samples=10_000, failed_samples=10), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("before", [None, Tally(samples=300, failed_samples=149)])
+def test_too_many_failures_still_stop_a_run(before, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"inputs failed, more than --max-error-rate 0\.5: missing_file"):
+        run_with([(200, 120)], before, tmp_path, monkeypatch)
