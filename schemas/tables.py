@@ -5,7 +5,7 @@ Axes in the comments: `N` visual tokens of an image, `K` kept tokens, in pick or
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SEGMENT = (
     *("first", "tile", "rows", "cols", "row", "col"),
