@@ -272,7 +272,7 @@ class Artifact:
                 resume.pending.append(shard)
                 resume.damaged.append(shard)
                 resume.reasons.append(f"shard {shard:08d} is done again: {problem}")
-            elif record is not None and not _made_from(record, sources):
+            elif record is not None and sources is not None and not made_from(record, sources):
                 resume.pending.append(shard)
                 resume.damaged.append(shard)
                 resume.outdated.append(shard)
@@ -319,8 +319,9 @@ class Artifact:
             yield
 
 
-def _made_from(record: CommitRecord, sources: Mapping[str, str] | None) -> bool:
-    return sources is None or (bool(record.sources) and record.sources.items() <= sources.items())
+def made_from(record: CommitRecord, sources: Mapping[str, str]) -> bool:
+    """Whether each file a shard was made from is among those in force, sha256 by path."""
+    return bool(record.sources) and record.sources.items() <= sources.items()
 
 
 def _files_json(record: CommitRecord) -> dict[str, Any]:

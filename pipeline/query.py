@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, made_from
 from pipeline.errors import UserError
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
@@ -82,7 +82,7 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
                 "name one of them"
             )
         for record in answered.checked_commits():
-            if not record.sources.items() <= hashes.items():
+            if not made_from(record, hashes):
                 raise UserError(
                     f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned {artifact.root} "
                     "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
