@@ -150,9 +150,7 @@ def spill_folder(db) -> str:
     return str(ask(db, "select current_setting('temp_directory') as t")["t"][0])
 
 
-def test_no_statement_changes_a_file_or_shows_anything_from_outside(
-    small_pruned, small_answers, tmp_path, monkeypatch
-):
+def test_no_statement_changes_a_file_or_shows_anything_from_outside(small_pruned, small_answers, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_TEST_VARIABLE", VARIABLE)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -227,7 +225,7 @@ def test_columns_of_one_name_are_told_apart(small_pruned, tmp_path):
     assert table.to_pylist() == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
 
 
-def test_large_sorts_spill_into_a_folder_of_their_own_that_goes(small_pruned, tmp_path, monkeypatch):
+def test_what_does_not_fit_into_memory_has_a_folder_of_its_own(small_pruned, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     db = connect(small_pruned(tmp_path / "out"))
     folder = Path(spill_folder(db))
