@@ -1,5 +1,6 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from pipeline.progress import Progress
 from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
 from pipeline.stopping import StopRequest
-from schemas.records import JobRecord
+from schemas.records import JobRecord, to_json
 from schemas.tables import SCHEMA_VERSION
 from schemas.views import quoted
 
@@ -102,23 +103,28 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "batch_size": settings.batch_size,
             "max_new_tokens": settings.max_new_tokens,
             "positions": positions,
-            "pruned": {**prune_job.settings, **prune_job.model},
+            "pruned": {**prune_job.settings, **prune_job.model, "corpus": _corpus_of(pruned)},
         },
         model=model,
         environment=environment(),
     )
-    shards = pruned.committed_shards()
+    num_shards, sources = pruned.committed_hashes()
     if artifact.finished:
         artifact.adopt_job(job)
-        if not artifact.resume(len(shards)).pending:
-            say(f"all {len(shards)} shards of {artifact.root} are there already; nothing to do")
-            return AnswerResult(0, len(shards))
+        if not artifact.resume(num_shards, sources=sources).pending:
+            say(f"all {num_shards} shards of {artifact.root} are there already; nothing to do")
+            return AnswerResult(0, num_shards)
     with artifact.locked():
         artifact.adopt_job(job)
-        resume = artifact.resume(len(shards))
+        resume = artifact.resume(num_shards, sources=sources)
         pending = resume.pending
         for reason in resume.reasons:
             say(reason)
+        if resume.outdated:
+            say(
+                f"{len(resume.outdated):,} shards are answered again, the first is {resume.outdated[0]:08d}: "
+                f"what {pruned.root} holds for them has changed since"
+            )
         if pending:
             artifact.reopen()
             artifact.forget(resume.damaged)
@@ -127,10 +133,35 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             with ray_session(settings.ray_address, settings.num_cpus):
                 run, prompts = _run_shards(settings, budget, dtype, pruned, artifact, pending, say)
         if run.done == len(pending):
-            artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": len(shards)})
+            _forget_what_changed(pruned, artifact, run, say)
+            if not run.failures:
+                artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
         elif not run.failures and run.stopped_by is None:
             raise RuntimeError(f"{len(pending)} shards were asked for but {run.done} committed")
-    return AnswerResult(run.done, len(shards) - len(pending), prompts, run.failures, run.stopped_by)
+    return AnswerResult(run.done, num_shards - len(pending), prompts, run.failures, run.stopped_by)
+
+
+def _corpus_of(pruned: Artifact) -> dict[str, Any] | None:
+    """The input files that the artifact began with: they stay the same when shards are redone or added."""
+    index = read_index(pruned.root / "_index")
+    if index is None:
+        return None
+    inputs = [[item["path"], item["size_bytes"]] for item in index.generations[0].inputs]
+    return {
+        "first": inputs[0][0],
+        "inputs": len(inputs),
+        "sha256": hashlib.sha256(to_json({"inputs": inputs})).hexdigest(),
+    }
+
+
+def _forget_what_changed(pruned: Artifact, artifact: Artifact, run: Followed, say: Callable[[str], None]) -> None:
+    """Give up the shards whose pruned files were redone, or came, while the answers were made."""
+    num_shards, sources = pruned.committed_hashes()
+    resume = artifact.resume(num_shards, sources=sources)
+    if resume.pending:
+        artifact.forget(resume.damaged)
+        say(f"{len(resume.pending):,} shards of {pruned.root} changed while they were answered")
+        run.failures.update((shard, f"{pruned.root} changed while it was answered") for shard in resume.pending)
 
 
 def _run_shards(
@@ -197,7 +228,7 @@ def _check_prompts(pruned: Artifact) -> None:
 def _check_stored(pruned: Artifact, budget: Budget, text: str) -> None:
     """Refuse a budget beyond what the artifact holds, naming the largest that it does."""
     wanted = f"floor({budget.value} * num_tokens + 0.5)" if budget.kind == "ratio" else str(int(budget.value))
-    files = pruned.files_of("selections")
+    files = [pruned.file_of(record, "selections") for record in pruned.commits()]
     if not files:
         return
     ((images, fewest),) = (

@@ -1,17 +1,22 @@
 """The output folder: its job record, commit records, manifest, lock. Readers go through here, never through a glob."""
 
-import fcntl
+import hashlib
+import json
 import os
-import socket
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
-from pipeline.files import replace_file, sha256_of, writing
-from schemas.records import CommitRecord, JobRecord, RecordError, to_json
+from pipeline.files import replace_file, sha256_of
+from pipeline.lock import hold
+from schemas.records import CommitRecord, FileEntry, JobRecord, OtherVersionError, RecordError, to_json
+
+_COMMIT_NAME = re.compile(r"[0-9]{8,}\.json")
 
 
 @dataclass
@@ -21,6 +26,7 @@ class Resume:
     pending: list[int] = field(default_factory=list)  # shards still to do
     damaged: list[int] = field(default_factory=list)  # those of them that had been committed
     reasons: list[str] = field(default_factory=list)  # why they are done again
+    outdated: list[int] = field(default_factory=list)  # sound, but made from files that are not those in force any more
     num_images: int = 0  # distinct images of the shards that are done
 
 
@@ -37,13 +43,18 @@ class Artifact:
         """The job record, or None when the folder holds none.
 
         Raises:
-            UserError: the record is damaged.
+            UserError: the record is damaged, or of another schema version.
         """
         path = self.root / "_job.json"
         try:
             return JobRecord.from_json(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OtherVersionError as error:
+            raise UserError(
+                f"{error}: another version of zoo-prune wrote it; read it with that version, "
+                "or run its job anew into another --output"
+            ) from error
         except RecordError as error:
             raise UserError(f"{error}; restore it, or start again in another --output") from error
 
@@ -108,16 +119,19 @@ class Artifact:
         """
         path = self._commit_path(shard)
         try:
-            return CommitRecord.from_json(path.read_bytes(), str(path))
+            record = CommitRecord.from_json(path.read_bytes(), str(path))
         except FileNotFoundError:
             return None
+        if record.shard != shard:
+            raise RecordError(f"{path} is the record of shard {record.shard}; it was copied or renamed")
+        return record
 
     def committed_shards(self) -> list[int]:
         """Numbers of all shards with a commit record, ascending."""
         folder = self.root / "_commits"
         if not folder.is_dir():
             return []
-        return sorted(int(p.stem) for p in folder.iterdir() if p.suffix == ".json" and p.stem.isdigit())
+        return sorted(int(p.stem) for p in folder.iterdir() if _COMMIT_NAME.fullmatch(p.name))
 
     def commits(self) -> Iterator[CommitRecord]:
         """Every commit record, in shard order.
@@ -133,6 +147,88 @@ class Artifact:
             if record is not None:
                 yield record
 
+    def checked_commits(self) -> Iterator[CommitRecord]:
+        """Every commit record, in shard order; of a finished artifact exactly those that its manifest lists.
+
+        Raises:
+            UserError: a record is damaged, or manifest and records differ.
+        """
+        listed = self._manifest_files() if self.finished else None
+        differing = []
+        for record in self.commits():
+            if listed is not None and listed.pop(record.shard, None) != _files_json(record):
+                differing.append(record.shard)
+            yield record
+        differing += listed or ()
+        if differing and self.finished:  # else a job took completion back while this was read
+            raise UserError(
+                f"{self.root}: manifest.json and the commit record of shard {min(differing):08d} differ; "
+                "delete _SUCCESS there and run the job again with the same --output to mend it"
+            )
+
+    def _manifest_files(self) -> dict[int, Any]:
+        path = self.root / "manifest.json"
+        try:
+            return {entry["shard"]: entry["files"] for entry in json.loads(path.read_bytes())["shards"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is missing or damaged ({type(error).__name__}: {error}); "
+                "delete _SUCCESS there and run the job again with the same --output to mend it"
+            ) from error
+
+    def committed_hashes(self) -> tuple[int, dict[str, str]]:
+        """The number of shards, and each committed file's sha256 by its path. Raises as `checked_commits` does."""
+        num_shards = 0
+        hashes: dict[str, str] = {}
+        for record in self.checked_commits():
+            num_shards = record.shard + 1
+            hashes.update((entry.path, entry.sha256) for entry in record.files.values())
+        return num_shards, hashes
+
+    @contextmanager
+    def opened(self, record: CommitRecord, table: str, used: dict[str, str] | None = None) -> Iterator[BinaryIO]:
+        """A committed file to read from: the one its record names, even if it is replaced meanwhile.
+
+        Args:
+            record: of the shard.
+            table: whose file.
+            used: takes the file's sha256, by its path in the artifact.
+
+        Raises:
+            RecordError: the record names no such file, or another one lies in its place.
+        """
+        if table not in record.files:
+            raise RecordError(f"{self._commit_path(record.shard)} names no file of {table}; it was altered")
+        entry = record.files[table]
+        with open(self.root / entry.path, "rb") as stream:
+            problem = _difference(
+                entry, os.fstat(stream.fileno()), lambda: hashlib.file_digest(stream, "sha256").hexdigest()
+            )
+            if problem is not None:
+                raise RecordError(f"{self.root}: {problem}")
+            stream.seek(0)
+            if used is not None:
+                used[entry.path] = entry.sha256
+            yield stream
+
+    def file_of(self, record: CommitRecord, table: str) -> str:
+        """Absolute path of a committed file, looked at no further than its size.
+
+        Raises:
+            UserError: the record names no such file, or another one lies in its place.
+        """
+        entry = record.files.get(table)
+        path = str(self.root / entry.path) if entry is not None else ""
+        if entry is None:
+            problem = f"the commit record of shard {record.shard:08d} names no file of {table}"
+        elif not os.path.exists(path):
+            problem = f"{entry.path} is missing"
+        elif (size := os.path.getsize(path)) != entry.size_bytes:
+            problem = f"{entry.path} has {size} bytes, its commit record says {entry.size_bytes}"
+        else:
+            return path
+        raise UserError(f"{self.root}: {problem}; run the job again with the same --output to redo that shard")
+
     def problem_of(self, record: CommitRecord, *, deep: bool = False) -> str | None:
         """What is wrong with a shard's files, or None.
 
@@ -143,23 +239,23 @@ class Artifact:
         for entry in record.files.values():
             path = self.root / entry.path
             try:
-                status = path.stat()
+                problem = _difference(entry, path.stat(), partial(sha256_of, path), deep=deep)
             except FileNotFoundError:
                 return f"{entry.path} is missing"
-            if status.st_size != entry.size_bytes:
-                return f"{entry.path} has {status.st_size} bytes, its commit record says {entry.size_bytes}"
-            if (deep or status.st_mtime_ns != entry.mtime_ns) and sha256_of(path) != entry.sha256:
-                return f"{entry.path} differs from the sha256 in its commit record"
+            if problem is not None:
+                return problem
         return None
 
-    def resume(self, num_shards: int, *, deep: bool = False) -> "Resume":
+    def resume(self, num_shards: int, *, deep: bool = False, sources: Mapping[str, str] | None = None) -> "Resume":
         """What is there and what is still to do.
 
-        A shard whose record is damaged, or whose files are missing or altered, counts as never done.
+        A shard whose record is damaged, whose files are missing or altered, or that was made from files that are not
+        those in force, counts as never done.
 
         Args:
             num_shards: shards the job has in all.
             deep: read every committed byte.
+            sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
         resume = Resume()
         committed = set(self.committed_shards())
@@ -176,6 +272,10 @@ class Artifact:
                 resume.pending.append(shard)
                 resume.damaged.append(shard)
                 resume.reasons.append(f"shard {shard:08d} is done again: {problem}")
+            elif record is not None and sources is not None and not made_from(record, sources):
+                resume.pending.append(shard)
+                resume.damaged.append(shard)
+                resume.outdated.append(shard)
             elif record is not None:
                 resume.num_images += record.counts.get("images", 0)
         return resume
@@ -189,10 +289,6 @@ class Artifact:
     def stop_file(self) -> Path:
         """While it exists, workers begin no further shard."""
         return self.root / "_stop"
-
-    def files_of(self, table: str) -> list[str]:
-        """Absolute paths of a table's committed files, in shard order."""
-        return [str(self.root / record.files[table].path) for record in self.commits() if table in record.files]
 
     @property
     def finished(self) -> bool:
@@ -208,7 +304,7 @@ class Artifact:
         shards = []
         counts: dict[str, int] = {}
         for record in self.commits():
-            shards.append({"shard": record.shard, "files": {n: vars(e) for n, e in record.files.items()}})
+            shards.append({"shard": record.shard, "files": _files_json(record)})
             for status, count in record.counts.items():
                 counts[status] = counts.get(status, 0) + count
         replace_file(self.root / "manifest.json", to_json({**summary, "counts": counts, "shards": shards}))
@@ -216,30 +312,28 @@ class Artifact:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one job; first removes what killed writers left half-written.
-
-        The lock goes with the process that holds it, however it ends.
-
-        Raises:
-            UserError: another live job holds it.
-        """
-        path = self.root / "_lock"
-        with writing(path):
-            self.root.mkdir(parents=True, exist_ok=True)
-            stream = open(path, "a+")  # noqa: SIM115  # closed below, after the block of the caller
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                stream.seek(0)
-                owner = stream.read().strip() or "another process"
-                raise UserError(
-                    f"--output {self.root} is in use by {owner}; wait for it, or choose another --output"
-                ) from error
-            with writing(path):
-                stream.truncate(0)
-                stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                stream.flush()
+        """Hold the folder for one job; first removes what killed writers left half-written. Raises as `hold` does."""
+        with hold(self.root):
             for leaving in (*self.root.glob(".*.tmp"), *self.root.glob("*/.*.tmp")):
                 leaving.unlink(missing_ok=True)
             yield
+
+
+def made_from(record: CommitRecord, sources: Mapping[str, str]) -> bool:
+    """Whether each file a shard was made from is among those in force, sha256 by path."""
+    return bool(record.sources) and record.sources.items() <= sources.items()
+
+
+def _files_json(record: CommitRecord) -> dict[str, Any]:
+    return {name: vars(entry) for name, entry in record.files.items()}
+
+
+def _difference(
+    entry: FileEntry, status: os.stat_result, sha256: Callable[[], str], *, deep: bool = False
+) -> str | None:
+    """How a file differs from what its commit record says; its bytes are read where size and time don't settle it."""
+    if status.st_size != entry.size_bytes:
+        return f"{entry.path} has {status.st_size} bytes, its commit record says {entry.size_bytes}"
+    if (deep or status.st_mtime_ns != entry.mtime_ns) and sha256() != entry.sha256:
+        return f"{entry.path} differs from the sha256 in its commit record"
+    return None

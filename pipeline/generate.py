@@ -97,8 +97,10 @@ class AnswerShards:
     def answer_shard(self, shard: int) -> pa.Table:
         """Answer and commit one shard."""
         started = time.perf_counter()
-        prompts = load_prompts(self._pruned, shard)
-        images = load_images(self._pruned, {p["image_id"]: p["image_shard"] for p in prompts}, self._settings.budget)
+        used: dict[str, str] = {}
+        prompts = load_prompts(self._pruned, shard, used)
+        owners = {p["image_id"]: p["image_shard"] for p in prompts}
+        images = load_images(self._pruned, owners, self._settings.budget, used)
         loaded = time.perf_counter()
         rows = answer_prompts(
             self._answerer,
@@ -117,7 +119,7 @@ class AnswerShards:
             "generate": generated - loaded,
             "write": time.perf_counter() - generated,
         }
-        self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds))
+        self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds, sources=used))
         outcome = {"shard": shard, "prompts": len(rows), "refused": refused}
         return pa.Table.from_pylist([outcome], ANSWERED)
 

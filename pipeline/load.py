@@ -3,7 +3,6 @@
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,33 +17,50 @@ from schemas.records import CommitRecord
 _SUFFIX = ".features.safetensors"
 
 
-def load_prompts(artifact: Artifact, shard: int) -> list[dict[str, Any]]:
-    """The prompts of a shard that can be posed, in corpus order."""
-    table = pq.read_table(_path(artifact, shard, "prompts"))
-    return [row for row in table.to_pylist() if row["status"] == "ok"]
+def load_prompts(artifact: Artifact, shard: int, used: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """The prompts of a shard that can be posed, in corpus order.
+
+    Args:
+        artifact: of a prune job.
+        shard: committed.
+        used: takes the sha256 of each file that was read, by its path in the artifact.
+
+    Raises:
+        UserError: no artifact of a prune job, or one of another schema version.
+        RecordError: a file is not the one that its commit record names.
+    """
+    artifact.require_job("prune", "--pruned")
+    with artifact.opened(_commit(artifact, shard), "prompts", used) as stream:
+        return [row for row in pq.read_table(stream).to_pylist() if row["status"] == "ok"]
 
 
-def load_images(artifact: Artifact, image_shards: dict[str, int], budget: Budget) -> dict[str, KeptImage]:
-    """Kept images at a budget.
+def load_images(
+    artifact: Artifact, image_shards: dict[str, int], budget: Budget, used: dict[str, str] | None = None
+) -> dict[str, KeptImage]:
+    """Kept images at a budget. Raises as `load_prompts` does.
 
     Args:
         artifact: of a prune job.
         image_shards: the wanted image ids, each with the shard that holds it.
         budget: at most what is stored.
+        used: takes the sha256 of each file that was read, by its path in the artifact.
 
     Returns:
         the images by id, without those that have no selection.
     """
+    artifact.require_job("prune", "--pruned")
     by_shard: dict[int, set[str]] = defaultdict(set)
     for image_id, shard in image_shards.items():
         by_shard[shard].add(image_id)
     images = {}
     missing = set()
     for shard, wanted in by_shard.items():
-        columns = [name for name in pq.read_schema(_path(artifact, shard, "selections")).names if name != "sensitivity"]
-        table = pq.read_table(_path(artifact, shard, "selections"), columns=columns)
+        record = _commit(artifact, shard)
+        with artifact.opened(record, "selections", used) as stream:
+            file = pq.ParquetFile(stream)
+            table = file.read([name for name in file.schema_arrow.names if name != "sensitivity"])
         rows = {row["image_id"]: row for row in table.to_pylist() if row["image_id"] in wanted}
-        for image_id, payload in _payloads(artifact, shard, set(rows)):
+        for image_id, payload in _payloads(artifact, record, set(rows), used):
             images[image_id] = kept_image(rows[image_id], payload, budget)
         missing |= rows.keys() - images.keys()
     if missing:
@@ -60,22 +76,27 @@ def kept_image(row: dict[str, Any], payload: bytes, budget: Budget) -> KeptImage
     return KeptImage(row["image_id"], row, indices, tensors.pop("features"), tensors)
 
 
-def _payloads(artifact: Artifact, shard: int, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+def _payloads(
+    artifact: Artifact, record: CommitRecord, wanted: set[str], used: dict[str, str] | None
+) -> Iterator[tuple[str, bytes]]:
     """Stored feature payloads of the wanted images, from whichever form the artifact has."""
-    record = _commit(artifact, shard)
     if "features.parquet" in record.files:
-        table = pq.read_table(artifact.root / record.files["features.parquet"].path, columns=["image_id", "features"])
+        with artifact.opened(record, "features.parquet", used) as stream:
+            table = pq.read_table(stream, columns=["image_id", "features"])
         for image_id, payload in zip(table["image_id"], table["features"], strict=True):
             if image_id.as_py() in wanted:
                 yield image_id.as_py(), payload.as_py()
         return
-    with tarfile.open(artifact.root / record.files["features.webdataset"].path, "r:") as archive:
+    with (
+        artifact.opened(record, "features.webdataset", used) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as archive,
+    ):
         for member in archive:
             image_id = member.name.removesuffix(_SUFFIX)
             if member.name.endswith(_SUFFIX) and image_id in wanted:
-                stream = archive.extractfile(member)
-                assert stream is not None, "regular members have a stream"
-                yield image_id, stream.read()
+                content = archive.extractfile(member)
+                assert content is not None, "regular members have a stream"
+                yield image_id, content.read()
 
 
 def _commit(artifact: Artifact, shard: int) -> CommitRecord:
@@ -83,7 +104,3 @@ def _commit(artifact: Artifact, shard: int) -> CommitRecord:
     if record is None:
         raise RuntimeError(f"shard {shard} of {artifact.root} is not committed")
     return record
-
-
-def _path(artifact: Artifact, shard: int, table: str) -> Path:
-    return artifact.root / _commit(artifact, shard).files[table].path

@@ -111,6 +111,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         environment=environment(),
         notes=[note] if note else [],
     )
+    artifact.check_job(job)
     index = read_index(artifact.root / "_index")
     new_inputs = unindexed_inputs(index, inputs, artifact.root)
     if index is not None and artifact.finished and not (new_inputs or settings.verify or settings.redo_errors):
@@ -118,7 +119,6 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         if not artifact.resume(index.num_shards).pending:
             say(f"all {index.num_shards} shards of {artifact.root} are there already; nothing to do")
             return PruneResult(0, index.num_shards)
-    artifact.check_job(job)
     if note:
         say(note)
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):

@@ -1,20 +1,28 @@
 """Asking an artifact questions in SQL: DuckDB views over its committed files, read-only."""
 
-from collections.abc import Sequence
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, made_from
 from pipeline.errors import UserError
+from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
-from schemas.views import quoted, table_view, tokens_view
+from schemas.views import quoted, tokens_view
 
-_READING = {"SELECT", "EXPLAIN"}
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
+_BLANK = r"(?:\s|--[^\n]*|/\*.*?\*/)*+"
+_EXPLAIN = re.compile(
+    rf"{_BLANK}explain\b{_BLANK}(analyze\b|\(\s*(?:analyze|format)\b[\w\s,]*\)|)(.*)", re.DOTALL | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -27,58 +35,111 @@ class Summary:
 def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnection:
     """A connection with the views `images`, `tokens`, `prompts`, `errors`, `shards` and `answers`, and nothing else.
 
-    The connection can read the artifact's committed files and touch no other file. Works on unfinished runs.
+    The committed files are read by Arrow; DuckDB itself may open no file at all, so that no statement, however it is
+    put, reads or writes one. What it can't hold in memory it spills into a temporary folder of its own. Works on
+    unfinished runs.
 
     Args:
         pruned: output of a prune job.
         answers: outputs of answer jobs over it, any number; their rows differ in `tokens`.
 
     Raises:
-        UserError: a folder is no artifact of that kind.
+        UserError: a folder is no sound artifact of that kind, or the answers are not about what `pruned` holds.
     """
     artifact = Artifact(pruned)
     artifact.require_job("prune", "--pruned")
-    answered = [Artifact(path) for path in answers]
-    for one in answered:
-        one.require_job("answer", "--answers")
+    files: dict[str, list[str]] = {table: [] for _, table, _ in _TABLES}
+    shards: list[dict[str, Any]] = []
+    hashes: dict[str, str] = {}
+    for record in artifact.checked_commits():
+        for table, paths in files.items():
+            paths.append(artifact.file_of(record, table))
+        shards.append(_shard_row(record))
+        hashes.update((entry.path, entry.sha256) for entry in record.files.values())
     db = duckdb.connect()
-    allowed = []
     for view, table, schema in _TABLES:
-        files = artifact.files_of(table)
-        allowed += files
-        db.execute(table_view(view, files, _columns(db, schema)))
+        db.register(view, ds.dataset(files[table], schema=schema, format="parquet"))
+    db.register("answers", ds.dataset(list(_answer_files(artifact, hashes, answers)), schema=ANSWERS, format="parquet"))
+    db.register("shards", pa.Table.from_pylist(shards, _SHARDS))
     db.execute(tokens_view())
-    files = [file for one in answered for file in one.files_of("answers")]
-    allowed += files
-    db.execute(table_view("answers", files, _columns(db, ANSWERS)))
-    db.register("shards", _shards(artifact))
-    db.execute(f"set allowed_paths = [{', '.join(map(quoted, allowed))}]")
+    db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")
+    db.execute("set python_enable_replacements = false")
     db.execute("set enable_external_access = false")
     db.execute("set lock_configuration = true")
     return db
 
 
+def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> Iterator[str]:
+    """Files of all answers, each made from files that the pruned artifact holds now."""
+    owner_of: dict[str, Path] = {}
+    for path in answers:
+        answered = Artifact(path)
+        tokens = str(answered.require_job("answer", "--answers").settings["tokens"])
+        other = owner_of.setdefault(tokens, path)
+        if other is not path:
+            raise UserError(
+                f"--answers {other} and {path} both hold answers at --tokens {tokens}, which could not be told apart; "
+                "name one of them"
+            )
+        for record in answered.checked_commits():
+            if not made_from(record, hashes):
+                raise UserError(
+                    f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned {artifact.root} "
+                    "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
+                    "run jobs.answer_corpus again"
+                )
+            yield answered.file_of(record, "answers")
+
+
 def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
-    """The result of one reading statement.
+    """The result of one reading statement; a column name that comes again gets a number.
 
     Raises:
         UserError: not SQL, a statement that would write, or several statements.
     """
+    reading = _reading(sql)
+    try:
+        table = db.sql(reading).to_arrow_table()
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"the SQL can't be run: {_message(error)}") from error
+    return table.rename_columns(_told_apart(table.column_names))
+
+
+def _reading(sql: str) -> str:
+    """The one statement in `sql`; raises unless it is a SELECT or the EXPLAIN of one."""
+    kind = _only_kind(sql)
+    if kind == "SELECT":
+        return sql
+    parts = _EXPLAIN.match(sql) if kind == "EXPLAIN" else None
+    if parts is not None:
+        mode, explained = parts.groups()
+        kind = f"explain {_only_kind(explained)}"
+        if kind == "explain SELECT":
+            return f"explain {mode} {explained}"  # as it was taken apart, so that what runs is what was judged
+    raise UserError(
+        f"only statements that read are run (select, explain select), not {kind.lower()}; the artifact never changes"
+    )
+
+
+def _only_kind(sql: str) -> str:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise UserError(f"the SQL can't be read: {_message(error)}") from error
     if len(statements) != 1:
         raise UserError(f"{len(statements)} SQL statements were given, expected one")
-    kind = statements[0].type.name.upper()
-    if kind not in _READING:
-        raise UserError(
-            f"only statements that read are run (select, explain), not {kind.lower()}; the artifact never changes"
-        )
-    try:
-        return db.sql(sql).to_arrow_table()
-    except duckdb.Error as error:
-        raise UserError(f"the SQL can't be run: {_message(error)}") from error
+    return str(statements[0].type.name).upper()
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    unique: dict[str, None] = {}
+    for name in names:
+        number, candidate = 0, name
+        while candidate in unique or (number and candidate in names):
+            number += 1
+            candidate = f"{name}_{number}"
+        unique[candidate] = None
+    return list(unique)
 
 
 def summarise(db: duckdb.DuckDBPyConnection) -> Summary:
@@ -136,21 +197,16 @@ def accuracy(db: duckdb.DuckDBPyConnection) -> pa.Table:
     )
 
 
-def _shards(artifact: Artifact) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    for record in artifact.commits():
-        rows.append(
-            {
-                "shard": record.shard,
-                "images": record.files["selections"].rows,
-                "samples": record.counts.get("samples", 0),
-                "prompts": record.files["prompts"].rows,
-                "errors": record.files["errors"].rows,
-                "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
-                "seconds": {stage: record.seconds.get(stage, 0.0) for stage in _STAGES},
-            }
-        )
-    return pa.Table.from_pylist(rows, _SHARDS)
+def _shard_row(record: CommitRecord) -> dict[str, Any]:
+    return {
+        "shard": record.shard,
+        "images": record.files["selections"].rows,
+        "samples": record.counts.get("samples", 0),
+        "prompts": record.files["prompts"].rows,
+        "errors": record.files["errors"].rows,
+        "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
+        "seconds": {stage: record.seconds.get(stage, 0.0) for stage in _STAGES},
+    }
 
 
 _STAGES = ("read", "decode", "encode", "score", "select", "write")
@@ -165,14 +221,6 @@ _SHARDS = pa.schema(
         ("seconds", pa.struct([(stage, pa.float64()) for stage in _STAGES])),
     ]
 )
-
-
-def _columns(db: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
-    """Column definitions of an empty table of this schema, in DuckDB's types."""
-    db.register("_empty", schema.empty_table())
-    described = db.sql("describe _empty").fetchall()
-    db.unregister("_empty")
-    return ", ".join(f'"{name}" {kind}' for name, kind, *_ in described)
 
 
 def _message(error: Exception) -> str:

@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from schemas.tables import SCHEMA_VERSION
+
 
 class RecordError(ValueError):
-    """A record does not have the form it must have: truncated, altered, or of another schema version."""
+    """A record does not have the form it must have: truncated or altered."""
+
+
+class OtherVersionError(ValueError):
+    """A job record of another schema version: nothing else in its folder can be relied on."""
 
 
 def to_json(record: Any) -> bytes:
@@ -24,6 +30,15 @@ def _parse(text: bytes | str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecordError(f"{where} holds {type(data).__name__}, expected a JSON object")
     return data
+
+
+def _take_dict(data: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> dict[str, Any]:
+    """An object whose values are all of one kind."""
+    taken: dict[str, Any] = _take(data, key, dict, where)
+    for name, value in taken.items():
+        if not isinstance(value, kind):
+            raise RecordError(f"{where}: {key}.{name} is {value!r}, expected {kind}")
+    return taken
 
 
 def _take(data: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -55,6 +70,7 @@ class CommitRecord:
     seconds: dict[str, float] = field(default_factory=dict)  # per stage
     began: float | None = None  # seconds since the epoch: first model batch
     committed: float | None = None
+    sources: dict[str, str] = field(default_factory=dict)  # files of another artifact this was made from -> sha256
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
@@ -81,10 +97,11 @@ class CommitRecord:
         return cls(
             shard=_take(data, "shard", int, where),
             files=files,
-            counts=_take(data, "counts", dict, where),
-            seconds=_take(data, "seconds", dict, where),
+            counts=_take_dict(data, "counts", int, where),
+            seconds=_take_dict(data, "seconds", (int, float), where),
             began=data.get("began"),
             committed=data.get("committed"),
+            sources=_take_dict(data, "sources", str, where),
         )
 
 
@@ -106,11 +123,15 @@ class JobRecord:
 
         Raises:
             RecordError: truncated or altered record.
+            OtherVersionError: a record of another schema version.
         """
         data = _parse(text, where)
+        version = _take(data, "schema_version", int, where)
+        if version != SCHEMA_VERSION:
+            raise OtherVersionError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}")
         return cls(
             kind=_take(data, "kind", str, where),
-            schema_version=_take(data, "schema_version", int, where),
+            schema_version=version,
             settings=_take(data, "settings", dict, where),
             model=_take(data, "model", dict, where),
             environment=_take(data, "environment", dict, where),
@@ -129,7 +150,16 @@ class JobRecord:
             ("", self.settings, other.settings),
             ("model.", self.model, other.model),
         ):
-            for key in sorted(mine.keys() | theirs.keys()):
-                if mine.get(key) != theirs.get(key):
-                    lines.append(f"{title}{key}: {mine.get(key)!r} -> {theirs.get(key)!r}")
+            lines += _differences(title, mine, theirs)
         return lines
+
+
+def _differences(title: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(mine.keys() | theirs.keys()):
+        old, new = mine.get(key), theirs.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += _differences(f"{title}{key}.", old, new)
+        elif old != new:
+            lines.append(f"{title}{key}: {old!r} -> {new!r}")
+    return lines

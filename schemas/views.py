@@ -1,8 +1,4 @@
-"""DuckDB views over an artifact's committed files: images, tokens, prompts, errors, shards, answers."""
-
-from collections.abc import Sequence
-
-VIEW_NAMES = ("images", "tokens", "prompts", "errors", "shards", "answers")
+"""SQL for DuckDB: the view `tokens`, and paths as literals."""
 
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """
@@ -31,20 +27,6 @@ from (
 def quoted(path: str) -> str:
     """`path` as an SQL string literal."""
     return "'" + path.replace("'", "''") + "'"
-
-
-def table_view(name: str, files: Sequence[str], columns_sql: str) -> str:
-    """SQL of a view over Parquet `files`, named one by one; an empty table of the same columns when there are none.
-
-    Args:
-        name: of the view.
-        files: paths of committed Parquet files, all of one schema.
-        columns_sql: column names and types, for the empty case.
-    """
-    if not files:
-        return f"create table {name} ({columns_sql})"
-    listing = ", ".join(quoted(path) for path in files)
-    return f"create view {name} as select * from read_parquet([{listing}])"
 
 
 def tokens_view() -> str:

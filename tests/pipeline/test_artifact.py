@@ -1,6 +1,8 @@
 """Job record, commits, manifest, lock: what a folder promises."""
 
 import dataclasses
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,10 +15,10 @@ from pipeline.errors import UserError
 from pipeline.files import new_file
 from pipeline.write import write_table
 from schemas.records import CommitRecord, JobRecord
-from schemas.tables import ERRORS
+from schemas.tables import ERRORS, SCHEMA_VERSION
 
 REPO = Path(__file__).resolve().parents[2]
-JOB = JobRecord("prune", 1, {"seed": 0, "max_tokens": "64"}, {"config": "abc"}, {"torch": "1"})
+JOB = JobRecord("prune", SCHEMA_VERSION, {"seed": 0, "max_tokens": "64"}, {"config": "abc"}, {"torch": "1"})
 
 
 def commit(artifact: Artifact, shard: int) -> CommitRecord:
@@ -123,3 +125,33 @@ def test_the_lock_names_its_owner_and_goes_with_it(tmp_path):
         process.kill()
     with Artifact(tmp_path).locked():
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_called_in_use(tmp_path, monkeypatch, number):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=rf"can't be locked: {os.strerror(number)}") as caught,
+        Artifact(tmp_path).locked(),
+    ):
+        pass
+    assert "in use" not in str(caught.value)
+
+
+def test_a_renamed_commit_record_is_damaged(tmp_path):
+    artifact = Artifact(tmp_path)
+    commit(artifact, 0)
+    (tmp_path / "_commits" / "00000001.json").write_bytes((tmp_path / "_commits" / "00000000.json").read_bytes())
+    assert artifact.resume(2).pending == [1]
+
+
+def test_a_shard_made_from_other_files_is_pending_and_outdated(tmp_path):
+    artifact = Artifact(tmp_path)
+    for shard, sources in enumerate([{"a": "1"}, {"a": "1", "b": "2"}, {"b": "3"}, {}]):
+        artifact.commit(dataclasses.replace(commit(artifact, shard), sources=sources))
+    assert artifact.resume(4).pending == []
+    resume = artifact.resume(5, sources={"a": "1", "b": "2"})
+    assert (resume.pending, resume.outdated, resume.damaged, resume.reasons) == ([2, 3, 4], [2, 3], [2, 3], [])

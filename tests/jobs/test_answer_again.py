@@ -1,0 +1,171 @@
+"""Answers name the files they were made from: what the pruned artifact changes is answered again, and nothing else."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import answer as answer_module
+from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.artifact import Artifact
+from pipeline.errors import UserError
+from pipeline.following import Followed
+from pipeline.generate import AnswerShards, GenerateSettings
+from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.query import ask, connect
+from pipeline.write import write_table
+from schemas.tables import PROMPTS
+
+SHARD = 4
+
+
+@pytest.fixture
+def corpus(tmp_path, jpeg):
+    """Eight images in two shards; 1.jpg is missing."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for n in range(8):
+        (folder / f"{n}.jpg").write_bytes(jpeg(n))
+    lines = [{"image": f"{n}.jpg", "prompts": [{"id": f"p{n}", "prompt": f"what {n}?"}]} for n in range(8)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "1.jpg").rename(folder / "away")
+    return folder / "m.jsonl"
+
+
+@pytest.fixture
+def prune_again(ray_session, tiny_llava):
+    def run(output, *inputs, **changes):
+        paths = tuple(map(str, inputs))
+        settings = PruneSettings(paths, tiny_llava, str(output), max_tokens="4", shard_size=SHARD, **changes)
+        prune_corpus(settings, lambda _: None)
+        return output
+
+    return run
+
+
+def in_this_process(settings, budget, dtype, source, artifact, pending, say):
+    """Stands for `_run_shards`: the same work without Ray."""
+    stage = AnswerShards(
+        GenerateSettings(source.root, artifact.root, settings.model, dtype, budget, settings.batch_size, 1)
+    )
+    for shard in pending:
+        stage.answer_shard(shard)
+    return Followed(done=len(pending)), len(pending)
+
+
+@pytest.fixture
+def answer_again(tiny_llava, monkeypatch):
+    """Run the answer job without Ray; what it said, and the numbers of the shards whose commit records are new."""
+
+    monkeypatch.setattr(answer_module, "ray_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(answer_module, "_run_shards", in_this_process)
+
+    def run(pruned, output, **changes):
+        before = inodes(output)
+        said: list[str] = []
+        settings = {"model": tiny_llava, "tokens": "2", "max_new_tokens": 1, **changes}
+        result = answer_corpus(AnswerSettings(pruned=str(pruned), output=str(output), **settings), said.append)
+        return " ".join(said), {n for n, inode in inodes(output).items() if before.get(n) != inode}, result
+
+    return run
+
+
+def inodes(output: Path) -> dict[int, int]:
+    return {int(path.stem): path.stat().st_ino for path in output.glob("_commits/*.json")}
+
+
+def sources_are_in_force(pruned: Path, output: Path) -> bool:
+    _, hashes = Artifact(pruned).committed_hashes()
+    return all(record.sources.items() <= hashes.items() for record in Artifact(output).commits())
+
+
+def test_redone_and_new_shards_are_answered_again_and_no_other(corpus, prune_again, answer_again, jpeg, tmp_path):
+    pruned, output = tmp_path / "pruned", tmp_path / "answers"
+    prune_again(pruned, corpus)
+    assert answer_again(pruned, output)[1] == {0, 1}
+
+    more = corpus.parent / "more.jsonl"
+    (corpus.parent / "new.jpg").write_bytes(jpeg(77))
+    lines = [{"image": name, "prompts": [{"id": f"q-{name}", "prompt": "and this?"}]} for name in ("new.jpg", "0.jpg")]
+    more.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prune_again(pruned, corpus, more)
+    assert answer_again(pruned, output)[1] == {2}
+    shards_used = {r.shard: {int(Path(p).stem[-8:]) for p in r.sources} for r in Artifact(output).commits()}
+    assert shards_used == {0: {0}, 1: {1}, 2: {0, 2}}
+
+    (corpus.parent / "away").rename(corpus.parent / "1.jpg")
+    prune_again(pruned, corpus, more, redo_errors=True)
+    with pytest.raises(UserError, match="shard 00000000 was not answered from what"):
+        connect(pruned, [output])
+    said, answered, _ = answer_again(pruned, output)
+    assert "2 shards are answered again, the first is 00000000" in said
+    assert answered == {0, 2}, "shard 0 was redone, shard 2 asks about an image of it"
+    assert sources_are_in_force(pruned, output)
+    assert Artifact(output).finished
+    db = connect(pruned, [output])
+    assert ask(db, "select count(*) as n from answers join prompts using (prompt_id)").to_pylist() == [{"n": 10}]
+
+    rotten = pruned / "features" / "shard-00000001.tar"
+    rotten.write_bytes(b"x" * rotten.stat().st_size)
+    prune_again(pruned, corpus, more, verify=True)
+    with Artifact(output).locked():  # nothing to do needs no lock
+        said, answered, _ = answer_again(pruned, output)
+    assert "nothing to do" in said, "the shard was redone to the same bytes"
+    assert answered == set()
+
+
+def test_answers_over_another_corpus_are_refused(pruned_64, answer_again, tmp_path):
+    other, output = tmp_path / "other", tmp_path / "answers"
+    answer_again(pruned_64, output)
+    shutil.copytree(pruned_64, other)
+    index = json.loads((other / "_index" / "index.json").read_text())
+    index["generations"][0]["inputs"][0]["path"] = "/elsewhere/other.tar"
+    (other / "_index" / "index.json").write_text(json.dumps(index))
+    before = inodes(output)
+    with pytest.raises(
+        UserError, match=r"other settings:\n  pruned\.corpus\.first: .*\.tar' -> '/elsewhere/other\.tar'"
+    ):
+        answer_again(other, output)
+    assert inodes(output) == before
+
+
+def test_a_pruned_shard_that_changes_while_it_is_answered_is_not_called_done(
+    pruned_64, answer_again, monkeypatch, tmp_path
+):
+    pruned, output = tmp_path / "pruned", tmp_path / "answers"
+    shutil.copytree(pruned_64, pruned)
+
+    def then_changed(*arguments):
+        run = in_this_process(*arguments)
+        drop_a_prompt(Artifact(pruned), 1)
+        return run
+
+    monkeypatch.setattr(answer_module, "_run_shards", then_changed)
+    said, _, result = answer_again(pruned, output)
+    assert "1 shards" in said
+    assert "changed while they were answered" in said
+    assert set(result.failures) == {1}
+    assert not Artifact(output).finished
+    assert Artifact(output).committed_shards() == [0, 2, 3, 4]
+    connect(pruned, [output])
+    monkeypatch.setattr(answer_module, "_run_shards", in_this_process)
+    _, answered, result = answer_again(pruned, output)
+    assert (answered, result.failures) == ({1}, {})
+    assert sources_are_in_force(pruned, output)
+    assert Artifact(output).finished
+
+
+def drop_a_prompt(artifact: Artifact, shard: int) -> None:
+    """Redo a shard to other bytes, as a prune job would: uncommitted, rewritten, committed, finished."""
+    record = artifact.read_commit(shard)
+    assert record is not None
+    artifact.reopen()
+    artifact.forget([shard])
+    rows = pq.read_table(artifact.root / record.files["prompts"].path).to_pylist()[:-1]
+    entry = write_table(artifact.root, "prompts", shard, rows, PROMPTS)
+    artifact.commit(replace(record, files={**record.files, "prompts": entry}))
+    artifact.finish({"num_shards": 5})

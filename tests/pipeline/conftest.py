@@ -1,0 +1,101 @@
+"""A small artifact of two shards, written without Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.artifact import Artifact
+from pipeline.payload import pack_features
+from pipeline.write import write_features_tar, write_table
+from schemas.records import CommitRecord, JobRecord
+from schemas.tables import ANSWERS, ERRORS, PROMPTS, SCHEMA_VERSION, SELECTIONS
+
+SEGMENT = {"first": 0, "tile": 0, "rows": 2, "cols": 2, "row": 0, "col": 0,
+           "tile_rows": 0, "tile_cols": 0, "tiles_across": 0, "top": 0, "left": 0}  # fmt: skip
+
+
+def write_pruned_shard(artifact: Artifact, shard: int, value: float = 0.0) -> CommitRecord:
+    """Three images of four tokens, two of them kept; the second prompt is about an image of shard 0."""
+    images = [f"{shard:02d}{n:02d}" * 16 for n in range(3)]
+    selections: list[dict[str, Any]] = [
+        {
+            **{"image_id": image, "source": f"s{shard}/{n}", "shard": shard, "width": 8, "height": 8, "num_tokens": 4},
+            **{"num_kept": 2, "num_structure": 0, "segments": [SEGMENT], "structure": [], "image_grid_thw": None},
+            **{"grid": {"rows": 2, "cols": 2, "tiles": 1}, "ranking": [3, 1], "gain": [0.5, 0.25]},
+            **{"sensitivity": [value, 1.0, 2.0, 3.0], "sensitivity_min": 0.0, "sensitivity_mean": 1.5},
+            **{"sensitivity_max": 3.0, "last_gain": 0.25, "position": [{"tile": 0, "row": 1, "col": 1}] * 2},
+            "features": pack_features({"features": torch.full((2, 3), value)}, "model"),
+        }
+        for n, image in enumerate(images)
+    ]
+    prompts = [
+        {"prompt_id": f"p{shard}-0", "image_id": images[0], "image_shard": shard},
+        {"prompt_id": f"p{shard}-1", "image_id": "0002" * 16, "image_shard": 0},
+    ]
+    for prompt in prompts:
+        prompt.update(prompt="what?", references=["x"], type="t", source="s", status="ok", shard=shard)
+    error = {"source": "s", "prompt_id": None, "image_id": None, "reason": "r", "message": "m", "shard": shard}
+    record = CommitRecord(
+        shard,
+        {
+            "selections": write_table(artifact.root, "selections", shard, selections, SELECTIONS),
+            "prompts": write_table(artifact.root, "prompts", shard, prompts, PROMPTS),
+            "errors": write_table(artifact.root, "errors", shard, [error], ERRORS),
+            "features.webdataset": write_features_tar(artifact.root, shard, selections),
+        },
+        {"images": 3, "samples": 4, "samples.ok": 3, "prompts": 2, "prompts.ok": 2},
+    )
+    artifact.commit(record)
+    return record
+
+
+@pytest.fixture
+def small_pruned() -> Callable[..., Path]:
+    """Write a finished output of a prune job."""
+
+    def write(root: Path, shards: int = 2, value: float = 0.0) -> Path:
+        artifact = Artifact(root)
+        artifact.adopt_job(JobRecord("prune", SCHEMA_VERSION, {"max_tokens": "2"}, {"config": "c"}, {}))
+        for shard in range(shards):
+            write_pruned_shard(artifact, shard, value)
+        artifact.finish({"num_shards": shards})
+        return root
+
+    return write
+
+
+@pytest.fixture
+def small_answers() -> Callable[..., Path]:
+    """Write a finished output of an answer job over an output of `small_pruned`."""
+
+    def write(root: Path, pruned: Path, tokens: str = "all") -> Path:
+        artifact, source = Artifact(root), Artifact(pruned)
+        artifact.adopt_job(JobRecord("answer", SCHEMA_VERSION, {"tokens": tokens}, {"config": "c"}, {}))
+        for record in source.commits():
+            row = {"prompt_id": f"p{record.shard}-0", "answer": "x", "tokens": 2, "type": "t", "correct": True}
+            files = {"answers": write_table(root, "answers", record.shard, [row], ANSWERS)}
+            sources = {entry.path: entry.sha256 for name, entry in record.files.items() if name != "errors"}
+            artifact.commit(CommitRecord(record.shard, files, {"prompts": 1}, sources=sources))
+        artifact.finish({"num_shards": 2})
+        return root
+
+    return write
+
+
+@pytest.fixture
+def as_version_1() -> Callable[[Path], None]:
+    """Turn an output into one of version 0.1.0: another schema version, no sources in its commit records."""
+
+    def turn(root: Path) -> None:
+        job = json.loads((root / "_job.json").read_text())
+        (root / "_job.json").write_text(json.dumps({**job, "schema_version": 1}))
+        for path in (root / "_commits").iterdir():
+            record = json.loads(path.read_text())
+            del record["sources"]
+            path.write_text(json.dumps(record))
+
+    return turn
