@@ -185,11 +185,6 @@ class Artifact:
         for shard in shards:
             self._commit_path(shard).unlink(missing_ok=True)
 
-    @property
-    def stop_file(self) -> Path:
-        """While it exists, workers begin no further shard."""
-        return self.root / "_stop"
-
     def files_of(self, table: str) -> list[str]:
         """Absolute paths of a table's committed files, in shard order."""
         return [str(self.root / record.files[table].path) for record in self.commits() if table in record.files]

@@ -55,6 +55,7 @@ class CommitRecord:
     seconds: dict[str, float] = field(default_factory=dict)  # per stage
     began: float | None = None  # seconds since the epoch: first model batch
     committed: float | None = None
+    device: str | None = None  # that the model ran on: "cuda" or "cpu"; informative
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
@@ -85,6 +86,7 @@ class CommitRecord:
             seconds=_take(data, "seconds", dict, where),
             began=data.get("began"),
             committed=data.get("committed"),
+            device=data.get("device"),
         )
 
 
