@@ -82,7 +82,7 @@ def bare_loop(
     settings = EncodeSettings(
         model, own_dtype(checkpoint.config), batch_size, "model", SelectSettings(parse_budget(max_tokens, ""))
     )
-    encoder = load_encoder(settings)
+    encoder = load_encoder(settings, torch.device("cpu"))
     loader = DataLoader(
         Images(rows, model), batch_size=batch_size, num_workers=decoders, collate_fn=list, prefetch_factor=8
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.console import exit_status, input_path, output_path, parser, ray_address, run, say
 from jobs.tables import print_table
 from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.device import DEVICES
 from pipeline.query import accuracy, connect
 
 EXAMPLES = """examples:
@@ -36,7 +37,13 @@ def parse(arguments: list[str]) -> AnswerSettings:
         help="number kept tokens one after the other, or as before pruning (default: the family's own way, compact; "
         "Qwen-VL models always keep their place on the image's grid)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="model actors (default: one a GPU, else one a CPU)")
-    add("--gpus-per-worker", type=float, metavar="N", help="default: 1 where the cluster has GPUs, else 0")
+    add("--gpus-per-worker", type=float, metavar="N",
+        help="whole ones or a share of one (default: 1 where the cluster has GPUs, else 0)")  # fmt: skip
+    add("--device", default="auto", choices=DEVICES,
+        help="of the model (default: auto, CUDA on workers that have a GPU, else the CPU)")  # fmt: skip
+    add("--retries", type=int, default=2, metavar="N", help="of a shard before it is given up (default: 2)")
+    add("--shard-timeout", dest="shard_timeout_sec", type=float, default=3600, metavar="SEC",
+        help="for one shard (default: 3600)")  # fmt: skip
     given = vars(options.parse_args(arguments))
     given["output"] = output_path(given["output"])
     given["pruned"] = input_path("--pruned", given["pruned"])

@@ -5,6 +5,7 @@ ray job submit --working-dir . -- python jobs/prune_corpus.py --corpus "/data/*.
 """
 
 from jobs.console import exit_status, output_path, parser, ray_address, run, say
+from pipeline.device import DEVICES
 from pipeline.payload import FEATURE_DTYPES
 from pipeline.prune import PruneSettings, prune_corpus
 from zoo_ops import ESTIMATORS, SELECTORS
@@ -48,7 +49,10 @@ def parse(arguments: list[str]) -> PruneSettings:
     add("--batch-size", type=_batch_size, default=8, metavar="N|auto",
         help="images a forward pass (default: 8); auto measures once and keeps what it found")  # fmt: skip
     add("--workers", type=int, metavar="N", help="model actors (default: one a GPU, else one less than CPUs)")
-    add("--gpus-per-worker", type=float, metavar="N", help="default: 1 where the cluster has GPUs, else 0")
+    add("--gpus-per-worker", type=float, metavar="N",
+        help="whole ones or a share of one (default: 1 where the cluster has GPUs, else 0)")  # fmt: skip
+    add("--device", default="auto", choices=DEVICES,
+        help="of the model (default: auto, CUDA on workers that have a GPU, else the CPU)")  # fmt: skip
     add = options.add_argument_group("when things fail").add_argument
     add("--retries", type=int, default=2, metavar="N", help="of a shard in a stage before it is given up (default: 2)")
     add("--shard-timeout", dest="shard_timeout_sec", type=float, default=3600, metavar="SEC",

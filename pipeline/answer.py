@@ -12,16 +12,19 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.artifact import Artifact
+from pipeline.attempts import Policy
 from pipeline.budget import Budget, parse_budget
 from pipeline.checkpoint import identity, open_checkpoint
+from pipeline.device import place
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
 from pipeline.index import read_index
-from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.job_settings import check_at_least_one, check_policy, environment, local_model, own_dtype
 from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from pipeline.progress import Progress
-from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
+from pipeline.run_folder import run_folder
+from pipeline.runtime import cluster_cpus, map_shards, ray_session
 from pipeline.stopping import StopRequest
 from schemas.records import JobRecord, to_json
 from schemas.tables import SCHEMA_VERSION
@@ -46,6 +49,9 @@ class AnswerSettings:
     # how the work is done
     workers: int | None = None
     gpus_per_worker: float | None = None
+    device: str = "auto"
+    retries: int = 2
+    shard_timeout_sec: float = 3600.0
     ray_address: str | None = None
     num_cpus: int | None = None
 
@@ -71,6 +77,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     refuse_url("--output", settings.output, WRITE_INSTEAD)
     budget = parse_budget(settings.tokens, "--tokens")
     check_at_least_one(settings, ("batch_size", "max_new_tokens", "workers"))
+    check_policy(settings.retries, settings.shard_timeout_sec)
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
     if not pruned.finished:
@@ -116,6 +123,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             return AnswerResult(0, num_shards)
     with artifact.locked():
         artifact.adopt_job(job)
+        num_shards, sources = pruned.committed_hashes()  # again: until the lock was held, the pruned corpus could grow
         resume = artifact.resume(num_shards, sources=sources)
         pending = resume.pending
         for reason in resume.reasons:
@@ -174,19 +182,8 @@ def _run_shards(
     say: Callable[[str], None],
 ) -> tuple[Followed, int]:
     """Answer the pending shards; how that ended, and the number of prompts answered."""
-    gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(cluster_gpus() > 0)
-    workers = settings.workers or (max(1, int(cluster_gpus() / gpus)) if gpus else cluster_cpus())
-    generate = GenerateSettings(
-        pruned=pruned.root,
-        output=artifact.root,
-        model=local_model(settings.model),
-        dtype=dtype,
-        budget=budget,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        positions=settings.positions,
-        use_gpu=gpus > 0,
-    )
+    placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
+    workers = min(settings.workers or placement.workers or cluster_cpus(), len(pending))
     total = 0
     wanted = set(pending)
     for record in pruned.commits():
@@ -194,18 +191,36 @@ def _run_shards(
             total += record.counts.get("prompts.ok", 0)
     progress = Progress(total, "prompts")
 
-    def outcomes(_stop: StopRequest) -> Iterable[dict[str, Any]]:
-        numbers = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
-        return map_shards(
-            numbers,
-            AnswerShards,
-            compute=ActorPoolStrategy(size=min(workers, len(pending))),
-            num_cpus=1,
-            num_gpus=gpus or None,
-            fn_constructor_args=(generate,),
-        ).iter_rows()
+    with run_folder(artifact.root) as folder:
+        generate = GenerateSettings(
+            pruned=pruned.root,
+            output=artifact.root,
+            model=local_model(settings.model),
+            dtype=dtype,
+            budget=budget,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            stop_file=folder.stop_file,
+            positions=settings.positions,
+            device=placement.device,
+            policy=Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries),
+        )
 
-    run = follow(artifact, outcomes, lambda row, _stop: progress.add(row["prompts"], row["refused"]), say)
+        def outcomes(_stop: StopRequest) -> Iterable[dict[str, Any]]:
+            numbers = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
+            return map_shards(
+                numbers,
+                AnswerShards,
+                compute=ActorPoolStrategy(size=workers),
+                num_cpus=min(1.0, cluster_cpus() / workers),
+                num_gpus=placement.gpus_per_worker,
+                fn_constructor_args=(generate,),
+            ).iter_rows()
+
+        def take(outcome: dict[str, Any], _stop: StopRequest) -> None:
+            progress.add(outcome["prompts"], outcome["refused"])
+
+        run = follow(artifact, folder, outcomes, take, placement, say)
     return run, progress.done
 
 

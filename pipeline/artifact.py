@@ -285,10 +285,6 @@ class Artifact:
         for shard in shards:
             self._commit_path(shard).unlink(missing_ok=True)
 
-    @property
-    def stop_file(self) -> Path:
-        """While it exists, workers begin no further shard."""
-        return self.root / "_stop"
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
 from pipeline.checkpoint import open_checkpoint
+from pipeline.device import worker_device
 from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.loading import limit_threads
@@ -28,6 +29,7 @@ ENCODED = pa.schema(
         ("features", pa.large_binary()),
         ("features_width", pa.int32()),
         ("features_dtype", pa.string()),
+        ("device", pa.string()),
         ("encode_began", pa.float64()),  # seconds since the epoch
         ("encode_seconds", pa.float64()),
         ("score_seconds", pa.float64()),
@@ -45,14 +47,15 @@ class EncodeSettings:
     batch_size: int  # images a forward pass
     feature_dtype: str
     select: SelectSettings
-    use_gpu: bool = False
+    device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
 
 
-def load_encoder(settings: EncodeSettings) -> Encoder:
-    """Vision tower and projector of the settings' model, on this worker's device."""
+def load_encoder(settings: EncodeSettings, device: torch.device) -> Encoder:
+    """Vision tower and projector of the settings' model; on a CPU this process then uses one thread."""
+    if device.type == "cpu":
+        limit_threads(1)
     checkpoint, family = open_checkpoint(settings.model)
-    device = torch.device("cuda" if settings.use_gpu else "cpu")
     return family.encoder(checkpoint, device, torch_dtype(settings.dtype))
 
 
@@ -61,17 +64,13 @@ class EncodeShards:
 
     def __init__(self, settings: EncodeSettings) -> None:
         self._settings = settings
-        self._runner = StageRunner("encode", settings.policy, self._prepare_thread)
-        self._prepare_thread()
+        self._runner = StageRunner("encode", settings.policy)
         self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
         try:
-            self._encoder = load_encoder(settings)
+            self._device = worker_device(settings.device)
+            self._encoder = self._runner.load(lambda: load_encoder(settings, self._device))
         except UserError as error:
             self._refused = f"{BAD_INPUT}{error}"
-
-    def _prepare_thread(self) -> None:
-        if not self._settings.use_gpu:
-            limit_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`DECODED` rows of a shard to `ENCODED` rows."""
@@ -94,7 +93,8 @@ class EncodeShards:
             arrays = [np.frombuffer(_bytes_of(pixels[n]), np.uint8).reshape(shapes[n]) for n in numbers]
             self._encode_batch([rows[n] for n in numbers], arrays, seconds)
         for row in rows:
-            row.update({f"{stage}_seconds": value for stage, value in seconds.items()}, encode_began=began)
+            row.update({f"{stage}_seconds": value for stage, value in seconds.items()})
+            row.update(encode_began=began, device=self._device.type)
         return pa.Table.from_pylist(rows, ENCODED)
 
     def _encode_batch(self, rows: list[dict[str, Any]], pixels: list[np.ndarray], seconds: dict[str, float]) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from pipeline.artifact import Artifact
 from pipeline.attempts import BAD_INPUT, STOPPED
+from pipeline.device import Placement
 from pipeline.errors import UserError
 from pipeline.files import append_line
+from pipeline.run_folder import RunFolder
 from pipeline.stopping import StopRequest, stop_on_signals
 
 MAX_FAILED_SHARDS = 10
@@ -27,16 +29,20 @@ class Followed:
 
 def follow(
     artifact: Artifact,
+    folder: RunFolder,
     outcomes: Callable[[StopRequest], Iterable[dict[str, Any]]],
     take: Callable[[dict[str, Any], StopRequest], None],
+    placement: Placement,
     say: Callable[[str], None],
 ) -> Followed:
     """Drain the outcomes of shards, each a row with `shard`, `failure` and counts.
 
     Args:
         artifact: that the shards are committed to; gets a JSON line a shard in `_log.jsonl`.
+        folder: of this run.
         outcomes: starts the work and yields rows as shards finish.
         take: sees each committed shard's row; may ask to stop.
+        placement: of the workers, to tell when they compute elsewhere.
         say: takes one line for the user.
 
     Raises:
@@ -44,7 +50,8 @@ def follow(
     """
     run = Followed()
     bad_input = ""
-    with stop_on_signals(artifact.stop_file, say) as stop:
+    notes: set[str] = set()
+    with stop_on_signals(folder.stop_file, say) as stop:
         for outcome in outcomes(stop):
             failure = outcome["failure"]
             if failure == STOPPED:
@@ -54,8 +61,13 @@ def follow(
                 stop.make()
                 continue
             append_line(artifact.root / "_log.jsonl", _log_line(outcome))
+            folder.forget(outcome["shard"])
             if failure is None:
                 run.done += 1
+                note = placement.note(outcome["device"])
+                if note and note not in notes:
+                    notes.add(note)
+                    say(note)
                 take(outcome, stop)
                 continue
             run.failures[outcome["shard"]] = failure

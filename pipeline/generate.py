@@ -14,6 +14,7 @@ from pipeline.artifact import Artifact
 from pipeline.attempts import BAD_INPUT, STOPPED, Policy, StageRunner, failed_shard
 from pipeline.budget import Budget
 from pipeline.checkpoint import open_checkpoint
+from pipeline.device import worker_device
 from pipeline.errors import UserError
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
 from pipeline.families.loading import limit_threads
@@ -25,7 +26,13 @@ from schemas.tables import ANSWERS
 
 # What the driver learns of an answered shard.
 ANSWERED = pa.schema(
-    [("shard", pa.int32()), ("prompts", pa.int64()), ("refused", pa.int64()), ("failure", pa.string())]
+    [
+        ("shard", pa.int32()),
+        ("prompts", pa.int64()),
+        ("refused", pa.int64()),
+        ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
+        ("failure", pa.string()),
+    ]
 )
 
 
@@ -40,8 +47,9 @@ class GenerateSettings:
     budget: Budget
     batch_size: int  # prompts a batch
     max_new_tokens: int
+    stop_file: Path  # while it exists no further shard is begun
     positions: str | None = None  # of the family's; None: its default
-    use_gpu: bool = False
+    device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
 
 
@@ -71,26 +79,27 @@ class AnswerShards:
         self._settings = settings
         self._pruned = Artifact(settings.pruned)
         self._output = Artifact(settings.output)
-        self._runner = StageRunner("generate", settings.policy, self._prepare_thread)
-        self._prepare_thread()
+        self._runner = StageRunner("generate", settings.policy)
         self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
         try:
-            checkpoint, family = open_checkpoint(settings.model)
-            device = torch.device("cuda" if settings.use_gpu else "cpu")
-            self._answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)
+            self._device = worker_device(settings.device)
+            self._answerer = self._runner.load(self._load)
         except UserError as error:
             self._refused = f"{BAD_INPUT}{error}"
 
-    def _prepare_thread(self) -> None:
-        if not self._settings.use_gpu:
+    def _load(self) -> Answerer:
+        if self._device.type == "cpu":
             limit_threads(1)
+        checkpoint, family = open_checkpoint(self._settings.model)
+        dtype = torch_dtype(self._settings.dtype)
+        return family.answerer(checkpoint, self._device, dtype, self._settings.positions)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A block of one row (`shard`) to one row of `ANSWERED`."""
         (shard,) = batch["shard"].to_pylist()
         if self._refused:
             return failed_shard(shard, ANSWERED, self._refused)
-        if self._output.stop_file.exists():
+        if self._settings.stop_file.exists():
             return failed_shard(shard, ANSWERED, STOPPED)
         return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
 
@@ -119,8 +128,9 @@ class AnswerShards:
             "generate": generated - loaded,
             "write": time.perf_counter() - generated,
         }
-        self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds, sources=used))
-        outcome = {"shard": shard, "prompts": len(rows), "refused": refused}
+        device = self._device.type
+        self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds, sources=used, device=device))
+        outcome = {"shard": shard, "prompts": len(rows), "refused": refused, "device": device}
         return pa.Table.from_pylist([outcome], ANSWERED)
 
 

@@ -21,6 +21,18 @@ def check_at_least_one(settings: Any, names: Iterable[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
 
+def check_policy(retries: int, shard_timeout_sec: float) -> None:
+    """Refuse retries and time-outs that make no sense.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if retries < 0:
+        raise UserError(f"--retries {retries}: expected at least 0")
+    if not shard_timeout_sec > 0:
+        raise UserError(f"--shard-timeout {shard_timeout_sec}: expected seconds above 0")
+
+
 def own_dtype(config: Any) -> str:
     """The dtype a checkpoint's config asks for; float32 when it says none."""
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")

@@ -11,14 +11,16 @@ from pipeline.budget import parse_budget
 from pipeline.build_index import extend_index
 from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.corpus import CorpusInput, resolve_corpus
+from pipeline.device import Placement, place
 from pipeline.encode import EncodeSettings
 from pipeline.errors import UserError
 from pipeline.index import Index, drop_generation, read_index, unindexed_inputs
-from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.job_settings import check_at_least_one, check_policy, environment, local_model, own_dtype
 from pipeline.paths import WRITE_INSTEAD, refuse_url
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
-from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
+from pipeline.run_folder import run_folder
+from pipeline.runtime import cluster_cpus, ray_session
 from pipeline.select import SelectSettings, resolve_estimator
 from pipeline.settle import settle
 from pipeline.shards import StreamSettings, Tally, error_rate_message, run_shards, too_many_fail
@@ -64,6 +66,7 @@ class PruneSettings:
     # how the work is done
     workers: int | None = None
     gpus_per_worker: float | None = None
+    device: str = "auto"
     max_error_rate: float = 0.5
     retries: int = 2
     shard_timeout_sec: float = 3600.0
@@ -112,8 +115,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         notes=[note] if note else [],
     )
     artifact.check_job(job)
-    index = read_index(artifact.root / "_index")
-    new_inputs = unindexed_inputs(index, inputs, artifact.root)
+    index, new_inputs = _known(artifact, inputs)
     if index is not None and artifact.finished and not (new_inputs or settings.verify or settings.redo_errors):
         artifact.adopt_job(job)
         if not artifact.resume(index.num_shards).pending:
@@ -122,7 +124,8 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     if note:
         say(note)
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
-        gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(cluster_gpus() > 0)
+        index, new_inputs = _known(artifact, inputs)  # again: until the lock was held, another job could change it
+        placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
         encode = EncodeSettings(
             model=local_model(settings.model),
             dtype=dtype,
@@ -134,16 +137,21 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
                 estimator=estimator,
                 seed=settings.seed,
             ),
-            use_gpu=gpus > 0,
-            policy=Policy(settings.retries, settings.shard_timeout_sec),
+            device=placement.device,
         )
-        encode = replace(encode, batch_size=_batch_size(settings, artifact, job, encode, gpus, say))
+        encode = replace(encode, batch_size=_batch_size(settings, artifact, job, encode, placement, say))
         index = _index(settings, artifact, index, new_inputs, say)
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
         left_out = {path: why for path, why in index.left_out.items() if path in {item.path for item in inputs}}
         _tell_left_out(left_out, say)
-        return replace(_run(settings, artifact, index, encode, gpus, not left_out, say), left_out=left_out)
+        return replace(_run(settings, artifact, index, encode, placement, not left_out, say), left_out=left_out)
+
+
+def _known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
+    """The index as it is now, and the inputs that are not in it."""
+    index = read_index(artifact.root / "_index")
+    return index, unindexed_inputs(index, inputs, artifact.root)
 
 
 def _check(settings: PruneSettings) -> None:
@@ -154,14 +162,11 @@ def _check(settings: PruneSettings) -> None:
         check_at_least_one(settings, ("batch_size",))
     if not 0 <= settings.max_error_rate <= 1:
         raise UserError(f"--max-error-rate {settings.max_error_rate}: expected a share between 0 and 1")
-    if settings.retries < 0:
-        raise UserError(f"--retries {settings.retries}: expected at least 0")
-    if settings.shard_timeout_sec <= 0:
-        raise UserError(f"--shard-timeout {settings.shard_timeout_sec}: expected seconds above 0")
+    check_policy(settings.retries, settings.shard_timeout_sec)
 
 
 def _batch_size(
-    settings: PruneSettings, artifact: Artifact, job: JobRecord, encode: EncodeSettings, gpus: float, say: Say
+    settings: PruneSettings, artifact: Artifact, job: JobRecord, encode: EncodeSettings, placement: Placement, say: Say
 ) -> int:
     """The batch size in force; writes the job record, which holds it when it was measured."""
     old = artifact.read_job()
@@ -169,7 +174,7 @@ def _batch_size(
         artifact.adopt_job(job)
         return int(settings.batch_size)
     if old is None:
-        measured = find_batch_size(encode, gpus)
+        measured = find_batch_size(encode, placement.gpus_per_worker)
         say(f"batch size {measured}, the fastest on this hardware; kept for this output")
         job = replace(job, resolved={**job.resolved, "batch_size": measured})
     return int(artifact.adopt_job(job).resolved["batch_size"])
@@ -226,7 +231,7 @@ def _run(
     artifact: Artifact,
     index: Index,
     encode: EncodeSettings,
-    gpus: float,
+    placement: Placement,
     whole_corpus: bool,
     say: Say,
 ) -> PruneResult:
@@ -244,21 +249,19 @@ def _run(
         return PruneResult(0, skipped)
     artifact.reopen()
     artifact.forget(resume.damaged)
-    run, tally = run_shards(
-        artifact,
-        resume.pending,
-        index.num_images - resume.num_images,
-        StreamSettings(
-            read=ReadSettings(index, encode.model, artifact.stop_file, encode.policy),
-            encode=encode,
-            write=WriteSettings(artifact.root, _forms(settings.features), encode.policy),
-            workers=settings.workers or _default_workers(gpus),
-            gpus_per_worker=gpus,
+    with run_folder(artifact.root) as folder:
+        policy = Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries)
+        stream = StreamSettings(
+            read=ReadSettings(index, encode.model, folder.stop_file, policy),
+            encode=replace(encode, policy=policy),
+            write=WriteSettings(artifact.root, _forms(settings.features), policy),
+            workers=settings.workers or placement.workers or max(1, cluster_cpus() - 1),
+            placement=placement,
             max_error_rate=settings.max_error_rate,
-        ),
-        say,
-        _committed(artifact) if settings.redo_errors else None,
-    )
+        )
+        num_images = index.num_images - resume.num_images
+        before = _committed(artifact) if settings.redo_errors else None
+        run, tally = run_shards(artifact, folder, resume.pending, num_images, stream, say, before)
     errors = tally.errors
     if run.done == len(resume.pending):
         if whole_corpus:
@@ -285,9 +288,3 @@ def _committed(artifact: Artifact) -> Tally:
 
 def _forms(features: str) -> tuple[str, ...]:
     return ("webdataset", "parquet") if features == "both" else (features,)
-
-
-def _default_workers(gpus_per_worker: float) -> int:
-    if gpus_per_worker > 0:
-        return max(1, int(cluster_gpus() / gpus_per_worker))
-    return max(1, cluster_cpus() - 1)

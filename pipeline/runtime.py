@@ -92,8 +92,16 @@ def quiet_ray_data() -> None:
 
 
 def map_shards(dataset: ray.data.Dataset, stage: Any, **options: Any) -> ray.data.Dataset:
-    """Add a stage that takes and gives a shard as one Arrow table."""
-    return dataset.map_batches(stage, batch_size=None, batch_format="pyarrow", **options)
+    """Add a stage that takes and gives a shard as one Arrow table.
+
+    Args:
+        dataset: a block a shard.
+        stage: function or class.
+        options: as of `Dataset.map_batches`.
+    """
+    # `map_batches` itself refuses whole blocks beside `num_gpus`: it wants a number of rows, which would merge small
+    # shards, or "auto", which slices large ones. This is `map_batches` without that check, as `map_groups` uses it.
+    return dataset.map_batches_internal(stage, batch_size=None, batch_format="pyarrow", **options)
 
 
 def cluster_cpus() -> int:
@@ -101,6 +109,7 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def cluster_gpus() -> int:
-    """GPUs the cluster has."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def cluster_gpus() -> list[float]:
+    """GPUs of each node that has any."""
+    gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [count for count in gpus if count > 0]

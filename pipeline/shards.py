@@ -10,11 +10,13 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.artifact import Artifact
+from pipeline.device import Placement
 from pipeline.encode import EncodeSettings, EncodeShards
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.progress import Progress
 from pipeline.read import ReadSettings, read_stage
+from pipeline.run_folder import RunFolder
 from pipeline.runtime import cluster_cpus, map_shards
 from pipeline.stopping import StopRequest
 from pipeline.write import WriteSettings, write_stage
@@ -35,7 +37,7 @@ class StreamSettings:
     encode: EncodeSettings
     write: WriteSettings
     workers: int
-    gpus_per_worker: float
+    placement: Placement
     max_error_rate: float
 
 
@@ -60,6 +62,7 @@ class Tally:
 
 def run_shards(
     artifact: Artifact,
+    folder: RunFolder,
     pending: list[int],
     num_images: int,
     settings: StreamSettings,
@@ -70,6 +73,7 @@ def run_shards(
 
     Args:
         artifact: that the shards are committed to.
+        folder: of this run, which the settings name too.
         pending: shard numbers.
         num_images: distinct images in them, for the progress line.
         settings: of the stages.
@@ -89,7 +93,7 @@ def run_shards(
         if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
             stop.make()
 
-    run = follow(artifact, lambda stop: _outcomes(pending, settings, stop), take, say)
+    run = follow(artifact, folder, lambda stop: _outcomes(pending, settings, stop), take, settings.placement, say)
     if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
         raise UserError(error_rate_message(rate.failed_samples, rate.samples, rate.reasons, settings.max_error_rate))
     return run, tally
@@ -131,7 +135,7 @@ def _outcomes(pending: list[int], settings: StreamSettings, stop: StopRequest) -
             EncodeShards,
             compute=ActorPoolStrategy(size=workers),
             num_cpus=worker_cpus(workers, cluster_cpus()),
-            num_gpus=settings.gpus_per_worker or None,
+            num_gpus=settings.placement.gpus_per_worker,
             fn_constructor_args=(settings.encode,),
         )
         written = map_shards(

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from pipeline.files import writing
+
 
 @dataclass
 class StopRequest:
-    """Whether to stop, seen by the driver in memory and by workers as a file in the output folder."""
+    """Whether to stop, seen by workers as a file in the run's folder."""
 
     file: Path
     signal_number: int | None = None  # which signal asked for it
@@ -22,7 +24,8 @@ class StopRequest:
 
     def make(self) -> None:
         """Ask every worker to begin no further shard."""
-        self.file.touch()
+        with writing(self.file):
+            self.file.touch()
 
 
 @contextlib.contextmanager
@@ -32,7 +35,6 @@ def stop_on_signals(file: Path, say: Callable[[str], None]) -> Iterator[StopRequ
     Outside the main thread signals can't be handled; the request can still be made by hand.
     """
     request = StopRequest(file)
-    file.unlink(missing_ok=True)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
@@ -49,4 +51,3 @@ def stop_on_signals(file: Path, say: Callable[[str], None]) -> Iterator[StopRequ
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        file.unlink(missing_ok=True)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from pipeline.checkpoint import open_checkpoint
+from pipeline.device import worker_device
 from pipeline.encode import EncodeSettings, load_encoder
-from pipeline.families.loading import limit_threads
+from pipeline.errors import UserError
 from pipeline.select import select_tokens
 
 LARGEST = 256
@@ -20,15 +21,24 @@ PHOTO = (640, 480)
 
 
 def find_batch_size(settings: EncodeSettings, gpus_per_worker: float) -> int:
-    """Images a forward pass at which a worker encodes, scores and ranks fastest; measured by one Ray task."""
-    measure: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_measure)
-    return ray.get(measure.remote(settings))
+    """Images a forward pass at which a worker encodes, scores and ranks fastest; measured by one Ray task.
+
+    Raises:
+        UserError: that task's process died.
+    """
+    measure: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, max_retries=0)(_measure)
+    try:
+        size: int = ray.get(measure.remote(settings))
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            "--batch-size auto: the worker that measured it died: killed, or out of memory; give a number"
+        ) from error
+    return size
 
 
 def _measure(settings: EncodeSettings) -> int:
-    if not settings.use_gpu:
-        limit_threads(1)
-    encoder = load_encoder(settings)
+    device = worker_device(settings.device)
+    encoder = load_encoder(settings, device)
     checkpoint, family = open_checkpoint(settings.model)
     noise = np.random.default_rng(0).integers(0, 256, (PHOTO[1], PHOTO[0], 3), dtype=np.uint8)
     pixels = family.preparer(checkpoint).prepare(Image.fromarray(noise))
@@ -36,7 +46,7 @@ def _measure(settings: EncodeSettings) -> int:
     def work(size: int) -> None:
         images = encoder.encode([pixels] * size, [(PHOTO[1], PHOTO[0])] * size)
         select_tokens(images, ["0" * 64] * size, encoder.projector, settings.select, {})
-        if settings.use_gpu:
+        if device.type == "cuda":
             torch.cuda.synchronize()
 
     return smallest_fast_size(lambda size: _seconds(work, size))

@@ -35,6 +35,7 @@ OUTCOME = pa.schema(
         ("errors", pa.int64()),
         ("size_bytes", pa.int64()),
         ("seconds", pa.string()),  # JSON, per stage
+        ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
         ("failure", pa.string()),  # set when the shard was given up; nothing else is then
     ]
 )
@@ -96,6 +97,7 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
         seconds=seconds,
         began=rows[0]["encode_began"],
         committed=time.time(),
+        device=rows[0]["device"],
     )
     Artifact(settings.root).commit(record)
     count_shard(record, sum(r["num_tokens"] for r in selections), sum(r["num_kept"] for r in selections))
@@ -114,6 +116,7 @@ def outcome_of(record: CommitRecord) -> dict[str, Any]:
         "errors": record.files["errors"].rows,
         "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
         "seconds": json.dumps(record.seconds),
+        "device": record.device,
     }
 
 

@@ -71,6 +71,7 @@ class CommitRecord:
     began: float | None = None  # seconds since the epoch: first model batch
     committed: float | None = None
     sources: dict[str, str] = field(default_factory=dict)  # files of another artifact this was made from -> sha256
+    device: str | None = None  # that the model ran on: "cuda" or "cpu"; informative
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
@@ -102,6 +103,7 @@ class CommitRecord:
             began=data.get("began"),
             committed=data.get("committed"),
             sources=_take_dict(data, "sources", str, where),
+            device=data.get("device"),
         )
 
 

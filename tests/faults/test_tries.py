@@ -1,0 +1,162 @@
+"""A shard that kills its worker, or is stuck, every time: the worker is replaced, that shard alone is given up."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+from fault_tools import REPO
+from ray.data import ActorPoolStrategy
+
+from pipeline.attempts import BAD_INPUT, Policy, StageRunner, failure_of
+from pipeline.errors import UserError
+from pipeline.run_folder import Tries
+from pipeline.runtime import map_shards, quiet_ray_data
+
+SCHEMA = pa.schema([("shard", pa.int32()), ("pid", pa.int64()), ("failure", pa.string())])
+BAD_SHARD = 2
+
+
+def outcomes(stage, count: int, **options) -> dict[int, dict]:
+    """Rows by shard after `stage` on Ray, a block a shard."""
+    quiet_ray_data()
+    numbers = ray.data.from_items([{"shard": shard} for shard in range(count)], override_num_blocks=count)
+    rows = list(map_shards(numbers, stage, **options).iter_rows())
+    assert sorted(row["shard"] for row in rows) == list(range(count))
+    return {row["shard"]: row for row in rows}
+
+
+def tries_of(folder: Path) -> dict[int, int]:
+    """Files a shard: how often it was tried."""
+    return {int(path.name): len(list(path.iterdir())) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def work():
+    """What a stage does with a shard, by value: workers can't import this file."""
+    schema, bad_shard = SCHEMA, BAD_SHARD
+
+    def make(kind: str, policy: Policy):
+        def function(shard: int) -> pa.Table:
+            if shard == bad_shard and kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if shard == bad_shard and kind == "stuck":
+                time.sleep(600)
+            return pa.Table.from_pylist([{"shard": shard, "pid": os.getpid()}], schema)
+
+        def stage(batch: pa.Table) -> pa.Table:
+            shard = batch["shard"][0].as_py()
+            return StageRunner("work", policy).run(shard, schema, lambda: function(shard))
+
+        class Stage:
+            def __call__(self, batch: pa.Table) -> pa.Table:
+                return stage(batch)
+
+        return stage, Stage
+
+    return make
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("kind", ["killed", "stuck"])
+@pytest.mark.parametrize("place", ["task", "actor"])
+def test_a_shard_that_costs_its_worker_every_time_is_given_up_alone(kind, place, work, tmp_path):
+    stage, actor = work(kind, Policy(retries=1, timeout_sec=2.0, pause_sec=0.0, tries=tmp_path))
+    if place == "task":
+        rows = outcomes(stage, 5, num_cpus=0.5)
+    else:
+        rows = outcomes(actor, 5, num_cpus=0.5, compute=ActorPoolStrategy(size=1))
+    failure = rows.pop(BAD_SHARD)["failure"]
+    died, stuck = "died: killed, or out of memory", "took longer than 2 s (--shard-timeout); it was at"
+    assert (died if kind == "killed" else stuck) in failure.splitlines()[0]
+    assert failure.startswith("stage work")
+    assert failure.endswith("(tried 2 times)")
+    assert ("time.sleep(600)" in failure) == (kind == "stuck")
+    assert {row["failure"] for row in rows.values()} == {None}
+    assert tries_of(tmp_path) == {0: 1, 1: 1, BAD_SHARD: 2, 3: 1, 4: 1}
+    if kind == "stuck" and place == "actor":
+        assert len({row["pid"] for row in rows.values()}) > 1, "the stuck process went on"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_that_dies_while_it_loads_ends_the_run_with_one_sentence(tmp_path):
+    schema, policy = SCHEMA, Policy(retries=1, pause_sec=0.0, tries=tmp_path)
+
+    class Stage:
+        def __init__(self) -> None:
+            self.refused = ""
+            try:
+                StageRunner("work", policy).load(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            except UserError as error:
+                self.refused = str(error)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return pa.Table.from_pylist([{"shard": batch["shard"][0].as_py(), "failure": self.refused}], schema)
+
+    rows = outcomes(Stage, 2, num_cpus=0.5, compute=ActorPoolStrategy(size=1))
+    (failure,) = {row["failure"] for row in rows.values()}
+    assert failure.startswith("a worker of stage work was started 2 times and each time, before the model was loaded,")
+    assert "--workers" in failure
+
+
+def run_stuck(folder: Path, body: str, timeout_sec: float, grace_sec: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """One try of shard 7 in a process of its own, in which `body` does the work."""
+    program = f"""
+import re, time, pyarrow as pa
+from pathlib import Path
+from pipeline import attempts
+from pipeline.attempts import Policy, StageRunner
+attempts._LOCKED_GRACE_SEC = {grace_sec}
+policy = Policy(retries=0, timeout_sec={timeout_sec}, tries=Path({str(folder)!r}))
+StageRunner("work", policy).run(7, pa.schema([("shard", pa.int32()), ("failure", pa.string())]), lambda: {body})
+print("ended by itself")
+"""
+    return subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, timeout=60)
+
+
+def test_a_stuck_process_ends_and_says_where_it_was(tmp_path):
+    done = run_stuck(tmp_path, "time.sleep(50)", 0.3)
+    assert (done.returncode, done.stdout) == (1, "")
+    (failure,) = Tries(tmp_path / "00000007", "work").failures()
+    assert failure.splitlines()[0] == "stage work took longer than 0.3 s (--shard-timeout); it was at"
+    assert "in <lambda>" in failure
+
+
+def test_a_process_stuck_in_a_call_that_holds_the_interpreter_ends_too(tmp_path):
+    done = run_stuck(tmp_path, "re.match('(a*)*b', 'a' * 40)", 0.3, grace_sec=0.5)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(Tries(tmp_path / "00000007", "work").failures()) == 1
+
+
+def test_a_new_run_counts_from_zero_and_a_finished_load_is_forgotten(tmp_path):
+    tries = Tries(tmp_path / "run", "load")
+    tries.note(0, "its worker died")
+    tries.note(1, "its worker died")
+    assert tries.failures() == ["its worker died"] * 2
+    assert Tries(tmp_path / "other-run", "load").failures() == []
+    tries.forget()
+    assert tries.failures() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "beginning"),
+    [
+        (UserError("out can't be written: No space left on device"), f"{BAD_INPUT}out can't be written"),
+        (OSError(errno.EIO, "Input/output error"), "stage work: its tries can't be written down: "),
+    ],
+)
+def test_a_try_that_cannot_be_written_down_is_not_begun(error, beginning, monkeypatch, tmp_path):
+    def refuse(_path: Path, _data: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.run_folder.replace_file", refuse)
+    runner = StageRunner("work", Policy(retries=5, pause_sec=0.0, tries=tmp_path))
+    failure = failure_of(runner.run(7, SCHEMA, lambda: pytest.fail("it began")))
+    assert failure is not None
+    assert failure.startswith(beginning)
