@@ -61,7 +61,6 @@ OBEYED: dict[str, Any] = {
     "cache_config": {},
     "max_cache_len": 64,
     "disable_compile": True,
-    "compile_config": {},
     "continuous_batching_config": {},
     "return_dict_in_generate": True,
     "output_scores": True,
@@ -97,6 +96,7 @@ REFUSED: dict[str, Any] = {
     "constraints": ["w5"],
     "force_words_ids": [[5]],
     "num_return_sequences": 2,
+    "compile_config": {},
     "token_healing": True,
     "prefill_chunk_size": 8,
     "cache_implementation": "quantized",
@@ -172,7 +172,12 @@ def untouched(case: Any, folder: Path, prompts: list[str], new_tokens: int = NEW
             ids = stock_ids(case, prompt, case.images[image], range(len(flat_features(case, image))))
             inputs = {**case.pixel_inputs(case.images[image]), **token_types(case, ids)}
             output = stock.generate(
-                input_ids=ids, do_sample=False, num_beams=1, max_new_tokens=new_tokens, **inputs
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=new_tokens,
+                **inputs,
             )
             output = getattr(output, "sequences", output)
             tokens = output[0, ids.shape[1] :].tolist()
@@ -209,13 +214,20 @@ def test_ends_and_padding_of_every_kind(with_settings, tokens):
 def test_what_cannot_be_followed_is_refused_by_name(with_settings, setting):
     _, folder = with_settings("llava", **{setting: REFUSED[setting]})
     checkpoint, _ = open_checkpoint(str(folder))
-    with pytest.raises(UserError, match=rf"ask for {setting} = .*; take it out of generation_config\.json"):
+    with pytest.raises(UserError, match=rf"generation.*{setting}"):
         check_generation(checkpoint)
 
 
 def test_every_setting_of_the_installed_transformers_is_tried_here():
     known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     assert known <= {*OBEYED, *REFUSED, "eos_token_id", "pad_token_id"}
+
+
+def test_a_refusal_says_what_and_where(with_settings):
+    _, folder = with_settings("llava", max_time=0.5, num_beams=2, num_return_sequences=2)
+    message = r"ask for max_time = 0\.5, num_return_sequences = 2, .*; take it out of generation_config\.json"
+    with pytest.raises(UserError, match=message):
+        check_generation(open_checkpoint(str(folder))[0])
 
 
 def test_a_penalty_without_an_end_is_refused(with_settings):
@@ -246,9 +258,9 @@ def test_settings_of_the_config_are_obeyed(with_settings, where, file_too):
 def test_refused_settings_of_the_config_name_the_config(with_settings):
     _, folder = with_settings("llava")
     (folder / "generation_config.json").unlink()
-    change(folder, "config.json", lambda data: data.update(num_return_sequences=2))
+    change(folder, "config.json", lambda data: data.update(token_healing=True))
     checkpoint, _ = open_checkpoint(str(folder))
-    with pytest.raises(UserError, match=r"num_return_sequences = 2, .* take it out of config\.json"):
+    with pytest.raises(UserError, match=r"token_healing = True, .* take it out of config\.json"):
         check_generation(checkpoint)
 
 
