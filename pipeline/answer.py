@@ -1,7 +1,7 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from ray.data import ActorPoolStrategy
 
 from pipeline.artifact import Artifact
 from pipeline.budget import Budget, parse_budget
-from pipeline.checkpoint import identity, open_checkpoint
+from pipeline.checkpoint import answering_identity, open_checkpoint
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
-from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.generation_settings import check_generation
+from pipeline.job_settings import check_at_least_one, environment, own_dtype
 from pipeline.progress import Progress
 from pipeline.runtime import cluster_cpus, cluster_gpus, map_shards, ray_session
 from pipeline.stopping import StopRequest
@@ -76,7 +77,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             f"--positions {positions}: a {family.name} model numbers its kept tokens in one way only, "
             f"{family.positions[0]}; leave the option out"
         )
-    model = identity(checkpoint, family)
+    check_generation(checkpoint)
+    model = answering_identity(checkpoint, family)
     for part in _MODEL_PARTS:
         if model[part] != prune_job.model.get(part):
             raise UserError(
@@ -99,7 +101,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model},
         },
         model=model,
-        environment=environment(),
+        environment=environment(checkpoint),
     )
     shards = pruned.committed_shards()
     if artifact.finished:
@@ -119,7 +121,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         run, prompts = Followed(), 0
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
-                run, prompts = _run_shards(settings, budget, dtype, pruned, artifact, pending, say)
+                run, prompts = _run_shards(
+                    replace(settings, model=checkpoint.pinned), budget, dtype, pruned, artifact, pending, say
+                )
         if run.done == len(pending):
             artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": len(shards)})
         elif not run.failures and run.stopped_by is None:
@@ -142,7 +146,7 @@ def _run_shards(
     generate = GenerateSettings(
         pruned=pruned.root,
         output=artifact.root,
-        model=local_model(settings.model),
+        model=settings.model,
         dtype=dtype,
         budget=budget,
         batch_size=settings.batch_size,

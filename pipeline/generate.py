@@ -237,7 +237,7 @@ def _generate(
 
 
 def _padding(answerer: Answerer, ends: Sequence[int]) -> int:
-    """A token id for places that are masked or behind an answer's end; the checkpoint's own may be none of its tokens."""
+    """A token id for places that are masked or behind an answer's end; the checkpoint's own may be no token at all."""
     size = answerer.model.get_input_embeddings().num_embeddings
     candidates = (answerer.model.generation_config.pad_token_id, *ends, 0, 1)
     return next(t for t in candidates if t is not None and 0 <= t < size and t != answerer.image_token_id)

@@ -60,7 +60,7 @@ def check_generation(checkpoint: Checkpoint) -> None:
         file = checkpoint.path / "config.json"
     try:
         if not isinstance(json.loads(file.read_bytes()), dict):
-            raise ValueError("it holds no object")  # noqa: TRY301
+            raise ValueError("it holds no object")
         config = GenerationConfig.from_pretrained(
             checkpoint.path, config_file_name=file.name, _from_model_config=file.name == "config.json"
         )

@@ -14,7 +14,7 @@ from pipeline.corpus import CorpusInput, resolve_corpus
 from pipeline.encode import EncodeSettings
 from pipeline.errors import UserError
 from pipeline.index import Index, drop_generation, read_index, unindexed_inputs
-from pipeline.job_settings import check_at_least_one, environment, local_model, own_dtype
+from pipeline.job_settings import check_at_least_one, environment, own_dtype
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
 from pipeline.runtime import cluster_cpus, cluster_gpus, ray_session
@@ -104,7 +104,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         schema_version=SCHEMA_VERSION,
         settings={**{name: getattr(settings, name) for name in _IDENTITY}, "dtype": dtype, "estimator": estimator},
         model=identity(checkpoint, family),
-        environment=environment(),
+        environment=environment(checkpoint),
         notes=[note] if note else [],
     )
     index = read_index(artifact.root / "_index")
@@ -120,7 +120,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
         gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(cluster_gpus() > 0)
         encode = EncodeSettings(
-            model=local_model(settings.model),
+            model=checkpoint.pinned,
             dtype=dtype,
             batch_size=0,
             feature_dtype=settings.feature_dtype,

@@ -1,4 +1,4 @@
-"""Text is text: whatever a prompt holds, it is answered as the untouched model would, or refused alone with a reason."""
+"""Text is text: a prompt is answered as the untouched model would answer it, or refused alone with a reason."""
 
 from typing import Any
 
