@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from ray.data import ActorPoolStrategy
 from pipeline.artifact import Artifact
 from pipeline.attempts import Policy
 from pipeline.budget import Budget, parse_budget
-from pipeline.checkpoint import identity, open_checkpoint
+from pipeline.checkpoint import answering_identity, open_checkpoint
 from pipeline.device import place
 from pipeline.errors import UserError
 from pipeline.following import Followed, follow
 from pipeline.generate import AnswerShards, GenerateSettings
+from pipeline.generation_settings import check_generation
 from pipeline.index import read_index
-from pipeline.job_settings import check_at_least_one, check_policy, environment, local_model, own_dtype
+from pipeline.job_settings import check_at_least_one, check_policy, environment, own_dtype
 from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from pipeline.progress import Progress
 from pipeline.run_folder import run_folder
@@ -89,7 +90,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             f"--positions {positions}: a {family.name} model numbers its kept tokens in one way only, "
             f"{family.positions[0]}; leave the option out"
         )
-    model = identity(checkpoint, family)
+    check_generation(checkpoint)
+    model = answering_identity(checkpoint, family)
     for part in _MODEL_PARTS:
         if model[part] != prune_job.model.get(part):
             raise UserError(
@@ -113,7 +115,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": _corpus_of(pruned)},
         },
         model=model,
-        environment=environment(),
+        environment=environment(checkpoint),
     )
     num_shards, sources = pruned.committed_hashes()
     if artifact.finished:
@@ -139,7 +141,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         run, prompts = Followed(), 0
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
-                run, prompts = _run_shards(settings, budget, dtype, pruned, artifact, pending, say)
+                run, prompts = _run_shards(
+                    replace(settings, model=checkpoint.pinned), budget, dtype, pruned, artifact, pending, say
+                )
         if run.done == len(pending):
             _forget_what_changed(pruned, artifact, run, say)
             if not run.failures:
@@ -195,7 +199,7 @@ def _run_shards(
         generate = GenerateSettings(
             pruned=pruned.root,
             output=artifact.root,
-            model=local_model(settings.model),
+            model=settings.model,
             dtype=dtype,
             budget=budget,
             batch_size=settings.batch_size,

@@ -285,7 +285,6 @@ class Artifact:
         for shard in shards:
             self._commit_path(shard).unlink(missing_ok=True)
 
-
     @property
     def finished(self) -> bool:
         """Every shard is committed and the manifest is written."""

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
@@ -18,6 +20,13 @@ from pipeline.paths import refuse_url
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+# What poses a prompt: the tokenizer's files, chat templates, wherever they are kept.
+_PROMPTING_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+                    "chat_template*", "processor_config.json")  # fmt: skip
+# Names that language-model tensors begin with, in old and new checkpoints of all families.
+_LANGUAGE_WEIGHTS = re.compile(r"(model\.)*(language_model|text_model|lm_head|layers|embed_tokens|norm)\.")
+_READ_BYTES = 8 << 20
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100 << 20
 
@@ -26,16 +35,17 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     """Find the checkpoint and the family that handles it.
 
     Args:
-        name: a folder, or a hub id (`org/name`), downloaded or taken from the local cache.
+        name: a folder, or a hub id (`org/name` or `org/name@revision`), downloaded or taken from the local cache.
 
     Raises:
-        UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights, or
-            shards that are not those of its index.
+        UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights, an
+            adapter that is not merged, or shards that are not those of its index.
     """
     refuse_url("--model", name, "name its folder, or its hub id (org/name), which is fetched for you")
-    path = Path(name).expanduser()
+    path, revision = Path(name).expanduser(), None
     if not path.is_dir():
         path = _download(name)
+        revision = path.name
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
@@ -50,8 +60,13 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     reason = family.refusal(config)
     if reason is not None:
         raise UserError(f"--model {name}: {reason}")
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"--model {name}: adapter_config.json lies beside its weights; adapters are not applied, merge it into the "
+            "checkpoint or remove it"
+        )
     weight_files(path, name)
-    return Checkpoint(path.resolve(), name, config), family
+    return Checkpoint(path.resolve(), name, config, revision), family
 
 
 def weight_files(path: Path, name: str) -> list[Path]:
@@ -95,50 +110,103 @@ def weight_files(path: Path, name: str) -> list[Path]:
 
 
 def _download(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent.is_dir():
-        raise UserError(f"--model {name}: no such folder, and not a hub id of the form org/name")
+    """The snapshot's folder, whose name is the commit."""
+    hub_id = _HUB_ID.fullmatch(name)
+    if hub_id is None or Path(name).parent.is_dir():
+        raise UserError(f"--model {name}: no such folder, and not a hub id of the form org/name or org/name@revision")
     try:
-        return Path(snapshot_download(name, allow_patterns=_NEEDED_FILES))
+        return Path(snapshot_download(hub_id[1], revision=hub_id[2], allow_patterns=_NEEDED_FILES))
     except Exception as error:  # the hub client raises many unrelated types; all of them mean: not to be had
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--model {name}: no such folder, and the hub does not give it ({first})") from error
 
 
 def identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
-    """What must be the same for two runs to use the same model: family, config, tensor headers, projector's bytes.
+    """What must be the same for two prune runs to use the same model: all but the language model's own tensors.
 
     Returns:
         `family` and lower-case hex sha256 values: `config` (config.json as canonical JSON), `image_processor`,
-        `weights` (every safetensors header: names, dtypes, shapes, offsets), `projector` (names and raw bytes).
+        `weights` (every safetensors header: names, dtypes, shapes, offsets), `projector` and `vision` (names, shapes
+        and raw bytes of the projector's tensors, and of all that are not the language model's).
     """
+    processors = [checkpoint.path / name for name in _IMAGE_PROCESSOR_FILES]
+    return {
+        **_identity(checkpoint, family, vision=lambda name: not _LANGUAGE_WEIGHTS.match(name)),
+        "image_processor": hashlib.sha256(
+            b"".join(_digest_json(file).encode() for file in processors if file.exists())
+        ).hexdigest(),
+    }
+
+
+def answering_identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
+    """What must be the same for two answer runs to use the same model: all but the vision tower, which is not read.
+
+    Returns:
+        as `identity`, with `language` (the language model's tensors), `prompting` (tokenizer and chat template) and
+        `generation` (generation_config.json) in place of `vision` and `image_processor`.
+    """
+    generation = checkpoint.path / "generation_config.json"
+    prompting = hashlib.sha256()
+    for file in sorted({file for pattern in _PROMPTING_FILES for file in checkpoint.path.glob(pattern)}):
+        if file.is_file():
+            prompting.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return {
+        **_identity(checkpoint, family, language=lambda name: bool(_LANGUAGE_WEIGHTS.match(name))),
+        "prompting": prompting.hexdigest(),
+        "generation": _digest_json(generation) if generation.exists() else "none",
+    }
+
+
+def _identity(checkpoint: Checkpoint, family: Family, **parts: Callable[[str], bool]) -> dict[str, str]:
+    """Family, config, headers, projector and the named parts of the tensors; each tensor is read once."""
     headers = hashlib.sha256()
-    projector = hashlib.sha256()
-    found = 0
+    parts["projector"] = lambda name: bool(re.search(family.projector_weights, name))
+    wanted: list[tuple[Path, int, str, dict[str, Any]]] = []
     for file in weight_files(checkpoint.path, checkpoint.name):
         header, data_begin = read_header(file)
         headers.update(file.name.encode() + json.dumps(header, sort_keys=True).encode())
-        for tensor in sorted(name for name in header if re.search(family.projector_weights, name)):
-            begin, end = header[tensor]["data_offsets"]
-            projector.update(tensor.encode() + json.dumps(header[tensor]["shape"]).encode())
-            projector.update(
-                np.memmap(file, np.uint8, "r", data_begin + begin, (end - begin,)).data if end > begin else b""
-            )
-            found += 1
-    if not found:
+        wanted += [
+            (file, data_begin, name, entry)
+            for name, entry in header.items()
+            if any(belongs(name) for belongs in parts.values())
+        ]
+    wanted.sort(key=lambda one: one[2])
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter's lock
+        digests = list(pool.map(_digest_tensor, wanted))
+    hashes = {part: hashlib.sha256() for part in parts}
+    found = dict.fromkeys(parts, 0)
+    for (_, _, name, entry), digest in zip(wanted, digests, strict=True):
+        for part, belongs in parts.items():
+            if belongs(name):
+                hashes[part].update(f"{name} {entry['dtype']} {entry['shape']} {digest}\n".encode())
+                found[part] += 1
+    if not found["projector"]:
         raise UserError(
             f"--model {checkpoint.name}: no projector weights (/{family.projector_weights}/) in its safetensors files; "
             f"is it a complete {family.name} checkpoint?"
         )
-    processors = [checkpoint.path / name for name in _IMAGE_PROCESSOR_FILES]
     return {
         "family": family.name,
         "config": _digest_json(checkpoint.path / "config.json"),
-        "image_processor": hashlib.sha256(
-            b"".join(_digest_json(file).encode() for file in processors if file.exists())
-        ).hexdigest(),
         "weights": headers.hexdigest(),
-        "projector": projector.hexdigest(),
+        **{part: digest.hexdigest() for part, digest in hashes.items()},
     }
+
+
+def _digest_tensor(wanted: tuple[Path, int, str, dict[str, Any]]) -> str:
+    file, data_begin, _, entry = wanted
+    begin, end = entry["data_offsets"]
+    digest = hashlib.sha256()
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(data_begin + begin)
+        left = end - begin
+        while left:
+            data = stream.read(min(left, _READ_BYTES))
+            if not data:
+                raise UserError(f"{file} became shorter while it was read; fetch it again")
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

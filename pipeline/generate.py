@@ -17,7 +17,8 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.device import worker_device
 from pipeline.errors import UserError
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
-from pipeline.families.loading import limit_threads
+from pipeline.families.loading import fixed_rotation_limit, forget_long_texts, limit_threads
+from pipeline.generation_settings import FORCED, end_tokens, runs_alone
 from pipeline.grade import is_correct
 from pipeline.load import load_images, load_prompts
 from pipeline.write import write_table
@@ -60,6 +61,11 @@ class Question:
     prompt: dict[str, Any]  # its row of the prompts table
     image: KeptImage
     token_ids: list[int]  # rendered text, the image's tokens in their place
+
+    @property
+    def last_position(self) -> int:
+        """No token of the prompt has a position beyond, however kept tokens are numbered."""
+        return len(self.token_ids) + int(self.image.selection["num_tokens"] + self.image.selection["num_structure"])
 
     def end_of_image(self, image_token_id: int) -> int:
         """Place behind the last image token."""
@@ -145,7 +151,7 @@ def answer_prompts(
     """Greedy answers to prompts about kept images; rows of `ANSWERS` in the order of `prompts`.
 
     Prompts of one image run together, images of similar length beside each other. A prompt that the family refuses, or
-    whose image is not among `images`, gets finish reason `refused`, a null answer and the reason as `refusal`.
+    whose image is not among `images`, gets finish reason `refused`, a null answer and the reason as `message`.
     """
     rows: list[dict[str, Any] | None] = [None] * len(prompts)
     questions: list[tuple[int, Question]] = []
@@ -166,8 +172,7 @@ def answer_prompts(
         return len(image.indices_K), place_of[image.image_id], len(question.token_ids), number
 
     questions.sort(key=order)
-    for begin in range(0, len(questions), batch_size):
-        chunk = questions[begin : begin + batch_size]
+    for chunk in _chunks(answerer, questions, batch_size, max_new_tokens):
         started = time.perf_counter()
         outputs = list(_generate(answerer, [question for _, question in chunk], max_new_tokens))
         each = (time.perf_counter() - started) / len(chunk)
@@ -185,6 +190,21 @@ def answer_prompts(
     return [row for row in rows if row is not None]
 
 
+def _chunks(
+    answerer: Answerer, questions: Sequence[tuple[int, Question]], batch_size: int, max_new_tokens: int
+) -> Iterator[Sequence[tuple[int, Question]]]:
+    """Questions that run together; one at a time where another row, or padding, could change an answer."""
+    limit = 0 if runs_alone(answerer.model.generation_config) else fixed_rotation_limit(answerer.model)
+    apart = [item for item in questions if limit is not None and item[1].last_position + max_new_tokens >= limit]
+    numbers_apart = {number for number, _ in apart}
+    together = [item for item in questions if item[0] not in numbers_apart]
+    for begin in range(0, len(together), batch_size):
+        yield together[begin : begin + batch_size]
+    for item in apart:
+        forget_long_texts(answerer.model)
+        yield [item]
+
+
 def _question(answerer: Answerer, prompt: dict[str, Any], image: KeptImage) -> Question:
     return Question(prompt, image, answerer.token_ids(prompt["prompt"], image))
 
@@ -198,9 +218,8 @@ def _generate(
     Questions that begin alike, up to and including their image, share one pass over that beginning: its cache is
     computed once and copied to each of them.
     """
-    config = answerer.model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    pad = config.pad_token_id if config.pad_token_id is not None else ends[0]
+    ends = end_tokens(answerer.model.generation_config)
+    pad = _padding(answerer, ends)
     device = answerer.model.device
     owners: dict[tuple[str, ...], int] = {}  # (image, beginning) -> number among the distinct beginnings
     beginnings = [owners.setdefault(q.beginning(answerer.image_token_id), len(owners)) for q in questions]
@@ -228,16 +247,22 @@ def _generate(
     output = answerer.model.generate(
         input_ids=ids,
         attention_mask=mask,
-        do_sample=False,
-        num_beams=1,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
+        **FORCED,
         **inputs,
         **shared,
     )
     for tokens in output[:, ids.shape[1] :].tolist():
         stop = next((n for n, token in enumerate(tokens) if token in ends), None)
         yield (tokens, "length") if stop is None else (tokens[:stop], "stop")
+
+
+def _padding(answerer: Answerer, ends: Sequence[int]) -> int:
+    """A token id for places that are masked or behind an answer's end; the checkpoint's own may be no token at all."""
+    size = answerer.model.get_input_embeddings().num_embeddings
+    candidates = (answerer.model.generation_config.pad_token_id, *ends, 0, 1)
+    return next(t for t in candidates if t is not None and 0 <= t < size and t != answerer.image_token_id)
 
 
 def _left_padded(sequences: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -253,10 +278,10 @@ def _left_padded(sequences: Sequence[list[int]], pad: int, device: torch.device)
 
 def _asked(prompt: dict[str, Any], tokens: int) -> dict[str, Any]:
     shared = {name: prompt[name] for name in ("prompt_id", "image_id", "type", "references", "shard")}
-    return {**shared, "tokens": tokens, "refusal": None}
+    return {**shared, "tokens": tokens, "message": None}
 
 
-def _refused(prompt: dict[str, Any], tokens: int, refusal: str) -> dict[str, Any]:
+def _refused(prompt: dict[str, Any], tokens: int, message: str) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "answer": None,
         "answer_tokens": [],
@@ -264,4 +289,4 @@ def _refused(prompt: dict[str, Any], tokens: int, refusal: str) -> dict[str, Any
         "seconds": 0.0,
         "correct": None,
     }
-    return {**_asked(prompt, tokens), **answer, "refusal": refusal}
+    return {**_asked(prompt, tokens), **answer, "message": message}

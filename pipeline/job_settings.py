@@ -3,10 +3,10 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint
 
 
 def check_at_least_one(settings: Any, names: Iterable[str]) -> None:
@@ -38,18 +38,13 @@ def own_dtype(config: Any) -> str:
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
 
 
-def local_model(model: str) -> str:
-    """A model folder as an absolute path, so that workers find it from any directory; a hub id as it is."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.is_dir() else model
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware, for `_job.json`."""
+def environment(checkpoint: Checkpoint) -> dict[str, str]:
+    """Versions and hardware, and where the model came from, for `_job.json`."""
     packages = ("torch", "transformers", "ray", "pyarrow", "webdataset", "pillow", "safetensors", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
         **{name: importlib.metadata.version(name) for name in packages},
+        "model": checkpoint.pinned,
     }

@@ -15,7 +15,7 @@ from pipeline.device import Placement, place
 from pipeline.encode import EncodeSettings
 from pipeline.errors import UserError
 from pipeline.index import Index, drop_generation, read_index, unindexed_inputs
-from pipeline.job_settings import check_at_least_one, check_policy, environment, local_model, own_dtype
+from pipeline.job_settings import check_at_least_one, check_policy, environment, own_dtype
 from pipeline.paths import WRITE_INSTEAD, refuse_url
 from pipeline.read import ReadSettings
 from pipeline.redo import forget_transient_errors
@@ -111,7 +111,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         schema_version=SCHEMA_VERSION,
         settings={**{name: getattr(settings, name) for name in _IDENTITY}, "dtype": dtype, "estimator": estimator},
         model=identity(checkpoint, family),
-        environment=environment(),
+        environment=environment(checkpoint),
         notes=[note] if note else [],
     )
     artifact.check_job(job)
@@ -127,7 +127,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         index, new_inputs = _known(artifact, inputs)  # again: until the lock was held, another job could change it
         placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
         encode = EncodeSettings(
-            model=local_model(settings.model),
+            model=checkpoint.pinned,
             dtype=dtype,
             batch_size=0,
             feature_dtype=settings.feature_dtype,

@@ -132,13 +132,13 @@ ANSWERS = pa.schema(
         ("image_id", pa.string()),
         ("answer", pa.string()),
         ("answer_tokens", pa.list_(pa.int32())),  # generated token ids, end-of-sequence excluded
-        ("finish_reason", pa.string()),  # "stop" (end of sequence), "length" or "refused"
-        ("refusal", pa.string()),  # why it was refused; null otherwise
+        ("finish_reason", pa.string()),  # "stop" (end of sequence), "length", or "refused" with a null answer
         ("tokens", pa.int32()),  # visual tokens the model saw (k of the ranking), structure tokens not counted
         ("seconds", pa.float32()),  # generation time of the batch / prompts in it
         ("type", pa.string()),
         ("references", pa.list_(pa.string())),
         ("correct", pa.bool_()),  # null without references
         ("shard", pa.int32()),
+        ("message", pa.string()),  # why the prompt was refused; null otherwise
     ]
 )

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage
 from pipeline.families.loading import attends_causally, load_part
-from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
+from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 
 
 def kept_places(image: KeptImage) -> Tensor:
@@ -43,6 +43,7 @@ class PackedAnswerer:
         newline: Callable[[Any], Tensor] | None = None,
         token_types: Callable[[Tensor], Tensor] | None = None,
         as_list: bool = True,
+        add_special_tokens: bool = True,
     ) -> None:
         """Load.
 
@@ -55,6 +56,7 @@ class PackedAnswerer:
             newline: the newline embedding of the loaded model, where the family has one.
             token_types: (which tokens are of the image) -> token types, for models that attend by them.
             as_list: the model takes a list of feature tensors; else one tensor.
+            add_special_tokens: the model's processor lets its tokenizer add them.
         """
         self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
@@ -66,7 +68,7 @@ class PackedAnswerer:
             )
         self._placeholder, self._template, self._inline = placeholder, default_template, inline
         self._expand, self._token_types, self._as_list = expand, token_types, as_list
-        check_template(self.render, checkpoint)
+        self._poser = Poser(checkpoint, self.tokenizer, self.render, add_special_tokens=add_special_tokens)
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings = token_types is None and attends_causally(checkpoint.config)
         self._positions = positions or "compact"
@@ -85,7 +87,7 @@ class PackedAnswerer:
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with K + S image tokens."""
-        ids = tokenise(self.tokenizer, self.render(prompt))
+        ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         count = len(image.indices_K) + image.selection["num_structure"]
         return ids[:place] + [self.image_token_id] * count + ids[place + 1 :]

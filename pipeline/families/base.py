@@ -141,6 +141,12 @@ class Checkpoint:
     path: Path
     name: str  # as the user gave it
     config: Any  # its Transformers config
+    revision: str | None = None  # the hub's commit, where the hub gave it
+
+    @property
+    def pinned(self) -> str:
+        """The name under which a worker, here or on another node, opens these very files: a folder or a commit."""
+        return str(self.path) if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
 
 def torch_dtype(name: str) -> torch.dtype:

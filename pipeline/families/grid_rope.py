@@ -15,7 +15,7 @@ from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
 from pipeline.families.loading import attends_causally, captured, load_part
 from pipeline.families.processing import image_processor, unusable
-from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
+from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 from zoo_ops import ProjectorSpec
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
@@ -136,14 +136,14 @@ class GridAnswerer:
         self._render = partial(
             render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE
         )
-        check_template(self._render, checkpoint)
+        self._poser = Poser(checkpoint, self.tokenizer, self._render)
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings = attends_causally(checkpoint.config)
         self._output = output or _pooled
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with K image tokens."""
-        ids = tokenise(self.tokenizer, self._render(prompt))
+        ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
 

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
 from pipeline.families.loading import attends_causally, captured, load_part, part_of, projector_form
 from pipeline.families.processing import image_processor, normalised, unusable
-from pipeline.families.prompting import check_template, load_tokenizer, render_prompt, tokenise
+from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
 PLACEHOLDER = "<image>"
@@ -125,12 +125,13 @@ class TileAnswerer:
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
         self._render = partial(render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE)
-        check_template(self._render, checkpoint)
+        self._poser = Poser(checkpoint, self.tokenizer, self._render)
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings = attends_causally(checkpoint.config)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The prompt with the tags of all tiles and K image tokens."""
+        self._poser.ids(prompt)  # refuses what it must
         return tokenise(self.tokenizer, self._render(prompt).replace(PLACEHOLDER, _blocks(image)))
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:

@@ -120,6 +120,32 @@ def attends_causally(config: Any) -> bool:
     )
 
 
+def fixed_rotation_limit(model: Any) -> int | None:
+    """The text length from which on the rotation of positions depends on the longest text of a batch; None: never."""
+    limits = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        if any("dynamic" in str(kind) for kind in kinds):
+            limits.append(module.original_max_seq_len)
+        if "longrope" in kinds:
+            parameters = module.config.rope_parameters
+            per_kind = [parameters] if "rope_type" in parameters else list(parameters.values())
+            limits += [one["original_max_position_embeddings"] for one in per_kind if one["rope_type"] == "longrope"]
+    return min(limits, default=None)
+
+
+@torch.inference_mode()
+def forget_long_texts(model: Any) -> None:
+    """Bring the rotation of positions back to what it is for short texts: a longer text before leaves its own behind.
+
+    Transformers does so itself when the model reads a text below the limit; here it is one token long.
+    """
+    if fixed_rotation_limit(model) is not None:
+        zero = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        model.get_decoder()(inputs_embeds=model.get_input_embeddings()(zero), position_ids=zero, use_cache=False)
+
+
 def limit_threads(num_threads: int) -> None:
     """Let this process compute with `num_threads` CPU threads."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)

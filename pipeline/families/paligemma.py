@@ -17,7 +17,7 @@ from transformers.models.paligemma.modeling_paligemma import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form
 from pipeline.families.processing import UintPreparer, image_processor, normalised
 from pipeline.families.prompting import render_prompt
@@ -63,13 +63,6 @@ class PaliGemmaAnswerer(PackedAnswerer):
         before, after = text.split(PLACEHOLDER)
         return f"{before}{PLACEHOLDER}{self.tokenizer.bos_token}{after}\n"
 
-    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
-        """The prompt with K image tokens."""
-        ids = self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"]
-        assert isinstance(ids, list), "one text gives one list of ids"
-        place = ids.index(self.image_token_id)
-        return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
-
 
 FAMILY = Family(
     name="paligemma",
@@ -82,6 +75,7 @@ FAMILY = Family(
         default_template=f"{PLACEHOLDER}{{prompt}}\n",
         token_types=lambda is_image_BT: torch.zeros_like(is_image_BT, dtype=torch.int64),
         as_list=False,
+        add_special_tokens=False,
     ),
     projector=lambda config: _spec_of(projector_form(PaliGemmaMultiModalProjector, config)),
     projector_weights=r"(^|\.)multi_modal_projector\.",

@@ -1,10 +1,11 @@
 """From a user's prompt to the text the model was trained on: the checkpoint's chat template, one image placeholder."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
@@ -32,18 +33,55 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-def check_template(render: Callable[[str], str], checkpoint: Checkpoint) -> None:
-    """Pose a prompt to see that the chat template takes one.
+class Poser:
+    """Prompts to token ids; a prompt that brings image or video tokens of its own is refused, text is text."""
 
-    Raises:
-        UserError: it does not.
-    """
-    try:
-        render("x")
-    except (UnusablePromptError, TemplateError, TypeError, KeyError) as error:
-        raise UserError(
-            f"--model {checkpoint.name}: its chat template can't pose a prompt about an image ({first_line(error)})"
-        ) from error
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Any, render: Callable[[str], str], *, add_special_tokens: bool = True
+    ) -> None:
+        """Pose a prompt to see that the chat template takes one.
+
+        Args:
+            checkpoint: whose config says which tokens stand for images and videos.
+            tokenizer: of the checkpoint.
+            render: prompt -> text with one image.
+            add_special_tokens: as the model's own processor asks its tokenizer.
+
+        Raises:
+            UserError: it does not.
+        """
+        self._tokenizer, self._render, self._add_special_tokens = tokenizer, render, add_special_tokens
+        names = ("image_token_id", "video_token_id")
+        ids = {getattr(owner, name, None) for owner in (checkpoint.config, tokenizer) for name in names}
+        self._visual = {token for token in ids if isinstance(token, int)}
+        try:
+            self._expected = self._count(self._tokenise(render("x")))
+        except UnusablePromptError as error:
+            raise UserError(
+                f"--model {checkpoint.name}: its chat template can't pose a prompt about an image ({error})"
+            ) from error
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of the rendered prompt, with as many image tokens as `render` writes for one image.
+
+        Raises:
+            UnusablePromptError: the prompt can't be rendered or tokenised, or holds tokens of images or videos.
+        """
+        ids = self._tokenise(self._render(prompt))
+        counts = self._count(ids)
+        for token in self._visual:
+            if counts[token] != self._expected[token]:
+                raise UnusablePromptError(
+                    f"the prompt's own text gives {counts[token] - self._expected[token]:+d} tokens "
+                    f"{self._tokenizer.convert_ids_to_tokens(token)!r}, which stand for images or videos"
+                )
+        return ids
+
+    def _tokenise(self, text: str) -> list[int]:
+        return tokenise(self._tokenizer, text, add_special_tokens=self._add_special_tokens)
+
+    def _count(self, ids: list[int]) -> Counter[int]:
+        return Counter(token for token in ids if token in self._visual)
 
 
 def render_prompt(
@@ -64,7 +102,7 @@ def render_prompt(
         inline: an image inside a text, placeholder included; None: the placeholder alone.
 
     Raises:
-        UnusablePromptError: the prompt names several images.
+        UnusablePromptError: the prompt names several images, or the template can't pose it.
     """
     inline = inline or placeholder
     prompt, count = _with_inline(prompt, placeholder, inline)
@@ -73,7 +111,10 @@ def render_prompt(
     if tokenizer.chat_template:
         image = [] if count else [{"type": "image"}]
         conversation: list[Any] = [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template is a program of the checkpoint: anything may come out of it
+            raise UnusablePromptError(f"the chat template can't pose this prompt ({first_line(error)})") from error
         assert isinstance(text, str), "tokenize=False gives text"
     else:
         template = default_template.replace(f"{inline}\n", "").replace(inline, "") if count else default_template
@@ -85,18 +126,23 @@ def render_prompt(
     return text
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a rendered prompt; a beginning of sequence that the template wrote is not added again."""
+def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a rendered prompt; a beginning of sequence that the template wrote is not added again.
+
+    Raises:
+        UnusablePromptError: the tokenizer does not take the text.
+    """
     bos = tokenizer.bos_token
     twice = isinstance(bos, str) and text.startswith(bos)
-    ids = tokenizer(text, add_special_tokens=not twice)["input_ids"]
+    try:
+        ids = tokenizer(text, add_special_tokens=add_special_tokens and not twice)["input_ids"]
+    except Exception as error:  # it raises many unrelated types about text it can't encode
+        raise UnusablePromptError(f"the tokenizer can't take this prompt ({first_line(error)})") from error
     assert isinstance(ids, list), "one text gives one list of ids"
     return ids
 
 
 def _with_inline(prompt: str, placeholder: str, inline: str) -> tuple[str, int]:
     """The prompt with each of its placeholders written as `inline`, and how many it has."""
-    marker = "\0"
-    for form in sorted({GENERIC, placeholder, inline}, key=len, reverse=True):
-        prompt = prompt.replace(form, marker)
-    return prompt.replace(marker, inline), prompt.count(marker)
+    forms = sorted({GENERIC, placeholder, inline}, key=len, reverse=True)
+    return re.subn("|".join(map(re.escape, forms)), lambda _: inline, prompt)

@@ -114,17 +114,44 @@ def test_more_tokens_than_stored_are_refused(pruned_64, answer, tmp_path):
         answer(pruned_64, tmp_path / "out", tokens="65")
 
 
-def test_another_model_is_refused(pruned_64, answer, tiny_llava, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(tiny_llava, other)
-    weights = other / "model.safetensors"
+def altered(tiny_llava: str, folder: Path, part: str) -> str:
+    """A copy of the model with one bit of one tensor changed."""
+    shutil.copytree(tiny_llava, folder)
+    weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    name = next(n for n in header if "multi_modal_projector" in n)
+    name = next(n for n in header if part in n)
     data[8 + int.from_bytes(data[:8], "little") + header[name]["data_offsets"][0]] ^= 1
     weights.write_bytes(data)
+    return str(folder)
+
+
+def test_another_model_is_refused(pruned_64, answer, tiny_llava, tmp_path):
     with pytest.raises(UserError, match="its projector differs"):
+        answer(pruned_64, tmp_path / "out", model=altered(tiny_llava, tmp_path / "other", "multi_modal_projector"))
+
+
+def test_another_tower_does_not_resume_the_pruning(pruned_64, prune, tiny_llava, tmp_path):
+    with pytest.raises(UserError, match=r"other settings:\n  model\.vision: "):
+        prune(pruned_64, max_tokens="64", model=altered(tiny_llava, tmp_path / "other", "vision_tower"))
+
+
+def test_another_language_model_does_not_resume_the_answers(pruned_64, answer, tiny_llava, tmp_path):
+    output, new = tmp_path / "out", {"tokens": "4", "max_new_tokens": 1}
+    answer(pruned_64, output, **new)
+    with pytest.raises(UserError, match=r"other settings:\n  model\.language: "):
+        answer(pruned_64, output, model=altered(tiny_llava, tmp_path / "language", "layers.0"), **new)
+    # The vision tower plays no part: it is not read, and may be another.
+    answer(pruned_64, output, model=altered(tiny_llava, tmp_path / "tower", "vision_tower"), **new)
+
+
+def test_settings_that_answers_cannot_follow_are_refused_before_any_work(pruned_64, answer, tiny_llava, tmp_path):
+    other = shutil.copytree(tiny_llava, tmp_path / "other")
+    settings = json.loads((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(json.dumps({**settings, "stop_strings": ["."]}))
+    with pytest.raises(UserError, match="stop_strings"):
         answer(pruned_64, tmp_path / "out", model=str(other))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_artifact_is_refused(pruned_64, answer, tmp_path):

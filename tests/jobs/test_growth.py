@@ -31,7 +31,7 @@ def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str 
     settings = AnswerSettings(str(pruned), model, str(output), max_new_tokens=2, workers=1)
     result = answer_corpus(settings, lambda _: None)
     assert result.failures == {}
-    return {row["prompt_id"]: (row["finish_reason"], row["refusal"]) for row in rows_of(output, "answers")}
+    return {row["prompt_id"]: (row["finish_reason"], row["message"]) for row in rows_of(output, "answers")}
 
 
 @pytest.fixture

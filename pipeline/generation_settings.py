@@ -1,0 +1,102 @@
+"""A checkpoint's own generation settings: harmless in a batch, honoured one prompt at a time, or refused by name.
+
+What is promised is what `generate` of the untouched model gives, greedily, for a prompt alone. A setting of a newer
+Transformers that is in none of the lists below is refused.
+"""
+
+import json
+from typing import Any
+
+from transformers import GenerationConfig
+
+from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint
+from pipeline.families.loading import first_line
+
+# Arguments of every `generate`: greedy, with a cache that grows and can be shared, tokens as one tensor.
+FORCED: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "use_cache": True,
+    "cache_implementation": None,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+# They concern sampling, beams, assistants, speed or memory; or a limit that `max_new_tokens` overrides.
+_WITHOUT_EFFECT = {
+    *FORCED,
+    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "low_memory"),
+    *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("assistant_lookbehind", "target_lookbehind", "max_matching_ngram_size"),
+    *("cache_config", "max_cache_len", "compile_config", "disable_compile", "continuous_batching_config"),
+    *("max_length", "max_new_tokens", "transformers_version"),
+}
+# They look at a row's own logits and at how many tokens were generated, which is the same for all rows of a batch.
+_ROW_BY_ROW = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("min_new_tokens", "forced_eos_token_id", "exponential_decay_length_penalty"),
+    *("suppress_tokens", "begin_suppress_tokens", "remove_invalid_values", "renormalize_logits"),
+}
+# They look at the tokens of the prompt or count them, and would take padding for part of it.
+_ALONE = {
+    *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "sequence_bias", "min_length", "forced_bos_token_id", "watermarking_config"),
+}
+_SAME_AS_NONE = {"guidance_scale": 1, "penalty_alpha": 0}
+
+
+def check_generation(checkpoint: Checkpoint) -> None:
+    """Refuse generation settings that can't be honoured, before any weight is read.
+
+    Raises:
+        UserError: naming the setting and the file to change.
+    """
+    file = checkpoint.path / "generation_config.json"
+    if not file.exists():
+        file = checkpoint.path / "config.json"
+    try:
+        if not isinstance(json.loads(file.read_bytes()), dict):
+            raise ValueError("it holds no object")
+        config = GenerationConfig.from_pretrained(
+            checkpoint.path, config_file_name=file.name, _from_model_config=file.name == "config.json"
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--model {checkpoint.name}: {file.name} can't be used ({first_line(error)})") from error
+    settings = _settings_in_force(config)
+    refused = sorted(settings.keys() - _WITHOUT_EFFECT - _ROW_BY_ROW - _ALONE)
+    if settings.get("cache_implementation") == "quantized":
+        refused.append("cache_implementation")
+    if "exponential_decay_length_penalty" in settings and "eos_token_id" not in settings:
+        refused.append("exponential_decay_length_penalty")
+    if refused:
+        named = ", ".join(f"{name} = {settings[name]!r}" for name in refused)
+        raise UserError(
+            f"--model {checkpoint.name}: its generation settings ask for {named}, which answers here can't follow; "
+            f"take it out of {file.name}"
+        )
+
+
+def runs_alone(config: GenerationConfig) -> bool:
+    """Whether the settings make an answer depend on the tokens or the length of the prompt, padding included."""
+    return bool(_settings_in_force(config).keys() & _ALONE)
+
+
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """Token ids that end an answer; empty where nothing but its length does."""
+    ends = config.eos_token_id
+    return [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [int(ends)]
+
+
+def _settings_in_force(config: GenerationConfig) -> dict[str, Any]:
+    """Settings that Transformers knows and that are not at their default; it ignores all others."""
+    known = {name: value for name, value in vars(GenerationConfig()).items() if not name.startswith("_")}
+    defaults = {**known, **_SAME_AS_NONE, **GenerationConfig._get_default_generation_params()}
+    return {
+        name: value
+        for name in known
+        if (value := getattr(config, name, None)) is not None and value is not False and value != defaults[name]
+    }
