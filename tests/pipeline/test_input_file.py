@@ -76,9 +76,9 @@ def test_what_is_missing_or_forbidden_is_not_waited_for(tmp_path, path, storage)
     assert caught.value.reason == "missing_file"
     with pytest.raises(InputReadError, match="does not exist"):
         open_input("no\0name")
-    with pytest.raises(InputReadError, match="Is a directory") as caught, open_input(tmp_path) as stream:
-        stream.read(1)
-    assert caught.value.reason == "read_error"
+    with pytest.raises(InputReadError, match="is a folder, not a regular file") as caught:
+        open_input(tmp_path)
+    assert caught.value.reason == "not_a_file"
     assert storage.pauses == []
 
 

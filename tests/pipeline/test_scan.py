@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,6 @@ from pipeline.corpus import resolve_corpus
 from pipeline.decode import DecodeError
 from pipeline.errors import UserError
 from pipeline.read import read_bytes
-from pipeline.sample import ScanUnit
 from pipeline.scan import scan, scan_units
 from schemas.tables import SCAN
 
@@ -151,9 +151,8 @@ def test_chunks_of_a_manifest_see_every_line_once(tmp_path, step):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"image": f"{n}.jpg", "pad": "x" * (n % 13)}) + "\n" for n in range(40)))
     size = path.stat().st_size
-    units = [
-        ScanUnit(0, "m.jsonl", str(path), "manifest", begin, min(begin + step, size)) for begin in range(0, size, step)
-    ]
+    (whole,) = scan_units(resolve_corpus([str(path)]))
+    units = [replace(whole, begin=begin, end=min(begin + step, size)) for begin in range(0, size, step)]
     rows = [row for unit in units for row in scan(unit)]
     assert [row["source"].partition("/")[2] for row in rows] == [f"{n}.jpg" for n in range(40)]
     assert [row["sample"] for row in rows] == sorted(row["sample"] for row in rows)
