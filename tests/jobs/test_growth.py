@@ -59,8 +59,8 @@ def test_a_later_repeat_takes_the_reason_that_encoding_gave(prune, loud_model, j
     old = write_tar(tmp_path / "a" / "x.tar", [("1.jpg", jpeg(1)), ("2.png", even(0)), ("1b.json", {})])
     record = {"prompts": ["what ?"]}
     images = {"1.jpg": jpeg(1), "2.png": even(0), "3.png": even(9)}
-    members = [[(name, data), (f"{name[0]}.json", record)] for name, data in images.items()]
-    new = write_tar(tmp_path / "b" / "x.tar", sum(members, []))
+    members = [pair for name, data in images.items() for pair in ((name, data), (f"{name[0]}.json", record))]
+    new = write_tar(tmp_path / "b" / "x.tar", members)
     output = tmp_path / "out"
     settings = {"model": loud_model, "max_tokens": "all", "feature_dtype": "float16", "max_error_rate": 1.0}
     prune(output, corpus=(str(old),), **settings)

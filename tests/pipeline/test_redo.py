@@ -12,9 +12,11 @@ from pipeline import redo, shards
 from pipeline.artifact import Artifact
 from pipeline.build_index import extend_index
 from pipeline.corpus import resolve_corpus
+from pipeline.device import Placement
 from pipeline.errors import UserError
 from pipeline.index import Index, read_index
 from pipeline.redo import forget_transient_errors
+from pipeline.run_folder import run_folder
 from pipeline.shards import Tally, run_shards
 from schemas.records import CommitRecord
 
@@ -121,13 +123,15 @@ def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Pa
     """Follow shards of (samples, failed samples) at an error rate of 0.5."""
     rows = [
         {"shard": n, "failure": None, "samples": samples, "failed_samples": failed, "kept": 0, "errors": failed,
-         "images": 0, "reasons": json.dumps({"missing_file": failed}), "seconds": "{}"}
+         "images": 0, "device": None, "reasons": json.dumps({"missing_file": failed}), "seconds": "{}"}
         for n, (samples, failed) in enumerate(outcomes)
     ]  # fmt: skip
     monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))
     (tmp_path / "out").mkdir()
-    settings = SimpleNamespace(max_error_rate=0.5)
-    run_shards(Artifact(tmp_path / "out"), [], 0, settings, lambda _: None, before)  # type: ignore[arg-type]
+    settings = SimpleNamespace(max_error_rate=0.5, placement=Placement("cpu", 0))
+    artifact = Artifact(tmp_path / "out")
+    with run_folder(artifact.root) as folder:
+        run_shards(artifact, folder, [], 0, settings, lambda _: None, before)  # type: ignore[arg-type]
 
 
 def test_a_redo_of_the_worst_shards_is_held_against_the_whole_corpus(tmp_path, monkeypatch):
