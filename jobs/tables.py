@@ -34,7 +34,7 @@ def write_result(table: pa.Table, form: str) -> None:
         print_table(table)
     elif form == "json":
         for row in table.to_pylist():
-            print(json.dumps(row, ensure_ascii=False, default=str))
+            print(_json(row))
     elif form == "csv":
         pa_csv.write_csv(_flat(table), sys.stdout.buffer)
     else:
@@ -42,11 +42,15 @@ def write_result(table: pa.Table, form: str) -> None:
     sys.stdout.flush()
 
 
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _flat(table: pa.Table) -> pa.Table:
     """Nested columns as JSON text: CSV has no other way to hold them."""
     for number, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):
-            texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in table[field.name].to_pylist()]
+            texts = [None if v is None else _json(v) for v in table[field.name].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
     return table
 

@@ -84,4 +84,8 @@ def test_formats(pruned_64):
     assert rows[0] == {"shard": "0", "images": "61", "list": "[1, 2]"}
     assert json.loads(run("json", sql).splitlines()[0]) == {"shard": 0, "images": 61, "list": [1, 2]}
     assert pq.read_table(io.BytesIO(run("parquet", sql))).num_rows == 5
+    dates = "select {'day': date '2026-01-02', 'share': 1.5::decimal(3, 2)} as pair"
+    assert run("csv", dates).decode().splitlines()[1] == '"{""day"": ""2026-01-02"", ""share"": ""1.50""}"'
+    twice = "select image_id, p.image_id from images join prompts p using (image_id) limit 1"
+    assert json.loads(run("json", twice)).keys() == {"image_id", "image_id_1"}
     assert "images" in run("table", sql).decode().splitlines()[0]
