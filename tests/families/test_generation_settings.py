@@ -104,7 +104,7 @@ REFUSED: dict[str, Any] = {
 TOKENS: dict[str, dict[str, Any]] = {
     "one end": {"eos_token_id": 5, "pad_token_id": 0},
     "no pad": {"eos_token_id": VOCABULARY["w5"], "pad_token_id": None},
-    "pad is end": {"eos_token_id": VOCABULARY["w5"], "pad_token_id": VOCABULARY["w5"], "repetition_penalty": 1.7},
+    "pad is end": {"eos_token_id": 100, "pad_token_id": 100, "repetition_penalty": 3.0},
     "neither": {"eos_token_id": None, "pad_token_id": None},
     "several ends": {"eos_token_id": list(range(50, 80)), "pad_token_id": None},
     "pad is no token": {"eos_token_id": list(range(50, 70)), "pad_token_id": -1},
