@@ -60,7 +60,7 @@ def test_a_later_repeat_takes_the_reason_that_encoding_gave(prune, loud_model, j
     record = {"prompts": ["what ?"]}
     images = {"1.jpg": jpeg(1), "2.png": even(0), "3.png": even(9)}
     members = [[(name, data), (f"{name[0]}.json", record)] for name, data in images.items()]
-    new = write_tar(tmp_path / "b" / "x.tar", sum(members, []))
+    new = write_tar(tmp_path / "b" / "x.tar", [pair for sample in members for pair in sample])
     output = tmp_path / "out"
     settings = {"model": loud_model, "max_tokens": "all", "feature_dtype": "float16", "max_error_rate": 1.0}
     prune(output, corpus=(str(old),), **settings)

@@ -150,7 +150,7 @@ def build_all(patterns: list[str], root: Path, index: Index | None = None) -> In
 def test_a_key_that_comes_again_has_names_of_its_own(tmp_path, jpeg, write_tar):
     record = {"prompts": ["what ?"]}
     members = [[(f"{key}.jpg", jpeg(n)), (f"{key}.json", record)] for n, key in enumerate("aba")]
-    write_tar(tmp_path / "x.tar", sum(members, []))
+    write_tar(tmp_path / "x.tar", [pair for sample in members for pair in sample])
     rows = rows_of(build(str(tmp_path / "x.tar"), tmp_path / "_index"))
     assert len({row["source"] for row in rows}) == 3
     assert len({p["prompt_id"] for row in rows for p in row["prompts"]}) == 3
