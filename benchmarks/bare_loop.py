@@ -26,16 +26,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.console import quiet_libraries
+from pipeline.artifact.index import read_index
+from pipeline.artifact.tables import write_features_tar, write_table
 from pipeline.budget import parse_budget
-from pipeline.checkpoint import open_checkpoint
-from pipeline.decode import decode_image
-from pipeline.encode import EncodeSettings, decision_of, kept_features, load_encoder
+from pipeline.cluster.environment import own_dtype
+from pipeline.corpus.decode import decode_image
+from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
-from pipeline.index import read_index
-from pipeline.job_settings import own_dtype
-from pipeline.read import read_bytes
-from pipeline.select import SelectSettings, select_tokens
-from pipeline.write import prompt_rows, write_features_tar, write_table
+from pipeline.prune.encode import EncodeSettings, decision_of, kept_features, load_encoder
+from pipeline.prune.read import read_bytes
+from pipeline.prune.select import SelectSettings, select_tokens
+from pipeline.prune.write import prompt_rows
 from schemas.tables import ERRORS, PROMPTS, SELECTIONS
 
 

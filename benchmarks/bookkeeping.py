@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.ops import environment
-from pipeline.artifact import Artifact
-from pipeline.build_index import SHARDS_PER_FILE, assign_shards
+from pipeline.artifact.artifact import Artifact
+from pipeline.index.build import SHARDS_PER_FILE, assign_shards
 from schemas.records import CommitRecord, FileEntry
 from schemas.tables import SCAN
 

@@ -28,7 +28,7 @@ import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks.ops import environment
-from pipeline.checkpoint import open_checkpoint
+from pipeline.families.checkpoint import open_checkpoint
 
 NUM_SHARDS = 3
 VISION = {

@@ -28,12 +28,12 @@ import transformers  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from jobs.console import quiet_libraries  # noqa: E402
+from pipeline.answer.stage import answer_prompts  # noqa: E402
 from pipeline.budget import Budget  # noqa: E402
-from pipeline.checkpoint import identity, open_checkpoint  # noqa: E402
-from pipeline.decode import DecodeError, decode_image  # noqa: E402
+from pipeline.corpus.decode import DecodeError, decode_image  # noqa: E402
 from pipeline.families.base import EncodedImage, KeptImage  # noqa: E402
-from pipeline.generate import answer_prompts  # noqa: E402
-from pipeline.select import Selection, SelectSettings, select_tokens  # noqa: E402
+from pipeline.families.checkpoint import identity, open_checkpoint  # noqa: E402
+from pipeline.prune.select import Selection, SelectSettings, select_tokens  # noqa: E402
 from zoo_ops import SELECTORS  # noqa: E402
 
 RATIOS = (0.5, 0.25, 0.125, 0.0625)

@@ -6,7 +6,7 @@
 A worker takes the next shard as soon as it is free. A shard's time is its images over the worker's rate, spread a
 little (lognormal), some of them many times slower. A worker dies at random; its shard begins anew when it is back. The
 job feeds Ray a stream of so many shards at a time and waits for its last one, and every stream starts its actors anew
-(`pipeline/shards.py`). First of all the simulation is checked against the closed form of a run without trouble.
+(`pipeline/prune/stages.py`). First of all the simulation is checked against the closed form of a run without trouble.
 """
 
 # ruff: noqa: E402

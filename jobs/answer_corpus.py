@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jobs.console import exit_status, input_path, output_path, parser, ray_address, run, say
 from jobs.tables import print_table
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.device import DEVICES
-from pipeline.query import accuracy, connect
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.cluster.device import DEVICES
+from pipeline.report.query import accuracy, connect
 
 EXAMPLES = """examples:
   python -m jobs.answer_corpus --pruned out/scenes --model examples/tiny-llava --tokens 32 --output out/answers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
+from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 
 EXIT_INCOMPLETE = 1  # some shards were given up or inputs left out; the same command tries them again
 EXIT_BAD_INPUT = 2

@@ -5,9 +5,9 @@ ray job submit --working-dir . -- python jobs/prune_corpus.py --corpus "/data/*.
 """
 
 from jobs.console import exit_status, output_path, parser, ray_address, run, say
-from pipeline.device import DEVICES
-from pipeline.payload import FEATURE_DTYPES
-from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.artifact.payload import FEATURE_DTYPES
+from pipeline.cluster.device import DEVICES
+from pipeline.prune.job import PruneSettings, prune_corpus
 from zoo_ops import ESTIMATORS, SELECTORS
 
 EXAMPLES = """examples:

@@ -114,7 +114,7 @@ class JobRecord:
     kind: str  # "prune" or "answer"
     schema_version: int
     settings: dict[str, Any]  # resolved settings that decide the output's bytes
-    model: dict[str, Any]  # identity of the model, see pipeline/checkpoint.py
+    model: dict[str, Any]  # identity of the model, see pipeline/families/checkpoint.py
     environment: dict[str, str]  # versions and hardware of the first run; informative
     notes: list[str] = field(default_factory=list)  # what was resolved in another way than asked, and why
     resolved: dict[str, Any] = field(default_factory=dict)  # what "auto" came to; chosen once, in force ever after

@@ -12,7 +12,7 @@ import ray
 from PIL import Image
 
 from jobs.console import quiet_libraries
-from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.prune.job import PruneSettings, prune_corpus
 
 REPO = Path(__file__).resolve().parent.parent
 quiet_libraries()

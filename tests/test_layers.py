@@ -1,51 +1,93 @@
-"""Imports flow jobs -> pipeline -> zoo_ops | schemas and never back; nothing but jobs reads the environment."""
+"""The house has floors: a room imports only rooms below its own. Each rule that rooms live by stands here."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-ROOMS = ("jobs", "pipeline", "zoo_ops", "schemas")
-ALLOWED = {
-    "jobs": {"jobs", "pipeline", "zoo_ops", "schemas"},
-    "pipeline": {"pipeline", "zoo_ops", "schemas"},
-    "zoo_ops": {"zoo_ops"},
-    "schemas": {"schemas"},
-}
-FILES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py"))]
+FLOORS = (
+    ("zoo_ops",),
+    ("schemas",),
+    ("pipeline.errors",),
+    ("pipeline.storage", "pipeline.budget"),
+    ("pipeline.families",),
+    ("pipeline.corpus",),
+    ("pipeline.artifact",),
+    ("pipeline.cluster", "pipeline.loader", "pipeline.report"),
+    ("pipeline.answer", "pipeline.index"),
+    ("pipeline.prune",),
+    ("jobs",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+PACKAGES = ("jobs", "pipeline", "zoo_ops", "schemas")
+FILES = [path for package in PACKAGES for path in sorted((REPO / package).rglob("*.py"))]
 
 
-def imported(tree: ast.AST) -> set[str]:
-    names = set()
-    for node in ast.walk(tree):
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPO))
+
+
+def room_of(module: str) -> str:
+    """`pipeline.prune` of `pipeline.prune.encode`, `jobs` of `jobs.console`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "pipeline" else parts[0]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names.update(alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names.add((node.module or "").partition(".")[0])
-    return names
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or ""
+            if node.module == "pipeline":
+                yield from (f"pipeline.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(REPO)))
-def test_imports_never_run_back(path: Path) -> None:
-    room = path.relative_to(REPO).parts[0]
-    assert imported(ast.parse(path.read_text())) & set(ROOMS) <= ALLOWED[room]
+def packages_of(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports_of(path)}
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(".".join(path.relative_to(REPO).with_suffix("").parts)) for path in FILES}
+    assert rooms - {"pipeline.__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    own = room_of(".".join(path.relative_to(REPO).with_suffix("").parts))
+    for module in imports_of(path):
+        if module.partition(".")[0] in PACKAGES:
+            room = room_of(module)
+            assert room == own or FLOOR[room] < FLOOR[own], f"{own} is not above {room}"
+
+
+def test_zoo_ops_and_schemas_import_nothing_of_each_other() -> None:
+    for path in (REPO / "schemas").rglob("*.py"):
+        assert "zoo_ops" not in packages_of(path), path
 
 
 def test_zoo_ops_knows_neither_ray_nor_files_nor_models() -> None:
     foreign = {"ray", "pyarrow", "duckdb", "webdataset", "transformers", "safetensors", "PIL"}
     for path in (REPO / "zoo_ops").rglob("*.py"):
-        assert not imported(ast.parse(path.read_text())) & foreign, path
+        assert not packages_of(path) & foreign, path
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "jobs" not in p.parts], ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "cluster"], ids=name_of)
+def test_only_the_cluster_room_imports_ray(path: Path) -> None:
+    assert "ray" not in packages_of(path)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "jobs" not in p.parts], ids=name_of)
 def test_only_jobs_read_the_environment(path: Path) -> None:
     text = path.read_text()
     assert "os.getenv" not in text
     assert "os.environ.get" not in text
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_is_pickled(path: Path) -> None:
-    assert not imported(ast.parse(path.read_text())) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not packages_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}

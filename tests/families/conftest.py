@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline.budget import Budget
-from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import decision_of, kept_features
 from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
-from pipeline.load import kept_image
-from pipeline.select import SelectSettings, select_tokens
+from pipeline.families.checkpoint import open_checkpoint
+from pipeline.loader.images import kept_image
+from pipeline.prune.encode import decision_of, kept_features
+from pipeline.prune.select import SelectSettings, select_tokens
 from tests.families.models import TINY, Tiny, build
 
 SIZES = [(64, 48), (90, 30), (33, 100), (56, 56), (121, 70)]  # width, height

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
-from pipeline.checkpoint import identity, open_checkpoint
 from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
-from pipeline.generate import answer_prompts
-from pipeline.select import resolve_estimator
+from pipeline.families.checkpoint import identity, open_checkpoint
+from pipeline.prune.select import resolve_estimator
 from tests.families.models import TINY
 
 CPU = torch.device("cpu")

@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.families.loading import attends_causally
-from pipeline.generate import answer_prompts
 from tests.families.models import TINY
 
 PROMPTS = ["what is this", "how many red w3 in the picture", "w9 w1 <image> w2", "w9 w1 <image>"]

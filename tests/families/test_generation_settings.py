@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from pipeline.answer.generation_settings import check_generation
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
-from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint
-from pipeline.generate import answer_prompts
-from pipeline.generation_settings import check_generation
+from pipeline.families.checkpoint import open_checkpoint
 from tests.families.models import TINY, VOCABULARY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 

@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import answering_identity, identity, open_checkpoint, read_header
+from pipeline.cluster.environment import environment
 from pipeline.errors import UserError
-from pipeline.job_settings import environment
+from pipeline.families.checkpoint import answering_identity, identity, open_checkpoint, read_header
 from tests.families.models import TINY
 
 CPU = torch.device("cpu")

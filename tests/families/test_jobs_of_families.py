@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.errors import UserError
-from pipeline.generate import answer_prompts
-from pipeline.prune import PruneSettings, prune_corpus
-from pipeline.query import ask, connect
+from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.report.query import ask, connect
 
 PROMPTS = ["what is this", "how many red <image> w3"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.families import family_of
 from pipeline.families.base import KeptImage
-from pipeline.generate import answer_prompts
 from tests.families.models import TINY, tokenizer
 
 NEW_TOKENS = 32

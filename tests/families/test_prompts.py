@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
-from pipeline.generate import answer_prompts
 from tests.families.models import SPECIAL, TINY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fault_tools import DATA_FOLDERS, NUM_SHARDS, RUN_SETTINGS, commits, data_of, differing
 
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
 
 COMMIT = "_commits/{:08d}.json"
 TABLES = (

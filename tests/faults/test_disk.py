@@ -23,15 +23,15 @@ from fault_tools import (
     run_command,
 )
 
-from pipeline.artifact import Artifact
-from pipeline.attempts import BAD_INPUT, Policy
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.index import Index, read_index, write_index
 from pipeline.budget import parse_budget
-from pipeline.encode import EncodeSettings, EncodeShards
+from pipeline.cluster.attempts import BAD_INPUT, Policy
 from pipeline.errors import UserError
-from pipeline.index import Index, read_index, write_index
-from pipeline.read import ReadSettings, read_shard
-from pipeline.select import SelectSettings
-from pipeline.write import WriteSettings, write_shard, write_stage
+from pipeline.prune.encode import EncodeSettings, EncodeShards
+from pipeline.prune.read import ReadSettings, read_shard
+from pipeline.prune.select import SelectSettings
+from pipeline.prune.write import WriteSettings, write_shard, write_stage
 
 
 @pytest.fixture

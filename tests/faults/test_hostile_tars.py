@@ -12,9 +12,9 @@ import pytest
 from fault_tools import rows_of
 
 from benchmarks.synthetic import jpeg_of
-from pipeline.corpus import resolve_corpus
+from pipeline.corpus.resolve import resolve_corpus
+from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
-from pipeline.scan import scan, scan_units
 from schemas.tables import SCAN
 
 

@@ -14,10 +14,10 @@ import ray
 from fault_tools import REPO
 from ray.data import ActorPoolStrategy
 
-from pipeline.attempts import BAD_INPUT, Policy, StageRunner, failure_of
+from pipeline.cluster.attempts import BAD_INPUT, Policy, StageRunner, failure_of
+from pipeline.cluster.run_folder import Tries
+from pipeline.cluster.session import map_shards, quiet_ray_data
 from pipeline.errors import UserError
-from pipeline.run_folder import Tries
-from pipeline.runtime import map_shards, quiet_ray_data
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("pid", pa.int64()), ("failure", pa.string())])
 BAD_SHARD = 2
@@ -110,8 +110,8 @@ def run_stuck(folder: Path, body: str, timeout_sec: float, grace_sec: float = 60
     program = f"""
 import re, time, pyarrow as pa
 from pathlib import Path
-from pipeline import attempts
-from pipeline.attempts import Policy, StageRunner
+from pipeline.cluster import attempts
+from pipeline.cluster.attempts import Policy, StageRunner
 attempts._LOCKED_GRACE_SEC = {grace_sec}
 policy = Policy(retries=0, timeout_sec={timeout_sec}, tries=Path({str(folder)!r}))
 StageRunner("work", policy).run(7, pa.schema([("shard", pa.int32()), ("failure", pa.string())]), lambda: {body})
@@ -155,7 +155,7 @@ def test_a_try_that_cannot_be_written_down_is_not_begun(error, beginning, monkey
     def refuse(_path: Path, _data: bytes) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.run_folder.replace_file", refuse)
+    monkeypatch.setattr("pipeline.cluster.run_folder.replace_file", refuse)
     runner = StageRunner("work", Policy(retries=5, pause_sec=0.0, tries=tmp_path))
     failure = failure_of(runner.run(7, SCHEMA, lambda: pytest.fail("it began")))
     assert failure is not None

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.answer.grade import is_correct, normalise
+from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
-from pipeline.grade import is_correct, normalise
 
 NEW_TOKENS = 40
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import answer as answer_module
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.artifact import Artifact
+from pipeline.answer import job as answer_module
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.answer.stage import AnswerShards, GenerateSettings
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.tables import write_table
+from pipeline.cluster.following import Followed
 from pipeline.errors import UserError
-from pipeline.following import Followed
-from pipeline.generate import AnswerShards, GenerateSettings
-from pipeline.prune import PruneSettings, prune_corpus
-from pipeline.query import ask, connect
-from pipeline.write import write_table
+from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.report.query import ask, connect
 from schemas.tables import PROMPTS
 
 SHARD = 4

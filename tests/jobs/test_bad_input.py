@@ -9,11 +9,11 @@ import pytest
 
 from jobs import answer_corpus, prune_corpus, query_selections
 from jobs.console import output_path
-from pipeline.answer import AnswerSettings
-from pipeline.answer import answer_corpus as run_answer
+from pipeline.answer.job import AnswerSettings
+from pipeline.answer.job import answer_corpus as run_answer
 from pipeline.errors import UserError
-from pipeline.prune import PruneSettings
-from pipeline.prune import prune_corpus as run_prune
+from pipeline.prune.job import PruneSettings
+from pipeline.prune.job import prune_corpus as run_prune
 
 REPO = Path(__file__).resolve().parents[2]
 SCENES = "examples/scenes/scenes-000000.tar"

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.artifact import Artifact
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
-from pipeline.write import write_table
 from schemas.tables import PROMPTS
 
 

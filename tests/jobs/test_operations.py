@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.prune.job import PruneSettings, prune_corpus
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load
 
+from pipeline.artifact.payload import unpack_features
 from pipeline.errors import UserError
-from pipeline.payload import unpack_features
 from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
 
 SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"

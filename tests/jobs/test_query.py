@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.query import ask, connect, summarise
+from pipeline.report.query import ask, connect, summarise
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifact import Artifact
-from pipeline.payload import pack_features
-from pipeline.write import write_features_tar, write_table
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.payload import pack_features
+from pipeline.artifact.tables import write_features_tar, write_table
 from schemas.records import CommitRecord, JobRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SCHEMA_VERSION, SELECTIONS
 

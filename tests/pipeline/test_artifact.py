@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
-from pipeline.files import new_file
-from pipeline.write import write_table
+from pipeline.storage.files import new_file
 from schemas.records import CommitRecord, JobRecord
 from schemas.tables import ERRORS, SCHEMA_VERSION
 
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
 with Artifact(Path(sys.argv[1])).locked():
     print("held", flush=True)
     time.sleep(600)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
+from pipeline.cluster.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
 from pipeline.errors import UserError
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("value", pa.int32()), ("failure", pa.string())])

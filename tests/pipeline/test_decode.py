@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import read
-from pipeline.decode import DecodeError, decode_image
-from pipeline.read import ReadSettings, read_shard
+from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.prune import read
+from pipeline.prune.read import ReadSettings, read_shard
 from schemas.tables import INDEX
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build_index import extend_index
-from pipeline.corpus import resolve_corpus
+from pipeline.artifact.index import Index, read_index, unindexed_inputs
+from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
-from pipeline.index import Index, read_index, unindexed_inputs
+from pipeline.index.build import extend_index
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import input_file
-from pipeline.input_file import InputReadError, open_input
-from pipeline.read import read_bytes
+from pipeline.prune.read import read_bytes
+from pipeline.storage import input_file
+from pipeline.storage.input_file import InputReadError, open_input
 
 
 class Storage:

@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
 from pipeline.budget import parse_budget
-from pipeline.load import load_images, load_prompts
+from pipeline.loader.images import load_images, load_prompts
 from schemas.records import RecordError
 
 BUDGET = parse_budget("1", "--tokens")

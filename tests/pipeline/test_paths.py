@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.paths import NotAFileError, is_url, open_regular, refuse_url
+from pipeline.storage.paths import NotAFileError, is_url, open_regular, refuse_url
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.payload import pack_features, unpack_features
+from pipeline.artifact.payload import pack_features, unpack_features
 
 ROWS = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 7
 

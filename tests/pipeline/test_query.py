@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
-from pipeline.query import ask, connect, summarise
+from pipeline.report.query import ask, connect, summarise
 
 SECRET = "the-secret-in-the-file"
 VARIABLE = "the-secret-in-the-environment"

@@ -8,16 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import redo, shards
-from pipeline.artifact import Artifact
-from pipeline.build_index import extend_index
-from pipeline.corpus import resolve_corpus
-from pipeline.device import Placement
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.index import Index, read_index
+from pipeline.cluster.device import Placement
+from pipeline.cluster.run_folder import run_folder
+from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
-from pipeline.index import Index, read_index
-from pipeline.redo import forget_transient_errors
-from pipeline.run_folder import run_folder
-from pipeline.shards import Tally, run_shards
+from pipeline.index import redo
+from pipeline.index.build import extend_index
+from pipeline.index.redo import forget_transient_errors
+from pipeline.prune import stages as shards
+from pipeline.prune.stages import Tally, run_shards
 from schemas.records import CommitRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -6,7 +6,7 @@ import re
 import pyarrow as pa
 import pytest
 
-from pipeline.sample import MAX_KEYS, ScanUnit, parse_record, read_prompts, record_columns, sample_row
+from pipeline.corpus.sample import MAX_KEYS, ScanUnit, parse_record, read_prompts, record_columns, sample_row
 from schemas.tables import SCAN
 
 UNIT = ScanUnit(0, "a.tar", "/a.tar", "tar", 0, 1)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.corpus import resolve_corpus
-from pipeline.decode import DecodeError
+from pipeline.corpus.decode import DecodeError
+from pipeline.corpus.resolve import resolve_corpus
+from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
-from pipeline.input_file import InputReadError
-from pipeline.read import read_bytes
-from pipeline.scan import scan, scan_units
+from pipeline.prune.read import read_bytes
+from pipeline.storage.input_file import InputReadError
 from schemas.tables import SCAN
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from pipeline.budget import Budget
 from pipeline.families.base import EncodedImage, Segment
-from pipeline.select import SelectSettings, image_seed, select_tokens
+from pipeline.prune.select import SelectSettings, image_seed, select_tokens
 from zoo_ops import as_projector_spec
 
 PROJECTOR = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 16)).requires_grad_(False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.shards import DECODE_CPUS, WRITE_CPUS, worker_cpus
+from pipeline.prune.stages import DECODE_CPUS, WRITE_CPUS, worker_cpus
 
 
 @pytest.mark.parametrize("cpus", [2, 3, 4, 8, 16, 96])

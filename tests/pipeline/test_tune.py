@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.tune import LARGEST, smallest_fast_size
+from pipeline.prune.tune import LARGEST, smallest_fast_size
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.artifact import Artifact
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.artifact.artifact import Artifact
 from pipeline.budget import parse_budget
 from pipeline.errors import UserError
-from pipeline.load import load_images, load_prompts
-from pipeline.prune import PruneSettings, prune_corpus
-from pipeline.query import connect
+from pipeline.loader.images import load_images, load_prompts
+from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.report.query import connect
 
 ONE_SENTENCE = r"_job\.json has schema version 1, expected 2: another version of zoo-prune wrote it; "
 

@@ -1,0 +1,1 @@
+"""The answer job: stored features and prompts to answers."""

@@ -1,0 +1,1 @@
+"""The output folder and what lies in it: records, index, tables, tars, payloads, and who may write."""

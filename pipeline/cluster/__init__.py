@@ -1,0 +1,1 @@
+"""All of Ray: sessions, streams of shards through stages, tries, stopping, progress. Nothing else imports ray."""

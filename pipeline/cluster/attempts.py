@@ -1,0 +1,158 @@
+"""One shard through one stage: under a time-out that names it, tried again when it fails, given up in the open.
+
+A failed shard becomes one row with its `failure`, which later stages pass on to the driver; other shards go on. A try
+counts from its beginning and is written down where it outlives its process, so that a shard which kills its worker
+every time, or is stuck every time, is given up like one that raises.
+"""
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+
+from pipeline.cluster.run_folder import Tries
+from pipeline.errors import UserError
+
+STOPPED = "stopped before it began"
+BAD_INPUT = "bad input: "  # begins a failure that no retry and no other shard can escape
+
+# A call that holds the interpreter lock holds up the time-out's thread too; so long after it the process ends anyway.
+_LOCKED_GRACE_SEC = 60.0
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often a stage is tried on a shard, and how long one try may take."""
+
+    retries: int = 2
+    timeout_sec: float = 3600.0
+    pause_sec: float = 1.0  # before the first retry; doubled before each further one
+    tries: Path | None = None  # `RunFolder.tries`; None: tries are counted in this process alone
+
+
+class StageRunner:
+    """Runs a stage's function on shards, one at a time.
+
+    Args:
+        stage: name, for messages.
+        policy: retries and time-out.
+    """
+
+    def __init__(self, stage: str, policy: Policy) -> None:
+        self._stage = stage
+        self._policy = policy
+
+    def run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
+        """The function's table, or one row of `schema` with `shard` and `failure`.
+
+        A try that takes too long ends this process: its thread can't be ended otherwise, and would go on using the
+        model and the process's settings beside the next shard. Ray starts another process, with the same shard.
+        """
+        try:
+            return self._run(shard, schema, function)
+        except UserError as error:
+            return failed_shard(shard, schema, f"{BAD_INPUT}{error}")
+        except OSError as error:
+            return failed_shard(shard, schema, f"stage {self._stage}: its tries can't be written down: {error}")
+
+    def _run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
+        tries = self._tries(f"{shard:08d}", self._stage)
+        failures = tries.failures() if tries else []
+        while len(failures) <= self._policy.retries:
+            if failures:
+                time.sleep(self._policy.pause_sec * 2 ** (len(failures) - 1))
+            if tries:
+                tries.note(len(failures), f"stage {self._stage}: {_death()}")
+            try:
+                with self._time_limit(tries, len(failures)):
+                    return function()
+            except Exception as error:  # reported to the driver with the shard's number, never swallowed
+                if isinstance(error, UserError) and not error.passing:
+                    raise
+                trace = "".join(traceback.format_exception(error)).strip()
+                failures.append(f"stage {self._stage}: {type(error).__name__}: {error}\n{trace}")
+            if tries:
+                tries.note(len(failures) - 1, failures[-1])
+        return failed_shard(shard, schema, f"{failures[-1]}\n(tried {len(failures)} times)")
+
+    def load(self, function: Callable[[], Loaded]) -> Loaded:
+        """The function's result, in the constructor of an actor. Ray restarts an actor that dies there for ever.
+
+        Raises:
+            UserError: this actor died in it as often as a shard is tried.
+        """
+        tries = self._tries("load", str(ray.get_runtime_context().get_actor_id())) if self._policy.tries else None
+        if tries is None:
+            return function()
+        failures = tries.failures()
+        if len(failures) > self._policy.retries:
+            raise UserError(
+                f"a worker of stage {self._stage} was started {len(failures)} times and each time, before the model "
+                f"was loaded, {failures[-1]}; give workers more memory, or run fewer (--workers)"
+            )
+        tries.note(len(failures), _death())
+        loaded = function()
+        tries.forget()
+        return loaded
+
+    def _tries(self, folder: str, name: str) -> Tries | None:
+        return Tries(self._policy.tries / folder, name) if self._policy.tries else None
+
+    @contextmanager
+    def _time_limit(self, tries: Tries | None, number: int) -> Iterator[None]:
+        """End this process if the block takes too long, after writing down where it was stuck."""
+        stuck = threading.get_ident()
+
+        def end() -> None:
+            try:
+                if tries:
+                    where = "".join(traceback.format_stack(sys._current_frames()[stuck])).strip()
+                    took = f"took longer than {self._policy.timeout_sec:g} s (--shard-timeout)"
+                    tries.note(number, f"stage {self._stage} {took}; it was at\n{where}")
+            finally:
+                end_process()
+
+        limit_sec = min(self._policy.timeout_sec, threading.TIMEOUT_MAX - _LOCKED_GRACE_SEC)
+        timer = threading.Timer(limit_sec, end)
+        timer.daemon = True
+        timer.start()
+        faulthandler.dump_traceback_later(limit_sec + _LOCKED_GRACE_SEC, exit=True, file=2)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            timer.cancel()
+
+
+def end_process() -> None:
+    """End this process at once, whatever its threads do; not in an orderly way, so that Ray does its work again."""
+    os._exit(1)
+
+
+def _death() -> str:
+    """What befell a process that began a try and said no more."""
+    return f"its worker (process {os.getpid()} on {socket.gethostname()}) died: killed, or out of memory"
+
+
+def failed_shard(shard: int, schema: pa.Schema, failure: str) -> pa.Table:
+    """The one row that stands for a shard that was given up (or not begun)."""
+    return pa.Table.from_pylist([{"shard": shard, "failure": failure}], schema)
+
+
+def failure_of(batch: pa.Table) -> str | None:
+    """The failure an earlier stage passed on, or None for a healthy shard."""
+    value: Any = batch["failure"][0].as_py()
+    return value

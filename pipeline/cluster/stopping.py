@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM: the shards in flight are finished, no further one is begun."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pipeline.storage.files import writing
+
+
+@dataclass
+class StopRequest:
+    """Whether to stop, seen by workers as a file in the run's folder."""
+
+    file: Path
+    signal_number: int | None = None  # which signal asked for it
+
+    @property
+    def made(self) -> bool:
+        return self.file.exists()
+
+    def make(self) -> None:
+        """Ask every worker to begin no further shard."""
+        with writing(self.file):
+            self.file.touch()
+
+
+@contextlib.contextmanager
+def stop_on_signals(file: Path, say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a stop request, the second into KeyboardInterrupt.
+
+    Outside the main thread signals can't be handled; the request can still be made by hand.
+    """
+    request = StopRequest(file)
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if request.signal_number is not None:
+            raise KeyboardInterrupt
+        request.signal_number = number
+        request.make()
+        say(f"{signal.Signals(number).name}: finishing the shards in flight; once more to leave at once")
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,218 @@
+"""Scanning a WebDataset tar: members grouped into samples, images hashed where they lie, nothing unpacked."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.corpus.sample import MAX_KEYS, ScanUnit, parse_record, record_columns, sample_row
+from pipeline.errors import UserError
+from pipeline.storage.input_file import InputReadError, open_input
+
+IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "ppm"))
+PICKLE_EXTENSIONS = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))
+MAX_JSON_BYTES = 64 << 20
+_MALFORMED = (tarfile.TarError, ValueError, OverflowError)  # the last two from odd numbers in a header
+
+
+@dataclass
+class _Sample:
+    """Members of one WebDataset sample, as far as read."""
+
+    key: str
+    offset: int
+    prefix: str  # of its source and its prompts' ids: the input's name, with the byte offset where the key came before
+    image: tarfile.TarInfo | None = None
+    image_id: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)  # extensions of members that are neither image nor record
+    problem: tuple[str, str] | None = None
+    unread: InputReadError | None = None  # why the storage did not give its image
+
+
+def _printable(name: str) -> str:
+    """A member's name with the bytes that are no UTF-8 written as `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and extension as WebDataset splits them: at the first dot of the base name."""
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def _unsafe(member: tarfile.TarInfo, extension: str) -> str | None:
+    """Why a member is never read, or None."""
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        return f"member {member.name!r} has a path that leaves the archive; it was not read"
+    if member.issym() or member.islnk():
+        return f"member {member.name!r} is a link to {member.linkname!r}; it was not followed"
+    if not member.isreg() or member.issparse():
+        return f"member {member.name!r} is not a regular file; it was not read"
+    if extension.rpartition(".")[2] in PICKLE_EXTENSIONS:
+        return f"member {member.name!r} is a pickle; it was not opened"
+    return None
+
+
+def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
+    """A row for every sample, and a last one for bytes of the file that hold no sample anybody can read.
+
+    Raises:
+        UserError: not a tar from its first byte on.
+        InputReadError: the storage does not give a header or a record. An image it does not give is that sample's row.
+    """
+    with open_input(unit.path) as stream:
+        try:
+            archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115  # holds no more than the stream does
+        except _MALFORMED as error:
+            raise UserError(f"--corpus: {unit.path} can't be read as a tar ({error}); check or remove it") from error
+        yield from _samples(unit, stream, archive)
+
+
+def _samples(unit: ScanUnit, stream: io.BufferedReader, archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+    name = unit.name
+    done: set[str] = set()
+    current: _Sample | None = None
+    problem: tuple[int, str, str] | None = None
+    at = 0  # where the next header begins
+    while True:
+        try:
+            member = archive.next()
+        except _MALFORMED as error:
+            problem = _cut(unit, at, str(error))
+            break
+        if member is None:
+            problem = _behind_the_end(unit, stream, at)
+            break
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise; a large tar must not cost memory
+        member.name, member.linkname = _printable(member.name), _printable(member.linkname)
+        sized = member.isreg() and not member.issparse()
+        if archive.offset <= at or (sized and not 0 <= member.size <= unit.end - member.offset_data):
+            problem = _cut(unit, at, f"member {member.name!r} claims {member.size} bytes")
+            break
+        at = archive.offset
+        if member.isdir():
+            continue
+        key, extension = _split_name(member.name)
+        unsafe = _unsafe(member, extension)
+        if unsafe is not None:
+            source = f"{name}@{member.offset}/{member.name}"
+            yield sample_row(unit, member.offset, source, reason="unsafe_member", message=unsafe)
+            continue
+        if current is not None and key != current.key:
+            yield _tar_row(unit, current)
+            done.add(current.key)
+            current = None
+        if current is None:
+            current = _Sample(key, member.offset, name)
+            if key in done:
+                current.prefix = f"{name}@{member.offset}"
+                message = f"key {key!r} appears again after other samples; members of a sample must be contiguous"
+                current.problem = ("duplicate_key", message)
+        _take_member(archive, member, extension, current)
+    if current is not None:
+        yield _tar_row(unit, current)
+    if problem is not None:
+        begin, reason, message = problem
+        unread = {"path": unit.path, "offset": begin, "size": max(0, unit.end - begin)}
+        yield sample_row(unit, begin, f"{name}@{begin}", **unread, reason=reason, message=message)
+
+
+def _cut(unit: ScanUnit, at: int, why: str) -> tuple[int, str, str]:
+    """Where reading ended, the reason, the message: the file breaks off where a member or the end mark should be."""
+    if at < unit.end:
+        message = (
+            f"{unit.path} breaks off at byte {at} of {unit.end} ({why}); {unit.end - at} bytes were not read, "
+            "the samples they held are lost"
+        )
+        return at, "truncated_tar", message
+    message = (
+        f"{unit.path} ends at byte {unit.end} without the mark of a tar's end: it was cut behind a member, "
+        "or its writer left the mark out; the samples before are kept, whether more followed can't be told"
+    )
+    return unit.end, "truncated_tar", message
+
+
+def _behind_the_end(unit: ScanUnit, stream: io.BufferedReader, at: int) -> tuple[int, str, str] | None:
+    """What is wrong with a tar behind its last member: no end mark, no header, or more bytes behind the end mark.
+
+    One block of zeros is end mark enough, though two should stand there: who wrote it had written every member.
+    """
+    stream.seek(at)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        return _cut(unit, at, "no header begins there")
+    place = at + len(block)
+    while chunk := stream.read(1 << 20):
+        data = chunk.lstrip(b"\0")
+        if data:
+            place += len(chunk) - len(data)
+            place -= place % tarfile.BLOCKSIZE
+            message = (
+                f"{unit.path} goes on behind its end mark{_other_tar(stream, place)}: {unit.end - place} bytes "
+                f"from byte {place} on were not read, because readers of tars stop at the end mark"
+            )
+            return place, "trailing_data", message
+        place += len(chunk)
+    return None
+
+
+def _other_tar(stream: io.BufferedReader, place: int) -> str:
+    stream.seek(place)
+    try:
+        tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except _MALFORMED:
+        return ""
+    return " with another tar (two were joined by `cat`; give each a file of its own)"
+
+
+def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
+    last = extension.rpartition(".")[2]
+    if extension in IMAGE_EXTENSIONS:
+        if sample.image is not None:
+            sample.problem = ("duplicate_key", f"key {sample.key!r} has two images; give each a key of its own")
+            return
+        stream = archive.extractfile(member)
+        assert stream is not None, "regular members have a stream"
+        sample.image = member
+        try:
+            sample.image_id = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        except InputReadError as error:
+            sample.unread = error
+    elif last == "json" and extension == "json":
+        if member.size > MAX_JSON_BYTES:
+            sample.problem = (
+                "bad_record",
+                f"{member.name!r} has {member.size} bytes; at most {MAX_JSON_BYTES} are read",
+            )
+            return
+        stream = archive.extractfile(member)
+        assert stream is not None, "regular members have a stream"
+        try:
+            sample.record = parse_record(stream.read())
+        except ValueError as error:
+            sample.problem = ("bad_record", f"{member.name!r}: {error}")
+    elif len(sample.others) < MAX_KEYS:
+        sample.others.append(f".{extension}")
+
+
+def _tar_row(unit: ScanUnit, sample: _Sample) -> dict[str, Any]:
+    source = f"{sample.prefix}/{sample.key}"
+    problem = sample.problem
+    if sample.image is None and problem is None:
+        problem = ("no_image", f"sample {sample.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+    if sample.unread is not None and problem is None:
+        problem = (sample.unread.reason, str(sample.unread))
+    columns = record_columns(sample.record, source, sample.others)
+    if sample.image is not None:
+        source = f"{sample.prefix}/{sample.image.name}"
+        columns.update(
+            path=unit.path, offset=sample.image.offset_data, size=sample.image.size, image_id=sample.image_id
+        )
+    if problem is not None:
+        columns.update(reason=problem[0], message=problem[1])
+    return sample_row(unit, sample.offset, source, **columns)

@@ -1,0 +1,1 @@
+"""Making and mending the index: which sample rides in which shard."""

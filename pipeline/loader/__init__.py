@@ -1,0 +1,1 @@
+"""Reading a pruned artifact back: prompts, and images at a budget."""

@@ -1,0 +1,1 @@
+"""The prune job: read, decode, encode, score, select, write."""

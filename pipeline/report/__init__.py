@@ -1,0 +1,1 @@
+"""Looking at artifacts and answers: SQL over views, summaries."""
