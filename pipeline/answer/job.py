@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import ray
-from ray.data import ActorPoolStrategy
 
 from pipeline.answer.generation_settings import check_generation
 from pipeline.answer.stage import AnswerShards, GenerateSettings
@@ -22,8 +20,9 @@ from pipeline.cluster.environment import check_at_least_one, check_policy, envir
 from pipeline.cluster.following import Followed, follow
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
-from pipeline.cluster.session import cluster_cpus, map_shards, ray_session
+from pipeline.cluster.session import cluster_cpus, ray_session
 from pipeline.cluster.stopping import StopRequest
+from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
@@ -210,16 +209,10 @@ def _run_shards(
             policy=Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries),
         )
 
-        def outcomes(_stop: StopRequest) -> Iterable[dict[str, Any]]:
-            numbers = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
-            return map_shards(
-                numbers,
-                AnswerShards,
-                compute=ActorPoolStrategy(size=workers),
-                num_cpus=min(1.0, cluster_cpus() / workers),
-                num_gpus=placement.gpus_per_worker,
-                fn_constructor_args=(generate,),
-            ).iter_rows()
+        def outcomes(stop: StopRequest) -> Iterable[dict[str, Any]]:
+            cpus = min(1.0, cluster_cpus() / workers)
+            stage = Stage(AnswerShards, generate, cpus, processes=workers, num_gpus=placement.gpus_per_worker)
+            return stream_shards(pending, [stage], stop)
 
         def take(outcome: dict[str, Any], _stop: StopRequest) -> None:
             progress.add(outcome["prompts"], outcome["refused"])

@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -89,19 +88,6 @@ def quiet_ray_data() -> None:
     context.enable_operator_progress_bars = False
     context.target_max_block_size = None  # a shard travels as one block
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def map_shards(dataset: ray.data.Dataset, stage: Any, **options: Any) -> ray.data.Dataset:
-    """Add a stage that takes and gives a shard as one Arrow table.
-
-    Args:
-        dataset: a block a shard.
-        stage: function or class.
-        options: as of `Dataset.map_batches`.
-    """
-    # `map_batches` itself refuses whole blocks beside `num_gpus`: it wants a number of rows, which would merge small
-    # shards, or "auto", which slices large ones. This is `map_batches` without that check, as `map_groups` uses it.
-    return dataset.map_batches_internal(stage, batch_size=None, batch_format="pyarrow", **options)
 
 
 def cluster_cpus() -> int:

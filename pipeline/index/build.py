@@ -17,10 +17,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from pipeline.artifact.index import Generation, Index, part_path, write_index, write_part
-from pipeline.cluster.session import map_shards
+from pipeline.cluster.session import cluster_cpus
+from pipeline.cluster.stream import Stage, run_on_worker, stream_items
 from pipeline.corpus.resolve import CorpusInput, common_root
 from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
@@ -87,17 +87,15 @@ def extend_index(
         columns: dict[str, Any] = {**begin, **dict.fromkeys(nothing, 0), "shards_per_file": shards_per_file}
         columns.update(failed_samples={}, failed_prompts={}, keys_seen={})
     else:
-        assign: Any = ray.remote(num_cpus=1)(assign_shards)  # type: ignore[arg-type]
-        columns = ray.get(
-            assign.remote(
-                root,
-                scratch,
-                [str(path) for path in index.files()] if index else [],
-                **begin,
-                shard_size=shard_size,
-                limit=limit,
-                shards_per_file=shards_per_file,
-            )
+        columns = run_on_worker(
+            assign_shards,
+            root,
+            scratch,
+            [str(path) for path in index.files()] if index else [],
+            **begin,
+            shard_size=shard_size,
+            limit=limit,
+            shards_per_file=shards_per_file,
         )
     new = Generation(corpus_root, listed, first_input=first_input, **columns)
     extended = Index(root, [*old, new])
@@ -111,14 +109,12 @@ def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> dict[i
 
     Returns the numbers of the inputs that can't be read, with the reason; nothing of them stays in `scratch`.
     """
-    wave = len(units) if limit is None else max(8, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    wave = len(units) if limit is None else max(8, 2 * cluster_cpus())
     found = 0
     unread: dict[int, str] = {}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        rows = map_shards(dataset, _scan_batch, fn_args=(str(scratch), limit), num_cpus=1)
-        for row in rows.iter_rows():
+        for row in stream_items(items, [Stage(_scan_batch, (str(scratch), limit), num_cpus=1)]):
             if row["failure"] is not None:
                 raise UserError(row["failure"])
             if row["unread"] is not None:
@@ -136,9 +132,10 @@ def _unit_path(scratch: Path, number: int) -> Path:
     return scratch / f"unit-{number:08d}.parquet"
 
 
-def _scan_batch(batch: pa.Table, scratch: str, limit: int | None) -> pa.Table:
+def _scan_batch(batch: pa.Table, settings: tuple[str, int | None]) -> pa.Table:
     """Scan one unit into a Parquet file of its own; bad input travels as data, Ray would bury it in tracebacks."""
     (item,) = batch.to_pylist()
+    scratch, limit = settings
     path = _unit_path(Path(scratch), item.pop("number"))
     samples, failure, unread = 0, None, None
     try:

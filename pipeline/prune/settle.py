@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index
-from pipeline.cluster.session import map_shards
+from pipeline.cluster.stream import Stage, stream_items
 from pipeline.errors import UserError
 from pipeline.prune.write import ELSEWHERE, resolve_repeats, write_statuses
 from schemas.records import CommitRecord
@@ -36,19 +35,19 @@ def settle(artifact: Artifact, index: Index) -> int:
     shards = [record.shard for record in artifact.commits() if record.counts.get(ELSEWHERE)]
     if not shards:
         return 0
-    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     gained = 0
-    for row in map_shards(numbers, _settle_stage, num_cpus=SETTLE_CPUS, fn_args=(artifact, index)).iter_rows():
+    items = [{"shard": shard} for shard in shards]
+    for row in stream_items(items, [Stage(_settle_stage, (artifact, index), SETTLE_CPUS)]):
         if row["failure"] is not None:
             raise UserError(row["failure"])
         gained += row["gained"]
     return gained
 
 
-def _settle_stage(batch: pa.Table, artifact: Artifact, index: Index) -> pa.Table:
+def _settle_stage(batch: pa.Table, settings: tuple[Artifact, Index]) -> pa.Table:
     (shard,) = batch["shard"].to_pylist()
     try:
-        gained, failure = settle_shard(artifact, index, shard), None
+        gained, failure = settle_shard(*settings, shard), None
     except UserError as error:  # bad input travels as data, Ray would bury it in tracebacks
         gained, failure = 0, str(error)
     return pa.table({"gained": pa.array([gained], pa.int64()), "failure": pa.array([failure], pa.string())})

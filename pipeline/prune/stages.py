@@ -6,24 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
 from pipeline.artifact.artifact import Artifact
 from pipeline.cluster.device import Placement
 from pipeline.cluster.following import Followed, follow
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import RunFolder
-from pipeline.cluster.session import cluster_cpus, map_shards
+from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stopping import StopRequest
+from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.read import ReadSettings, read_stage
 from pipeline.prune.write import WriteSettings, write_stage
 
-# Bound what Ray keeps about finished blocks. Actors start anew for each stream, so it must outlast many such starts.
-SHARDS_A_STREAM = 1000
-SHARDS_A_STREAM_AND_WORKER = 250
 DECODE_CPUS, WRITE_CPUS = 0.75, 0.25
 WRITERS_A_WORKER = 2  # each is a process with its own imports; without a bound Ray starts four of them a free CPU
 MIN_SAMPLES_FOR_RATE = 100
@@ -122,27 +117,20 @@ def worker_cpus(workers: int, cpus: int) -> float:
 
 def _outcomes(pending: list[int], settings: StreamSettings, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Rows of `pipeline.prune.write.OUTCOME`, as shards finish."""
-    stream = max(SHARDS_A_STREAM, SHARDS_A_STREAM_AND_WORKER * settings.workers)
-    for begin in range(0, len(pending), stream):
-        if stop.made:
-            return
-        shards = pending[begin : begin + stream]
-        workers = min(settings.workers, len(shards))
-        numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        decoded = map_shards(numbers, read_stage, num_cpus=DECODE_CPUS, fn_args=(settings.read,))
-        encoded = map_shards(
-            decoded,
-            EncodeShards,
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=worker_cpus(workers, cluster_cpus()),
-            num_gpus=settings.placement.gpus_per_worker,
-            fn_constructor_args=(settings.encode,),
-        )
-        written = map_shards(
-            encoded,
-            write_stage,
-            compute=TaskPoolStrategy(size=WRITERS_A_WORKER * workers),
-            num_cpus=WRITE_CPUS,
-            fn_args=(settings.write,),
-        )
-        yield from written.iter_rows()
+    workers = settings.workers
+    model = Stage(
+        EncodeShards,
+        settings.encode,
+        num_cpus=worker_cpus(min(workers, len(pending)), cluster_cpus()),
+        processes=workers,
+        num_gpus=settings.placement.gpus_per_worker,
+    )
+    return stream_shards(
+        pending,
+        [
+            Stage(read_stage, settings.read, DECODE_CPUS),
+            model,
+            Stage(write_stage, settings.write, WRITE_CPUS, processes=WRITERS_A_WORKER * workers),
+        ],
+        stop,
+    )

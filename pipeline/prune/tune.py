@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import ray
 import torch
 from PIL import Image
 
 from pipeline.cluster.device import worker_device
+from pipeline.cluster.stream import WorkerDiedError, run_on_worker
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.prune.encode import EncodeSettings, load_encoder
@@ -26,14 +25,12 @@ def find_batch_size(settings: EncodeSettings, gpus_per_worker: float) -> int:
     Raises:
         UserError: that task's process died.
     """
-    measure: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, max_retries=0)(_measure)
     try:
-        size: int = ray.get(measure.remote(settings))
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        return run_on_worker(_measure, settings, num_gpus=gpus_per_worker)
+    except WorkerDiedError as error:
         raise UserError(
             "--batch-size auto: the worker that measured it died: killed, or out of memory; give a number"
         ) from error
-    return size
 
 
 def _measure(settings: EncodeSettings) -> int:

@@ -1,0 +1,185 @@
+"""Files under a local folder, or under a shared POSIX file system mounted alike on every node."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import UserError
+from pipeline.storage.store import Entry, HeldError, NewFile
+
+# The place's fault, not the data's: trying again at once would not help.
+_CANNOT_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+_UNFINISHED = ".tmp"  # names that begin with a dot and end so are half-written
+_SCRATCH = ".scratch-"
+
+
+class LocalStore:
+    """A `Store` over a folder, which need not exist before something is written."""
+
+    def __init__(self, root: Path | str) -> None:
+        self._root = Path(root)
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self._root)!r})"
+
+    def _path(self, key: str) -> Path:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"key {key!r} leaves the store {self._root}")
+        return self._root / key
+
+    def locate(self, key: str = "") -> str:
+        """The absolute path of a key."""
+        return str(self._path(key))
+
+    def stat(self, key: str) -> Entry | None:
+        """The file under a key, None when there is none. Its tag is its time of modification."""
+        try:
+            return _entry(key, os.stat(self._path(key)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """The finished files directly under a prefix, in the order of their names."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path(prefix)) as found:
+            for item in sorted(found, key=lambda one: one.name):
+                if item.is_file() and not _is_unfinished(item.name):
+                    yield _entry(f"{prefix}{item.name}", item.stat())
+
+    def read(self, key: str) -> bytes:
+        """All bytes of a file."""
+        return self._path(key).read_bytes()
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on."""
+        with open(self._path(key), "rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+
+    def open(self, key: str) -> BinaryIO:
+        """A file as a stream."""
+        return open(self._path(key), "rb")
+
+    def put(self, key: str, data: bytes) -> Entry:
+        """Write a file, in place of an older one."""
+        with self.new_file(key) as new:
+            new.path.write_bytes(data)
+        assert new.entry is not None, "set when the block ended"
+        return new.entry
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a file unless there is one: a hard link is refused where the name is taken."""
+        with self._half_written(key) as temporary:
+            temporary.write_bytes(data)
+            _flush(temporary)
+            try:
+                os.link(temporary, self._path(key))
+            except FileExistsError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def new_file(self, key: str) -> Iterator[NewFile]:
+        """Write beside the final name, flush to the disk, rename. The last of two writers wins, neither is mixed up."""
+        with self._half_written(key) as temporary:
+            new = NewFile(temporary)
+            yield new
+            _flush(temporary)
+            new.entry = _entry(key, os.stat(temporary))
+            os.replace(temporary, self._path(key))
+
+    @contextlib.contextmanager
+    def _half_written(self, key: str) -> Iterator[Path]:
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+        with _writing(path):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+
+    def delete(self, key: str) -> None:
+        """Remove a file if it is there."""
+        with _writing(self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder beside the data, where there is as much room as for them."""
+        with _writing(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._root))
+        try:
+            with _writing(folder):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def hold(self, key: str, owner: str) -> Iterator[None]:
+        """Hold a key by a lock on its file, which the system takes back when the process ends, however it ends."""
+        path = self._path(key)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a+")  # noqa: SIM115  # closed below, after the block of the caller
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                raise HeldError(stream.read().strip() or "another process") from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                raise UserError(
+                    f"{path} can't be locked: {os.strerror(error.errno)}; mount its file system with locking, or take "
+                    "a folder on another one"
+                ) from error
+            with _writing(path):
+                stream.truncate(0)
+                stream.write(owner + "\n")
+                stream.flush()
+            yield
+
+    def clear_unfinished(self) -> None:
+        """Remove temporary files here and one folder down, and scratch folders."""
+        for leaving in (*self._root.glob(f".*{_UNFINISHED}"), *self._root.glob(f"*/.*{_UNFINISHED}")):
+            leaving.unlink(missing_ok=True)
+        for folder in self._root.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _entry(key: str, status: os.stat_result) -> Entry:
+    return Entry(key, status.st_size, str(status.st_mtime_ns))
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell a file system that can't be written from other errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"{path} can't be written: {os.strerror(error.errno)}; nothing half-written is left; "
+            "make room or mend it, then run the same command again to resume"
+        ) from error

@@ -1,0 +1,100 @@
+"""What the pipeline asks of a place that holds a corpus or an artifact.
+
+A key is a path relative to the store's root with "/" between its parts. Files appear whole or not at all, are replaced
+as a whole and never appended to; whether one has changed is told by an opaque tag, and who may write is told by a hold.
+Nothing else may be relied on: an object store has no rename, no file lock and no time of modification.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a store."""
+
+    key: str
+    size_bytes: int
+    tag: str  # opaque; an equal tag means the same bytes, another one means: compare their hash
+
+
+@dataclass(slots=True)
+class NewFile:
+    """A file that is being made: write it to `path`, a local one; `entry` is there once it is in the store."""
+
+    path: Path
+    entry: Entry | None = None
+
+
+class HeldError(Exception):
+    """Another live process holds the key; `owner` is what that process said of itself."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+
+class Store(Protocol):
+    """A place with files under keys. Methods raise FileNotFoundError for a key that is not there.
+
+    Writing methods raise UserError where the place can't be written: full, over quota, read-only, not permitted.
+    """
+
+    def locate(self, key: str = "") -> str:
+        """The address of a key as a person, DuckDB or pyarrow takes it; it need not exist."""
+        ...
+
+    def stat(self, key: str) -> Entry | None:
+        """The file under a key, None when there is none."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """The files directly under a prefix that ends in "/" (or under the root), in the order of their keys."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """All bytes of a file."""
+        ...
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset` on; fewer where the file ends before."""
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """A file as a stream that can seek; the caller closes it."""
+        ...
+
+    def put(self, key: str, data: bytes) -> Entry:
+        """Write a file, in place of the one under that key if there is one."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a file unless there is one under that key; whether it was written. Of two callers one is told True."""
+        ...
+
+    def new_file(self, key: str) -> AbstractContextManager[NewFile]:
+        """Make a file too large for memory: it enters the store when the block ends without an exception."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the file under a key; nothing happens when there is none."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A local folder for large temporary files, removed at the end of the block."""
+        ...
+
+    def hold(self, key: str, owner: str) -> AbstractContextManager[None]:
+        """Hold a key against every other process for the time of the block; the hold ends with its process.
+
+        Raises:
+            HeldError: another live process holds it.
+        """
+        ...
+
+    def clear_unfinished(self) -> None:
+        """Remove what killed writers left half-written. Only the holder of the store may call this."""
+        ...

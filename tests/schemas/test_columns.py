@@ -1,0 +1,60 @@
+"""Rows and tables are of one form: nothing is dropped, nulled or misspelt on the way."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pytest
+
+from schemas.columns import column, list_column, rows_of, schema_of, table_of
+
+
+@dataclass(slots=True, kw_only=True)
+class Part:
+    name: str = column(pa.string())
+    size: int | None = column(pa.int32(), default=None)
+
+
+@dataclass(slots=True, kw_only=True)
+class Whole:
+    key: str = column(pa.string())
+    parts: list[Part] | None = list_column(Part)
+
+
+@dataclass(slots=True, kw_only=True)
+class Larger(Whole):
+    note: str | None = column(pa.string(), default=None)
+
+
+ROWS = [Whole(key="a", parts=[Part(name="x", size=1), Part(name="y")]), Whole(key="b", parts=None)]
+
+
+def test_rows_survive_a_table() -> None:
+    assert rows_of(Whole, table_of(Whole, ROWS)) == ROWS
+    assert rows_of(Whole, table_of(Whole, [])) == []
+
+
+def test_the_schema_is_the_class() -> None:
+    part = pa.struct([("name", pa.string()), ("size", pa.int32())])
+    assert schema_of(Larger) == pa.schema([("key", pa.string()), ("parts", pa.list_(part)), ("note", pa.string())])
+    assert table_of(Whole, ROWS).schema == schema_of(Whole)
+
+
+def test_a_field_that_is_missing_or_misspelt_is_an_error() -> None:
+    with pytest.raises(TypeError, match="parts"):
+        Whole(key="a")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="kye"):
+        Whole(kye="a", parts=None)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        ROWS[0].kye = "a"  # type: ignore[attr-defined]
+
+
+def test_rows_of_another_class_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected rows of Whole, found Larger"):
+        table_of(Whole, [Larger(key="a", parts=None)])
+
+
+def test_a_table_of_another_form_is_refused() -> None:
+    table = table_of(Whole, ROWS)
+    for other in (table.drop_columns(["key"]), table.append_column("kye", table["key"])):
+        with pytest.raises(ValueError, match="a table of Whole has the columns key, parts; found"):
+            rows_of(Whole, other)

@@ -1,0 +1,156 @@
+"""The local store keeps what the protocol promises: whole files or none, one creator, one holder."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.storage import Entry, HeldError, LocalStore, Store
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return LocalStore(tmp_path / "store")
+
+
+def names(store: Store, prefix: str = "") -> list[str]:
+    return [entry.key for entry in store.list(prefix)]
+
+
+def test_what_is_put_is_read(store):
+    assert store.stat("a/b") is None
+    entry = store.put("a/b", b"012345")
+    assert entry == store.stat("a/b") == Entry("a/b", 6, entry.tag)
+    assert store.read("a/b") == b"012345"
+    assert store.read_range("a/b", 2, 3) == b"234"
+    assert store.read_range("a/b", 4, 9) == b"45"
+    with store.open("a/b") as stream:
+        stream.seek(5)
+        assert stream.read() == b"5"
+    assert Path(store.locate("a/b")).read_bytes() == b"012345"
+
+
+def test_a_file_that_is_replaced_has_another_tag(store):
+    before = store.put("a", b"1")
+    os.utime(store.locate("a"), ns=(1, 1))
+    assert store.stat("a").tag != before.tag
+
+
+def test_missing_files(store):
+    with pytest.raises(FileNotFoundError):
+        store.read("none")
+    with pytest.raises(FileNotFoundError):
+        store.read_range("none", 0, 1)
+    with pytest.raises(FileNotFoundError):
+        store.open("none")
+    store.delete("none")
+    assert names(store) == names(store, "none/") == []
+
+
+def test_a_listing_holds_the_finished_files_of_one_folder_in_order(store):
+    for key in ("b", "a", "c/d"):
+        store.put(key, b"")
+    Path(store.locate(".x.0.tmp")).write_bytes(b"half")
+    assert names(store) == ["a", "b"]
+    assert names(store, "c/") == ["c/d"]
+
+
+@pytest.mark.parametrize("key", ["../a", "/etc/passwd", "a/../../b"])
+def test_no_key_leaves_the_store(store, key):
+    with pytest.raises(ValueError, match="leaves the store"):
+        store.read(key)
+
+
+def test_a_new_file_appears_whole_or_not_at_all(store):
+    store.put("a", b"old")
+    with contextlib.suppress(RuntimeError), store.new_file("a") as new:
+        new.path.write_bytes(b"ne")
+        assert store.read("a") == b"old"
+        raise RuntimeError
+    assert store.read("a") == b"old"
+    assert new.entry is None
+    with store.new_file("a") as new:
+        new.path.write_bytes(b"new")
+    assert store.read("a") == b"new"
+    assert new.entry == store.stat("a")
+    assert os.listdir(Path(store.locate())) == ["a"]
+
+
+def test_of_many_creators_one_wins(store):
+    won = []
+
+    def create(number: int) -> None:
+        if store.create("a/key", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = won
+    assert store.read("a/key") == str(winner).encode()
+    assert names(store, "a/") == ["a/key"]
+
+
+def test_one_holder_at_a_time_and_a_killed_one_lets_go(store):
+    code = (
+        "import sys, time; from pipeline.storage import LocalStore\n"
+        "with LocalStore(sys.argv[1]).hold('lock', 'the other'):\n print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, store.locate()], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(HeldError, match="the other"), store.hold("lock", "me"):
+            pass
+        other.kill()
+        other.wait()
+    with store.hold("lock", "me"), pytest.raises(HeldError, match="me"), store.hold("lock", "again"):
+        pass
+    with store.hold("lock", "me"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said(store, monkeypatch, number):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(UserError, match=r"can't be locked: .*; mount its file system"),
+        store.hold("l", "x"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_place_that_cannot_be_written_is_said(store, monkeypatch, number):
+    def replace(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(UserError, match=f"a can't be written: {os.strerror(number)}"):
+        store.put("a", b"1")
+    assert os.listdir(Path(store.locate())) == []
+
+
+def test_scratch_folders_go_and_what_killed_writers_left_is_cleared(store):
+    with store.scratch() as folder:
+        (folder / "large").write_bytes(b"1")
+        left = Path(store.locate("table/.part.0.tmp"))
+        left.parent.mkdir()
+        left.write_bytes(b"half")
+    assert not folder.exists()
+    abandoned = Path(store.locate(".scratch-x"))
+    abandoned.mkdir()
+    store.put("table/part", b"1")
+    store.clear_unfinished()
+    assert not left.exists()
+    assert not abandoned.exists()
+    assert names(store, "table/") == ["table/part"]
