@@ -35,7 +35,7 @@ from fault_tools import (
     workers,
 )
 
-from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.answer.job import AnswerSettings, answer_corpus
 
 WORKERS = {
     "model actor": "EncodeShards",

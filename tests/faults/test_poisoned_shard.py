@@ -18,9 +18,11 @@ from fault_tools import (
     rows_of,
 )
 
-from pipeline import answer, read, shards, write
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.prune import PruneSettings, prune_corpus
+from pipeline.answer import job as answer
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.prune import read, write
+from pipeline.prune import stages as shards
+from pipeline.prune.job import PruneSettings, prune_corpus
 
 IN_READ, IN_ENCODE, IN_WRITE = 5, 11, 38
 
@@ -51,13 +53,15 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_ll
     def read_stage(batch, settings):
         if batch["shard"][0].as_py() != in_read:
             return read.read_stage(batch, settings)
-        with mock.patch("pipeline.read.read_shard", side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+        with mock.patch("pipeline.prune.read.read_shard", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
             return read.read_stage(batch, settings)
 
     def write_stage(batch, settings):
         if batch["shard"][0].as_py() != in_write:
             return write.write_stage(batch, settings)
-        with mock.patch("pipeline.write.write_shard", side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+        with mock.patch(
+            "pipeline.prune.write.write_shard", side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        ):
             return write.write_stage(batch, settings)
 
     output, said = tmp_path / "out", []

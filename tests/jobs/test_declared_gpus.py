@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import device
-from pipeline.answer import AnswerSettings, answer_corpus
-from pipeline.device import Placement, place, worker_device
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.cluster import device
+from pipeline.cluster.device import Placement, place, worker_device
 from pipeline.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -22,12 +22,12 @@ ANSWER = {"tokens": "2", "max_new_tokens": 3}
 PROGRAM = """
 import json, os, sys
 import pyarrow as pa, ray, torch
-from ray.data import ActorPoolStrategy
 from jobs.console import quiet_libraries
-from pipeline.answer import AnswerSettings, answer_corpus
+from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
-from pipeline.prune import PruneSettings, prune_corpus
-from pipeline.runtime import map_shards, quiet_ray_data
+from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.cluster.session import quiet_ray_data
+from pipeline.cluster.stream import Stage, stream_items
 
 given = json.loads(sys.argv[1])
 quiet_libraries()
@@ -35,7 +35,10 @@ ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_t
 quiet_ray_data()
 found = {"calls": {}, "said": {}, "refused": {}}
 
-class Stage:
+class See:
+    def __init__(self, settings):
+        pass
+
     def __call__(self, batch):
         seen = {"shards": sorted(set(batch["shard"].to_pylist())), "rows": len(batch), "gpus": len(ray.get_gpu_ids())}
         return pa.table({"seen": [json.dumps({**seen, "actor": os.getpid()})]})
@@ -46,10 +49,9 @@ def ragged(batch, sizes):
 
 sizes = given["sizes"]
 for gpus, workers in ((1, 2), (0.5, 4)):
-    numbers = ray.data.from_items([{"shard": n} for n in range(len(sizes))], override_num_blocks=len(sizes))
-    blocks = map_shards(numbers, ragged, num_cpus=0.75, fn_args=(sizes,))
-    pool = {"compute": ActorPoolStrategy(size=workers), "num_cpus": 0.2, "num_gpus": gpus}
-    found["calls"][gpus] = [json.loads(row["seen"]) for row in map_shards(blocks, Stage, **pool).iter_rows()]
+    stages = [Stage(ragged, sizes, 0.75), Stage(See, None, 0.2, processes=workers, num_gpus=gpus)]
+    items = [{"shard": n} for n in range(len(sizes))]
+    found["calls"][gpus] = [json.loads(row["seen"]) for row in stream_items(items, stages)]
 
 def attempt(name, function, settings):
     said = found["said"][name] = []
@@ -60,11 +62,13 @@ def attempt(name, function, settings):
 
 def prune(name, **how):
     output = f"{given['folder']}/{name}"
-    attempt(name, prune_corpus, PruneSettings((given["corpus"],), given["model"], output, **given["run"], **how))
+    named = {"corpus": (given["corpus"],), "model": given["model"], "output": output}
+    attempt(name, prune_corpus, PruneSettings(**named, **given["run"], **how))
 
 def answer(name, **how):
     output = f"{given['folder']}/{name}"
-    attempt(name, answer_corpus, AnswerSettings(given["pruned"], given["model"], output, **given["answer"], **how))
+    named = {"pruned": given["pruned"], "model": given["model"], "output": output}
+    attempt(name, answer_corpus, AnswerSettings(**named, **given["answer"], **how))
 
 prune("whole", device="cpu", gpus_per_worker=1.0)
 prune("half", device="cpu", gpus_per_worker=0.5)
@@ -86,7 +90,7 @@ def on_cpus(prune, tiny_llava, tmp_path_factory) -> Path:
     """Both jobs on the suite's own Ray, which declares no GPU."""
     folder = tmp_path_factory.mktemp("cpus")
     prune(folder / "pruned", **RUN)
-    settings = AnswerSettings(str(folder / "pruned"), tiny_llava, str(folder / "answers"), **ANSWER)
+    settings = AnswerSettings(pruned=str(folder / "pruned"), model=tiny_llava, output=str(folder / "answers"), **ANSWER)
     answer_corpus(settings, lambda _: None)
     return folder
 

@@ -9,10 +9,10 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifact import Artifact
+from pipeline.artifact.artifact import Artifact
+from pipeline.cluster.run_folder import Tries
 from pipeline.errors import UserError
-from pipeline.prune import PruneSettings, prune_corpus
-from pipeline.run_folder import Tries
+from pipeline.prune.job import PruneSettings, prune_corpus
 
 
 @pytest.fixture
