@@ -59,7 +59,7 @@ def place(device: str, gpus_per_worker: float | None, address: str | None, say: 
                 "1 where the cluster is yet to grow one, 0 to use CUDA without Ray counting its devices"
             )
         gpus_per_worker = float(device != "cpu" and largest > 0)
-    if not gpus_per_worker >= 0 or (gpus_per_worker > 1 and not gpus_per_worker.is_integer()):
+    if not gpus_per_worker >= 0 or (gpus_per_worker > 1 and not float(gpus_per_worker).is_integer()):
         raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: expected 0, a share of 1, or a whole number")
     if gpus_per_worker > largest:
         message = f"--gpus-per-worker {gpus_per_worker:g}: no node of the cluster has so many; the most is {largest:g}"

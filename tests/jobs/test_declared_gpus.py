@@ -169,7 +169,7 @@ def test_a_measured_batch_size_and_too_many_gpus(on_gpus):
         ("cuda", 0.0, [], Placement("cuda", 0.0), None),
         ("auto", 0.4, [2.0], Placement("auto", 0.4), 4),  # a share is never split over two GPUs
         ("auto", 0.1, [1.0], Placement("auto", 0.1), 10),
-        ("auto", 2.0, [3.0, 1.0], Placement("auto", 2.0), 1),  # nor a worker over two nodes
+        ("auto", 2, [3.0, 1.0], Placement("auto", 2), 1),  # nor a worker over two nodes
     ],
 )
 def test_placement(chosen, gpus, nodes, placement, workers, monkeypatch):
