@@ -116,6 +116,7 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
         stream.write('{"image": "a\\u0000b.jpg"}\n')
     artifact = Artifact(tmp_path / "out")
     index = indexed(corpus, artifact)
+    commit_all(artifact, index)
     assert forget_transient_errors(artifact, index, lambda _: None) == index
     assert sum(index.generations[0].failed_samples.values()) == 1
 
