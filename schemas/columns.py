@@ -7,8 +7,9 @@
 A row can't be made with a field missing or misspelt, and a table can't be read back into rows of another form.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, field, fields
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +27,11 @@ def column(kind: pa.DataType, **options: Any) -> Any:
 def list_column(row: type[Any], **options: Any) -> Any:
     """A column of lists of structs; in Python each struct is a `row`."""
     return field(metadata={_TYPE: pa.list_(struct_of(row)), _ROW: row}, **options)
+
+
+def row_column(row: type[Any], **options: Any) -> Any:
+    """A column of structs; in Python each struct is a `row`."""
+    return field(metadata={_TYPE: struct_of(row), _ROW: row}, **options)
 
 
 def _columns(row: type[Any]) -> tuple[Field[Any], ...]:
@@ -51,17 +57,34 @@ def table_of(row: type[Row], rows: Sequence[Row]) -> pa.Table:
     for item in rows:
         if type(item) is not row:
             raise TypeError(f"expected rows of {row.__name__}, found {type(item).__name__}")
-    arrays = []
-    for one in _columns(row):
-        values: Iterable[Any] = [getattr(item, one.name) for item in rows]
-        if _ROW in one.metadata:
-            names = schema_of(one.metadata[_ROW]).names
-            values = [
-                None if value is None else [{name: getattr(item, name) for name in names} for item in value]
-                for value in values
-            ]
-        arrays.append(pa.array(values, one.metadata[_TYPE]))
-    return pa.Table.from_arrays(arrays, schema=schema_of(row))
+    return pa.Table.from_arrays(_arrays(row, rows), schema=schema_of(row))
+
+
+def _arrays(row: type[Any], rows: Sequence[Any]) -> list[pa.Array]:
+    return [_array(one, [getattr(item, one.name) for item in rows]) for one in _columns(row)]
+
+
+def _array(one: Field[Any], values: list[Any]) -> pa.Array:
+    """The values of one column. Those of nested rows are converted field by field, with no dictionary for each."""
+    kind, nested = one.metadata[_TYPE], one.metadata.get(_ROW)
+    if nested is None:
+        return pa.array(values, kind)
+    given = [value for value in values if value is not None]
+    if pa.types.is_struct(kind):
+        places = accumulate((value is not None for value in values), initial=0)
+        indices = [None if value is None else place for value, place in zip(values, places, strict=False)]
+        return _structs(nested, given).take(pa.array(indices, pa.int64()))
+    lengths = [0 if value is None else len(value) for value in values]
+    return pa.ListArray.from_arrays(
+        pa.array(accumulate(lengths, initial=0), pa.int32()),
+        _structs(nested, [item for value in given for item in value]),
+        type=kind,
+        mask=pa.array([value is None for value in values], pa.bool_()),
+    )
+
+
+def _structs(row: type[Any], rows: Sequence[Any]) -> pa.StructArray:
+    return pa.StructArray.from_arrays(_arrays(row, rows), fields=list(struct_of(row)))
 
 
 def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
@@ -79,7 +102,10 @@ def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
     for one in _columns(row):
         values = table[one.name].to_pylist()
         if _ROW in one.metadata:
-            nested = one.metadata[_ROW]
-            values = [None if value is None else [nested(**item) for item in value] for value in values]
+            values = [None if value is None else _nested(one.metadata[_ROW], value) for value in values]
         columns.append(values)
     return [row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def _nested(row: type[Any], value: dict[str, Any] | list[dict[str, Any]]) -> Any:
+    return row(**value) if isinstance(value, dict) else [row(**item) for item in value]

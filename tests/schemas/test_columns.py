@@ -1,11 +1,11 @@
 """Rows and tables are of one form: nothing is dropped, nulled or misspelt on the way."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pytest
 
-from schemas.columns import column, list_column, rows_of, schema_of, table_of
+from schemas.columns import column, list_column, row_column, rows_of, schema_of, table_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class Part:
 class Whole:
     key: str = column(pa.string())
     parts: list[Part] | None = list_column(Part)
+    first: Part | None = row_column(Part, default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +27,12 @@ class Larger(Whole):
 
 
 ROWS = [Whole(key="a", parts=[Part(name="x", size=1), Part(name="y")]), Whole(key="b", parts=None)]
+NESTED = [
+    Whole(key="a", parts=[Part(name="x", size=1), Part(name="y")]),
+    Whole(key="b", parts=None, first=Part(name="z")),
+    Whole(key="c", parts=[]),
+    Whole(key="d", parts=[Part(name="v")], first=Part(name="w", size=2)),
+]
 
 
 def test_rows_survive_a_table() -> None:
@@ -33,9 +40,19 @@ def test_rows_survive_a_table() -> None:
     assert rows_of(Whole, table_of(Whole, [])) == []
 
 
+def test_nested_rows_are_what_arrow_makes_of_dictionaries() -> None:
+    table = table_of(Whole, NESTED)
+    table.validate(full=True)
+    assert table.equals(pa.Table.from_pylist([asdict(row) for row in NESTED], schema_of(Whole)))
+    assert rows_of(Whole, table) == NESTED
+    assert rows_of(Whole, table.slice(1, 2)) == NESTED[1:3]
+
+
 def test_the_schema_is_the_class() -> None:
     part = pa.struct([("name", pa.string()), ("size", pa.int32())])
-    assert schema_of(Larger) == pa.schema([("key", pa.string()), ("parts", pa.list_(part)), ("note", pa.string())])
+    assert schema_of(Larger) == pa.schema(
+        [("key", pa.string()), ("parts", pa.list_(part)), ("first", part), ("note", pa.string())]
+    )
     assert table_of(Whole, ROWS).schema == schema_of(Whole)
 
 
@@ -56,5 +73,5 @@ def test_rows_of_another_class_are_refused() -> None:
 def test_a_table_of_another_form_is_refused() -> None:
     table = table_of(Whole, ROWS)
     for other in (table.drop_columns(["key"]), table.append_column("kye", table["key"])):
-        with pytest.raises(ValueError, match="a table of Whole has the columns key, parts; found"):
+        with pytest.raises(ValueError, match="a table of Whole has the columns key, parts, first; found"):
             rows_of(Whole, other)
