@@ -7,7 +7,7 @@
 A row can't be made with a field missing or misspelt, and a table can't be read back into rows of another form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, field, fields
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -54,14 +54,19 @@ def table_of(row: type[Row], rows: Sequence[Row]) -> pa.Table:
     Raises:
         TypeError: a row of another class.
     """
-    for item in rows:
-        if type(item) is not row:
-            raise TypeError(f"expected rows of {row.__name__}, found {type(item).__name__}")
+    _check(row, rows)
     return pa.Table.from_arrays(_arrays(row, rows), schema=schema_of(row))
 
 
+def _check(row: type[Any], rows: Iterable[Any]) -> None:
+    for item in rows:
+        if type(item) is not row:
+            raise TypeError(f"expected rows of {row.__name__}, found {type(item).__name__}")
+
+
 def _arrays(row: type[Any], rows: Sequence[Any]) -> list[pa.Array]:
-    return [_array(one, [getattr(item, one.name) for item in rows]) for one in _columns(row)]
+    """The columns of rows of which some may be None."""
+    return [_array(one, [None if item is None else getattr(item, one.name) for item in rows]) for one in _columns(row)]
 
 
 def _array(one: Field[Any], values: list[Any]) -> pa.Array:
@@ -69,22 +74,18 @@ def _array(one: Field[Any], values: list[Any]) -> pa.Array:
     kind, nested = one.metadata[_TYPE], one.metadata.get(_ROW)
     if nested is None:
         return pa.array(values, kind)
-    given = [value for value in values if value is not None]
+    missing = pa.array([value is None for value in values], pa.bool_())
     if pa.types.is_struct(kind):
-        places = accumulate((value is not None for value in values), initial=0)
-        indices = [None if value is None else place for value, place in zip(values, places, strict=False)]
-        return _structs(nested, given).take(pa.array(indices, pa.int64()))
-    lengths = [0 if value is None else len(value) for value in values]
+        _check(nested, (value for value in values if value is not None))
+        return pa.StructArray.from_arrays(_arrays(nested, values), fields=list(kind), mask=missing)
+    items = [item for value in values if value is not None for item in value]
+    _check(nested, items)
     return pa.ListArray.from_arrays(
-        pa.array(accumulate(lengths, initial=0), pa.int32()),
-        _structs(nested, [item for value in given for item in value]),
+        pa.array(accumulate((0 if value is None else len(value) for value in values), initial=0), pa.int32()),
+        pa.StructArray.from_arrays(_arrays(nested, items), fields=list(kind.value_type)),
         type=kind,
-        mask=pa.array([value is None for value in values], pa.bool_()),
+        mask=missing,
     )
-
-
-def _structs(row: type[Any], rows: Sequence[Any]) -> pa.StructArray:
-    return pa.StructArray.from_arrays(_arrays(row, rows), fields=list(struct_of(row)))
 
 
 def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
@@ -98,14 +99,20 @@ def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
         raise ValueError(
             f"a table of {row.__name__} has the columns {', '.join(names)}; found {', '.join(table.column_names)}"
         )
-    columns = []
-    for one in _columns(row):
-        values = table[one.name].to_pylist()
-        if _ROW in one.metadata:
-            values = [None if value is None else _nested(one.metadata[_ROW], value) for value in values]
-        columns.append(values)
+    columns = [_values(one, table[one.name].to_pylist()) for one in _columns(row)]
     return [row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def _nested(row: type[Any], value: dict[str, Any] | list[dict[str, Any]]) -> Any:
-    return row(**value) if isinstance(value, dict) else [row(**item) for item in value]
+def _values(one: Field[Any], values: list[Any]) -> list[Any]:
+    """The values of one column, those of nested rows as such rows."""
+    nested = one.metadata.get(_ROW)
+    if nested is None:
+        return values
+    deeper = [inner for inner in _columns(nested) if _ROW in inner.metadata]
+
+    def row_of(item: dict[str, Any]) -> Any:
+        return nested(**item | {inner.name: _values(inner, [item[inner.name]])[0] for inner in deeper})
+
+    if pa.types.is_struct(one.metadata[_TYPE]):
+        return [None if value is None else row_of(value) for value in values]
+    return [None if value is None else [row_of(item) for item in value] for value in values]

@@ -22,6 +22,12 @@ class Whole:
 
 
 @dataclass(slots=True, kw_only=True)
+class Deep:
+    whole: Whole | None = row_column(Whole)
+    wholes: list[Whole] = list_column(Whole)
+
+
+@dataclass(slots=True, kw_only=True)
 class Larger(Whole):
     note: str | None = column(pa.string(), default=None)
 
@@ -48,6 +54,14 @@ def test_nested_rows_are_what_arrow_makes_of_dictionaries() -> None:
     assert rows_of(Whole, table.slice(1, 2)) == NESTED[1:3]
 
 
+def test_rows_are_nested_as_deep_as_you_like() -> None:
+    rows = [Deep(whole=None, wholes=NESTED), Deep(whole=NESTED[3], wholes=[]), Deep(whole=NESTED[1], wholes=ROWS)]
+    table = table_of(Deep, rows)
+    table.validate(full=True)
+    assert table.equals(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(Deep)))
+    assert rows_of(Deep, table) == rows
+
+
 def test_the_schema_is_the_class() -> None:
     part = pa.struct([("name", pa.string()), ("size", pa.int32())])
     assert schema_of(Larger) == pa.schema(
@@ -68,6 +82,11 @@ def test_a_field_that_is_missing_or_misspelt_is_an_error() -> None:
 def test_rows_of_another_class_are_refused() -> None:
     with pytest.raises(TypeError, match="expected rows of Whole, found Larger"):
         table_of(Whole, [Larger(key="a", parts=None)])
+    for wrong in (Deep(whole=Part(name="x"), wholes=[]), Deep(whole=None, wholes=[Part(name="x")])):  # type: ignore
+        with pytest.raises(TypeError, match="expected rows of Whole, found Part"):
+            table_of(Deep, [wrong])
+    with pytest.raises(TypeError, match="expected rows of Whole, found NoneType"):
+        table_of(Whole, [None])  # type: ignore[list-item]
 
 
 def test_a_table_of_another_form_is_refused() -> None:
