@@ -126,7 +126,7 @@ class AnswerShards:
             max_new_tokens=self._settings.max_new_tokens,
         )
         generated = time.perf_counter()
-        entry = write_table(self._settings.output, "answers", shard, rows, ANSWERS)
+        entry = write_table(self._settings.output, "answers", shard, pa.Table.from_pylist(rows, ANSWERS))
         graded = [row["correct"] for row in rows if row["correct"] is not None]
         refused = sum(row["finish_reason"] == "refused" for row in rows)
         counts = {"prompts": len(rows), "refused": refused, "graded": len(graded), "correct": sum(graded)}

@@ -44,6 +44,9 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_ll
     in_read, in_encode, in_write = IN_READ, IN_ENCODE, IN_WRITE
 
     # Nested, so that they are pickled by value: workers can't import this file.
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
     class Encode(shards.EncodeShards):
         def encode_shard(self, batch):
             if batch["shard"][0].as_py() == in_encode:
@@ -53,15 +56,13 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_ll
     def read_stage(batch, settings):
         if batch["shard"][0].as_py() != in_read:
             return read.read_stage(batch, settings)
-        with mock.patch("pipeline.prune.read.read_shard", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+        with mock.patch("pipeline.prune.read.read_shard", side_effect=die):
             return read.read_stage(batch, settings)
 
     def write_stage(batch, settings):
         if batch["shard"][0].as_py() != in_write:
             return write.write_stage(batch, settings)
-        with mock.patch(
-            "pipeline.prune.write.write_shard", side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        ):
+        with mock.patch("pipeline.prune.write.write_shard", side_effect=die):
             return write.write_stage(batch, settings)
 
     output, said = tmp_path / "out", []

@@ -11,6 +11,7 @@ import pytest
 from pipeline.prune.read import read_bytes
 from pipeline.storage import input_file
 from pipeline.storage.input_file import InputReadError, open_input
+from schemas.samples import Sample
 
 
 class Storage:
@@ -111,7 +112,7 @@ def test_it_reads_like_a_file(path):
 
 
 def test_the_read_stage_tries_again(path, storage):
-    row = {"path": str(path), "offset": 5, "size": 3}
-    row["image_id"] = hashlib.sha256(path.read_bytes()[5:8]).hexdigest()
+    image_id = hashlib.sha256(path.read_bytes()[5:8]).hexdigest()
+    row = Sample(input=0, sample=0, source="s", path=str(path), offset=5, size=3, image_id=image_id)
     storage.failures = [errno.EIO]
     assert read_bytes(row) == path.read_bytes()[5:8]

@@ -19,6 +19,7 @@ from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
 from pipeline.prune.read import read_bytes
 from pipeline.storage.input_file import InputReadError
+from schemas.samples import Sample
 from schemas.tables import SCAN
 
 
@@ -195,7 +196,7 @@ def test_a_file_that_became_a_fifo_is_not_waited_for(tmp_path, jpeg):
     (tmp_path / "1.jpg").unlink()
     os.mkfifo(tmp_path / "1.jpg")
     with pytest.raises(DecodeError, match="is a FIFO") as caught:
-        read_bytes(row)
+        read_bytes(Sample(**row))
     assert caught.value.reason == "not_a_file"
 
 
