@@ -5,6 +5,9 @@ Axes in the comments: `N` visual tokens of an image, `K` kept tokens, in pick or
 
 import pyarrow as pa
 
+from schemas.answers import AnswerRow
+from schemas.columns import schema_of
+
 SCHEMA_VERSION = 2
 
 _SEGMENT = (
@@ -125,20 +128,4 @@ FEATURES = pa.schema(
     ]
 )
 
-# answers/part-*.parquet: one row per prompt that could be answered.
-ANSWERS = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("image_id", pa.string()),
-        ("answer", pa.string()),
-        ("answer_tokens", pa.list_(pa.int32())),  # generated token ids, end-of-sequence excluded
-        ("finish_reason", pa.string()),  # "stop" (end of sequence), "length", or "refused" with a null answer
-        ("tokens", pa.int32()),  # visual tokens the model saw (k of the ranking), structure tokens not counted
-        ("seconds", pa.float32()),  # generation time of the batch / prompts in it
-        ("type", pa.string()),
-        ("references", pa.list_(pa.string())),
-        ("correct", pa.bool_()),  # null without references
-        ("shard", pa.int32()),
-        ("message", pa.string()),  # why the prompt was refused; null otherwise
-    ]
-)
+ANSWERS = schema_of(AnswerRow)
