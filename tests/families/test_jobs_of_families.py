@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
@@ -56,15 +55,10 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     answer_corpus(answers, lambda _: None)
     db = connect(tmp_path / "pruned", [tmp_path / "answers"])
     rows = ask(db, "select * from answers order by prompt_id").to_pylist()
-    fixed = {"references": [], "type": None, "shard": 0}
-    prompts = [
-        {"prompt_id": f"{n}-{k}", "image_id": f"{n:064x}", "prompt": prompt, **fixed}
-        for n in range(len(case.images))
-        for k, prompt in enumerate(PROMPTS)
-    ]
+    asked = [(image, prompt) for image in range(len(case.images)) for prompt in PROMPTS]
     kept = case.kept(Budget("count", 8), selector)
-    expected = answer_prompts(case.answerer(positions), prompts, kept, batch_size=4, max_new_tokens=8)
-    assert [row["answer_tokens"] for row in rows] == [row["answer_tokens"] for row in expected]
+    expected = case.replies(asked, kept, batch_size=4, max_new_tokens=8, answerer=case.answerer(positions))
+    assert [row["answer_tokens"] for row in rows] == [reply.token_ids for reply in expected]
     tokens = ask(db, "select count(*) as n, count(pick) as kept from tokens").to_pylist()[0]
     assert tokens == {"n": sum(len(image.projected_NO) for image in case.encoded), "kept": 8 * len(case.images)}
     if name == "qwen2_5_vl":
