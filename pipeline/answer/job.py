@@ -3,20 +3,21 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from pipeline.answer.generation_settings import check_generation
+from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.budget import Budget, parse_budget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
-from pipeline.cluster.environment import check_at_least_one, check_policy, environment, own_dtype
+from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.following import Followed, follow
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
@@ -25,35 +26,13 @@ from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
-from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
+from pipeline.settings import deciding
 from schemas.records import JobRecord, to_json
 from schemas.tables import SCHEMA_VERSION
 from schemas.views import quoted
 
 # What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
 _MODEL_PARTS = ("family", "config", "weights", "projector")
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """Everything `jobs/answer_corpus.py` can be told."""
-
-    pruned: str
-    model: str
-    output: str
-    tokens: str = "all"
-    dtype: str = "auto"
-    batch_size: int = 32
-    max_new_tokens: int = 64
-    positions: str | None = None
-    # how the work is done
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    device: str = "auto"
-    retries: int = 2
-    shard_timeout_sec: float = 3600.0
-    ray_address: str | None = None
-    num_cpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +52,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     Raises:
         UserError: bad input; nothing was harmed.
     """
-    refuse_url("--pruned", settings.pruned, READ_INSTEAD)
-    refuse_url("--output", settings.output, WRITE_INSTEAD)
     budget = parse_budget(settings.tokens, "--tokens")
-    check_at_least_one(settings, ("batch_size", "max_new_tokens", "workers"))
-    check_policy(settings.retries, settings.shard_timeout_sec)
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
     if not pruned.finished:
@@ -106,10 +81,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         kind="answer",
         schema_version=SCHEMA_VERSION,
         settings={
-            "tokens": settings.tokens,
+            **deciding(settings),
             "dtype": dtype,
-            "batch_size": settings.batch_size,
-            "max_new_tokens": settings.max_new_tokens,
             "positions": positions,
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": _corpus_of(pruned)},
         },
@@ -141,7 +114,13 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
                 run, prompts = _run_shards(
-                    replace(settings, model=checkpoint.pinned), budget, dtype, pruned, artifact, pending, say
+                    settings.model_copy(update={"model": checkpoint.pinned}),
+                    budget,
+                    dtype,
+                    pruned,
+                    artifact,
+                    pending,
+                    say,
                 )
         if run.done == len(pending):
             _forget_what_changed(pruned, artifact, run, say)
