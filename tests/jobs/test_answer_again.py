@@ -39,7 +39,9 @@ def corpus(tmp_path, jpeg):
 def prune_again(ray_session, tiny_llava):
     def run(output, *inputs, **changes):
         paths = tuple(map(str, inputs))
-        settings = PruneSettings(paths, tiny_llava, str(output), max_tokens="4", shard_size=SHARD, **changes)
+        settings = PruneSettings(
+            corpus=paths, model=tiny_llava, output=str(output), max_tokens="4", shard_size=SHARD, **changes
+        )
         prune_corpus(settings, lambda _: None)
         return output
 

@@ -29,7 +29,7 @@ def statuses(root: Path) -> dict[str, str]:
 
 
 def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str | None]]:
-    settings = AnswerSettings(str(pruned), model, str(output), max_new_tokens=2, workers=1)
+    settings = AnswerSettings(pruned=str(pruned), model=model, output=str(output), max_new_tokens=2, workers=1)
     result = answer_corpus(settings, lambda _: None)
     assert result.failures == {}
     return {row["prompt_id"]: (row["finish_reason"], row["message"]) for row in rows_of(output, "answers")}
