@@ -25,6 +25,7 @@ from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
+from pipeline.storage import LocalStore
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from schemas.records import JobRecord, to_json
 from schemas.tables import SCHEMA_VERSION
@@ -154,10 +155,10 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
 
 def _corpus_of(pruned: Artifact) -> dict[str, Any] | None:
     """The input files that the artifact began with: they stay the same when shards are redone or added."""
-    index = read_index(pruned.root / "_index")
+    index = read_index(LocalStore(pruned.root))
     if index is None:
         return None
-    inputs = [[item["path"], item["size_bytes"]] for item in index.generations[0].inputs]
+    inputs = [[item.path, item.size_bytes] for item in index.generations[0].inputs]
     return {
         "first": inputs[0][0],
         "inputs": len(inputs),
@@ -232,7 +233,7 @@ def _check_prompts(pruned: Artifact) -> None:
         statuses = {n.removeprefix("prompts."): c for n, c in counts.items() if n.startswith("prompts.")}
         why = ", ".join(f"{status} ({count:,})" for status, count in sorted(statuses.items()))
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
-    index = read_index(pruned.root / "_index")
+    index = read_index(LocalStore(pruned.root))
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
 
