@@ -21,7 +21,7 @@ class Prompt:
 
 @dataclass(slots=True, kw_only=True)
 class _Found:
-    """What one input sample is.
+    """What one input sample is, and where its image lies.
 
     `source` is unique to the sample and never changes. It begins with the input file's path seen from the folder that
     holds the inputs which were indexed first. Then, of a tar: "/" and the image member (the key where there is none),

@@ -27,6 +27,7 @@ from pipeline.prune.stages import StreamSettings, Tally, run_shards, share_that_
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
 from pipeline.settings import deciding
+from pipeline.storage import LocalStore
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
@@ -107,8 +108,8 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
 
 def _known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
     """The index as it is now, and the inputs that are not in it."""
-    index = read_index(artifact.root / "_index")
-    return index, unindexed_inputs(index, inputs, artifact.root)
+    index = read_index(LocalStore(artifact.root))
+    return index, unindexed_inputs(index, inputs)
 
 
 def _batch_size(
@@ -137,8 +138,8 @@ def _index(
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
     say(f"indexing {len(new_inputs):,} input files")
     artifact.reopen()
-    root = artifact.root / "_index"
-    index = extend_index(root, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    store = LocalStore(artifact.root)
+    index = extend_index(store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):

@@ -1,6 +1,5 @@
 """Stage read + decode: a shard's number in, its samples with prepared pixels out. Runs in CPU tasks."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import Ending, stopped_shard
 from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.corpus.fetch import read_bytes
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, pixels_table, same_in_each, stage_table
-from pipeline.storage.input_file import InputReadError, open_input
 from schemas.columns import rows_of, table_of
-from schemas.samples import IndexRow, Sample
+from schemas.samples import IndexRow
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ def _decode(
     started = time.perf_counter()
     pixels = None
     try:
-        data = read_bytes(sample)
+        assert sample.path is not None, "a sample with an image says where its bytes lie"
+        assert sample.image_id is not None, "and was hashed"
+        data = read_bytes(sample.path, sample.offset, sample.size, sample.image_id)
         seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         image = decode_image(data)
@@ -101,27 +102,6 @@ def _decode(
         row.reason, row.message = "out_of_memory", f"the worker had no memory left to decode its {size} bytes"
     seconds["decode"] += time.perf_counter() - started
     return pixels
-
-
-def read_bytes(sample: Sample | IndexRow) -> bytes:
-    """The encoded bytes that a sample points at, proven to be the ones that were indexed.
-
-    Raises:
-        DecodeError: `missing_file`, `not_a_file`, `read_error`, or `changed_file` when the bytes have another hash now.
-    """
-    assert sample.path is not None, "a sample with an image says where its bytes lie"
-    try:
-        with open_input(sample.path) as stream:
-            if sample.offset is not None:
-                stream.seek(sample.offset)
-                data = stream.read(sample.size)
-            else:
-                data = stream.read()
-    except InputReadError as error:
-        raise DecodeError(error.reason, str(error)) from error
-    if hashlib.sha256(data).hexdigest() != sample.image_id:
-        raise DecodeError("changed_file", f"{sample.path} holds other bytes than when it was indexed")
-    return data
 
 
 @lru_cache(maxsize=2)
