@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact.artifact import Artifact
@@ -121,6 +122,56 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
     commit_all(artifact, index)
     assert forget_transient_errors(artifact, index, lambda _: None) == index
     assert sum(index.generations[0].failed_samples.values()) == 1
+
+
+class Counted:
+    """Counts the calls of a function."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
+        self.calls = 0
+        self._real = getattr(where, name)
+        monkeypatch.setattr(where, name, self)
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        self.calls += 1
+        return self._real(*arguments, **named)
+
+
+@pytest.mark.parametrize("many", [2, 20])
+def test_a_redo_looks_at_the_whole_index_once_however_many_rows_it_mends(many, jpeg, tmp_path, monkeypatch):
+    """A look for rows without hash, one for owners, one to count; every part read and written once."""
+    names = [f"{n}.jpg" for n in range(many)]
+    (tmp_path / "there.jpg").write_bytes(jpeg(0))
+    lines = [json.dumps({"image": name}) + "\n" for name in ["there.jpg", *names]]
+    (tmp_path / "m.jsonl").write_text("".join(lines))
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(tmp_path / "m.jsonl", artifact)
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(jpeg(n // 2))  # all but the first two come twice; those are there already
+    looks = Counted(monkeypatch, redo, "parquet_files")
+    reads = Counted(monkeypatch, redo.pq, "ParquetFile")
+    writes = Counted(monkeypatch, redo, "write_part")
+    index = forget_transient_errors(artifact, index, lambda _: None)
+    assert looks.calls == 3
+    assert reads.calls == writes.calls == len(index.parts()) == 1
+    rows = [row for shard in range(index.num_shards) for row in index.read_shard(shard).to_pylist()]
+    assert [row["reason"] for row in rows] == [None] * (many + 1)
+    assert sum(row["slot"] is not None for row in rows) == index.num_images == many // 2
+
+
+def test_an_index_with_its_columns_in_another_order_is_mended(corpus, jpeg, tmp_path):
+    """As versions before this one wrote it."""
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    for key in index.parts():
+        file = pq.ParquetFile(index.store.locate(key))
+        order = sorted(file.schema_arrow.names)
+        groups = [file.read_row_group(n).select(order) for n in range(file.num_row_groups)]
+        with pq.ParquetWriter(index.store.locate(key), groups[0].schema) as writer:
+            for group in groups:
+                writer.write_table(group)
+    find_the_missing(corpus, jpeg)
+    assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
 
 
 def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Path, monkeypatch) -> None:
