@@ -31,12 +31,13 @@ from pipeline.artifact.tables import write_features_tar, write_table
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import own_dtype
 from pipeline.corpus.decode import decode_image
+from pipeline.corpus.fetch import read_bytes
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
 from pipeline.prune.encode import EncodeSettings, decision_of, kept_features, load_encoder
-from pipeline.prune.read import read_bytes
 from pipeline.prune.select import SelectSettings, select_tokens
 from pipeline.prune.write import prompt_rows
+from pipeline.storage import LocalStore
 from schemas.tables import ERRORS, PROMPTS, SELECTIONS
 
 
@@ -54,7 +55,8 @@ class Images(Dataset):
             limit_threads(1)
             checkpoint, family = open_checkpoint(self._model)
             self._preparer = family.preparer(checkpoint)
-        image = decode_image(read_bytes(self._rows[number]))
+        row = self._rows[number]
+        image = decode_image(read_bytes(row["path"], row["offset"], row["size"], row["image_id"]))
         return torch.from_numpy(np.ascontiguousarray(self._preparer.prepare(image))), image.width, image.height
 
 
@@ -72,7 +74,7 @@ def bare_loop(
         decoders: processes of the DataLoader.
         shards: numbers.
     """
-    index = read_index(index_folder)
+    index = read_index(LocalStore(index_folder.parent))
     assert index is not None
     tables = [index.read_shard(shard).to_pylist() for shard in shards]
     rows = [row for table in tables for row in table]

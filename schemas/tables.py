@@ -5,6 +5,9 @@ Axes in the comments: `N` visual tokens of an image, `K` kept tokens, in pick or
 
 import pyarrow as pa
 
+from schemas.columns import schema_of, struct_of
+from schemas.samples import IndexRow, Prompt, Sample
+
 SCHEMA_VERSION = 2
 
 _SEGMENT = (
@@ -13,51 +16,9 @@ _SEGMENT = (
 )
 _POSITION = pa.struct([("tile", pa.int32()), ("row", pa.int32()), ("col", pa.int32())])
 
-PROMPT_STRUCT = pa.struct(
-    [
-        ("prompt_id", pa.string()),
-        ("prompt", pa.string()),
-        ("references", pa.list_(pa.string())),
-        ("type", pa.string()),
-        ("status", pa.string()),  # "ok", or why this prompt can't be answered whatever its image
-        ("message", pa.string()),  # null where it is "ok"
-    ]
-)
-
-# What one input sample is. `sample` is the byte offset of the sample in its input file.
-#
-# `source` is unique to the sample and never changes. It begins with the input file's path seen from the folder that
-# holds the inputs which were indexed first. Then, of a tar: "/" and the image member (the key where there is none),
-# as in `train/000.tar/000017.jpg`; "@" and the byte offset go before the "/" where the name alone may come twice (a
-# key that is repeated, a member that was not read). Of a manifest: "@" and the byte offset of the line, since many
-# lines may name one image, then "/" and the image as the line has it: `questions.jsonl@1234/images/17.jpg`.
-_SAMPLE = pa.schema(
-    [
-        ("input", pa.int32()),
-        ("sample", pa.int64()),
-        ("source", pa.string()),
-        ("path", pa.string()),  # file that holds the image's encoded bytes
-        ("offset", pa.int64()),  # null: the whole file
-        ("size", pa.int64()),
-        ("image_id", pa.string()),  # null: the bytes could not be read
-        ("reason", pa.string()),  # null unless the sample failed in the scan
-        ("message", pa.string()),
-        ("prompts", pa.list_(PROMPT_STRUCT)),
-    ]
-)
-
-# What the scan finds: the sample, and what it has in place of prompts where it has none.
-SCAN = pa.schema([*_SAMPLE, ("keys", pa.list_(pa.string()))])  # of its record; extensions of a tar's members
-
-# The index: the sample plus the decision where each sample goes, sorted by (shard, input, sample).
-INDEX = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("slot", pa.int32()),  # place of the image in its shard; null unless this sample owns its image
-        ("image_shard", pa.int32()),  # shard that holds the image; null without image
-        *_SAMPLE,
-    ]
-)
+PROMPT_STRUCT = struct_of(Prompt)
+SCAN = schema_of(Sample)
+INDEX = schema_of(IndexRow)
 
 # selections: exactly the distinct images that decoded; everything about the decision, no features.
 SELECTIONS = pa.schema(

@@ -1,6 +1,7 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
 from pipeline.cluster.environment import check_at_least_one, check_policy, environment, own_dtype
 from pipeline.cluster.following import Followed, follow
+from pipeline.cluster.outcomes import Status
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
 from pipeline.cluster.session import cluster_cpus, ray_session
@@ -26,7 +28,7 @@ from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
-from schemas.records import JobRecord, to_json
+from schemas.records import FailureRecord, JobRecord, to_json
 from schemas.statuses import OK, Counted
 from schemas.tables import SCHEMA_VERSION
 from schemas.views import quoted
@@ -155,10 +157,10 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
 
 def _corpus_of(pruned: Artifact) -> dict[str, Any] | None:
     """The input files that the artifact began with: they stay the same when shards are redone or added."""
-    index = read_index(pruned.root / "_index")
+    index = read_index(pruned.store)
     if index is None:
         return None
-    inputs = [[item["path"], item["size_bytes"]] for item in index.generations[0].inputs]
+    inputs = [[item.path, item.size_bytes] for item in index.generations[0].inputs]
     return {
         "first": inputs[0][0],
         "inputs": len(inputs),
@@ -173,7 +175,10 @@ def _forget_what_changed(pruned: Artifact, artifact: Artifact, run: Followed, sa
     if resume.pending:
         artifact.forget(resume.damaged)
         say(f"{len(resume.pending):,} shards of {pruned.root} changed while they were answered")
-        run.failures.update((shard, f"{pruned.root} changed while it was answered") for shard in resume.pending)
+        for shard in resume.pending:
+            failure = f"{pruned.root} changed while it was answered"
+            artifact.give_up(FailureRecord(shard, time.time(), Status.GIVEN_UP, "generate", failure))
+            run.failures[shard] = failure
 
 
 def _run_shards(
@@ -233,7 +238,7 @@ def _check_prompts(pruned: Artifact) -> None:
         statuses = sorted(Counted.PROMPTS.per_status(counts).items())
         why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
-    index = read_index(pruned.root / "_index")
+    index = read_index(pruned.store)
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
 

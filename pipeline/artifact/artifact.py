@@ -62,7 +62,7 @@ class Artifact(Ledger):
             if job is not None:
                 what = f"was made by {job.kind}"
             else:
-                what = f"holds no {_JOB}" if self.store.names() else "does not exist, or is empty"
+                what = f"holds no {_JOB}" if self.store.names() else "is empty, or does not exist"
             raise UserError(f"{option} {self.store.locate()}: {what}; name the --output of {maker}")
         return job
 

@@ -1,7 +1,7 @@
 """The records of an artifact about its shards: what is committed, whether it is still as it was, what was given up.
 
-    _commits/00000017.json    the files of a shard, what is in them, what they were made from
-    _failures/00000017.json   why a shard that was given up is not among the commits
+_commits/00000017.json    the files of a shard, what is in them, what they were made from
+_failures/00000017.json   why a shard that was given up is not among the commits
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from schemas.records import CommitRecord, FailureRecord, FileEntry, RecordError,
 
 _COMMITS = "_commits/"
 FAILURES = "_failures/"
+_PIECE_BYTES = 1 << 20  # read at a time where a file is hashed
 _COMMIT_KEY = re.compile(rf"{_COMMITS}([0-9]{{8,}})\.json")
 
 
@@ -190,12 +191,11 @@ class Ledger:
             if shard not in committed:
                 resume.pending.append(shard)
                 continue
+            problem: str | None = "its commit record vanished"
             try:
                 record = self.read_commit(shard)
             except RecordError as error:
                 record, problem = None, str(error)
-            else:
-                problem = "its commit record vanished"
             if record is not None:
                 found = ((entry, listed.entry(entry.path)) for entry in record.files.values())
                 problem = self._first_problem(found, deep)
@@ -235,7 +235,6 @@ def made_from(record: CommitRecord, sources: Mapping[str, str]) -> bool:
     return bool(record.sources) and record.sources.items() <= sources.items()
 
 
-
 def _commit_key(shard: int) -> str:
     return f"{_COMMITS}{shard:08d}.json"
 
@@ -255,7 +254,10 @@ def _other_size(entry: FileEntry, size_bytes: int) -> str | None:
 
 
 def _other_bytes(entry: FileEntry, stream: BinaryIO) -> str | None:
+    digest = hashlib.sha256()
     stream.seek(0)
-    if hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256:
+    while piece := stream.read(_PIECE_BYTES):
+        digest.update(piece)
+    if digest.hexdigest() == entry.sha256:
         return None
     return f"{entry.path} differs from the sha256 in its commit record"

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 
-from pipeline.storage.files import new_file, sha256_of
+from pipeline.artifact.ledger import store_of
+from pipeline.storage import NewFile, Store
 from schemas.records import FileEntry
 from schemas.tables import SELECTIONS
 
@@ -21,21 +22,20 @@ _SAMPLE_FIELDS = [
 ]
 
 
-def write_table(root: Path, table: str, shard: int, rows: list[dict[str, Any]], schema: pa.Schema) -> FileEntry:
+def write_table(root: Path | Store, table: str, shard: int, rows: list[dict[str, Any]], schema: pa.Schema) -> FileEntry:
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
-    path = root / table / f"part-{shard:08d}.parquet"
-    with new_file(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with store_of(root).new_file(f"{table}/part-{shard:08d}.parquet") as new:
+        with pq.ParquetWriter(new.path, schema, compression="zstd") as writer:
             if rows:  # an empty file has no row group: some readers stumble over one without rows
                 writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
-        return _entry(root, path, temporary, len(rows))
+        sha256 = new.sha256()
+    return _file_entry(new, len(rows), sha256)
 
 
-def write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
+def write_features_tar(root: Path | Store, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
     """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes."""
-    path = root / "features" / f"shard-{shard:08d}.tar"
-    with new_file(path) as temporary:
-        with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:
+    with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
+        with wds.TarWriter(str(new.path), encoder=False, mtime=0, user="", group="") as writer:
             for row in selections:
                 writer.write(
                     {
@@ -44,7 +44,8 @@ def write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]])
                         "json": _sample_json(row),
                     }
                 )
-        return _entry(root, path, temporary, len(selections))
+        sha256 = new.sha256()
+    return _file_entry(new, len(selections), sha256)
 
 
 def _sample_json(row: Mapping[str, Any]) -> bytes:
@@ -52,6 +53,6 @@ def _sample_json(row: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
 
 
-def _entry(root: Path, path: Path, temporary: Path, rows: int) -> FileEntry:
-    status = temporary.stat()
-    return FileEntry(path.relative_to(root).as_posix(), rows, status.st_size, status.st_mtime_ns, sha256_of(temporary))
+def _file_entry(new: NewFile, rows: int, sha256: str) -> FileEntry:
+    assert new.entry is not None, "it is in the store"
+    return FileEntry(new.entry.key, rows, new.entry.size_bytes, new.entry.tag, sha256)

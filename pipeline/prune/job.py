@@ -150,8 +150,8 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
 
 def _known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
     """The index as it is now, and the inputs that are not in it."""
-    index = read_index(artifact.root / "_index")
-    return index, unindexed_inputs(index, inputs, artifact.root)
+    index = read_index(artifact.store)
+    return index, unindexed_inputs(index, inputs)
 
 
 def _check(settings: PruneSettings) -> None:
@@ -191,8 +191,8 @@ def _index(
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
     say(f"indexing {len(new_inputs):,} input files")
     artifact.reopen()
-    root = artifact.root / "_index"
-    index = extend_index(root, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    store = artifact.store
+    index = extend_index(store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):

@@ -1,11 +1,9 @@
 """Stage read + decode: a shard number in, its index rows with prepared pixels out. Runs in CPU tasks."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,11 @@ import pyarrow as pa
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import ENDING, stopped_shard
+from pipeline.cluster.run_folder import StopFile
 from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.corpus.fetch import read_bytes
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.storage.input_file import InputReadError, open_input
 from schemas.tables import INDEX
 
 # Rows of the index plus what reading found. Pixels only where the sample owns its image.
@@ -41,7 +40,7 @@ class ReadSettings:
 
     index: Index
     model: str
-    stop_file: Path  # while it exists no further shard is begun
+    stop_file: StopFile  # while it exists no further shard is begun
     policy: Policy = Policy()
 
 
@@ -75,7 +74,7 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
 def _decode_row(row: dict[str, Any], prepare: Callable[[Any], np.ndarray], seconds: dict[str, float]) -> None:
     started = time.perf_counter()
     try:
-        data = read_bytes(row)
+        data = read_bytes(row["path"], row["offset"], row["size"], row["image_id"])
         seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         image = decode_image(data)
@@ -89,27 +88,6 @@ def _decode_row(row: dict[str, Any], prepare: Callable[[Any], np.ndarray], secon
         size = "an unknown number of" if row["size"] is None else row["size"]
         row.update(reason="out_of_memory", message=f"the worker had no memory left to decode its {size} bytes")
     seconds["decode"] += time.perf_counter() - started
-
-
-def read_bytes(row: dict[str, Any]) -> bytes:
-    """The encoded bytes that an index row points at, proven to be the ones that were indexed.
-
-    Raises:
-        DecodeError: `missing_file`, `not_a_file`, `read_error`, or `changed_file` when the bytes have another hash now.
-    """
-    path = Path(row["path"])
-    try:
-        with open_input(path) as stream:
-            if row["offset"] is not None:
-                stream.seek(row["offset"])
-                data = stream.read(row["size"])
-            else:
-                data = stream.read()
-    except InputReadError as error:
-        raise DecodeError(error.reason, str(error)) from error
-    if hashlib.sha256(data).hexdigest() != row["image_id"]:
-        raise DecodeError("changed_file", f"{path} holds other bytes than when it was indexed")
-    return data
 
 
 @lru_cache(maxsize=2)
