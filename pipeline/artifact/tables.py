@@ -1,9 +1,7 @@
 """The data files of a shard: tables as Parquet, kept features as WebDataset tars. The same rows give the same bytes."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,35 +20,39 @@ _SAMPLE_FIELDS = [
 ]
 
 
-def write_table(root: Path | Store, table: str, shard: int, rows: list[dict[str, Any]], schema: pa.Schema) -> FileEntry:
+def write_table(root: Path | Store, table: str, shard: int, rows: pa.Table) -> FileEntry:
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
     with store_of(root).new_file(f"{table}/part-{shard:08d}.parquet") as new:
-        with pq.ParquetWriter(new.path, schema, compression="zstd") as writer:
-            if rows:  # an empty file has no row group: some readers stumble over one without rows
-                writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
+        with pq.ParquetWriter(new.path, rows.schema, compression="zstd") as writer:
+            if len(rows):  # an empty file has no row group: some readers stumble over one without rows
+                writer.write_table(rows, row_group_size=len(rows))
         sha256 = new.sha256()
     return _file_entry(new, len(rows), sha256)
 
 
-def write_features_tar(root: Path | Store, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
-    """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes."""
+def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, features: pa.Table) -> FileEntry:
+    """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes.
+
+    Args:
+        root: the folder of the artifact, or the store that holds it.
+        shard: number.
+        selections: rows of `SELECTIONS`.
+        features: rows of `FEATURES` of the same images in the same order.
+    """
+    assert selections["image_id"].equals(features["image_id"]), "selections and features are of the same images"
+    samples = selections.select(_SAMPLE_FIELDS).to_pylist()
     with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
         with wds.TarWriter(str(new.path), encoder=False, mtime=0, user="", group="") as writer:
-            for row in selections:
+            for sample, payload in zip(samples, features["features"], strict=True):
                 writer.write(
                     {
-                        "__key__": row["image_id"],
-                        "features.safetensors": row["features"],
-                        "json": _sample_json(row),
+                        "__key__": sample["image_id"],
+                        "features.safetensors": memoryview(payload.as_buffer()),
+                        "json": json.dumps(sample, sort_keys=True, ensure_ascii=False).encode(),
                     }
                 )
         sha256 = new.sha256()
     return _file_entry(new, len(selections), sha256)
-
-
-def _sample_json(row: Mapping[str, Any]) -> bytes:
-    fields = {name: row[name] for name in _SAMPLE_FIELDS}
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _file_entry(new: NewFile, rows: int, sha256: str) -> FileEntry:

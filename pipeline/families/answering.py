@@ -15,8 +15,8 @@ from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 
 def kept_places(image: KeptImage) -> Tensor:
     """Places (K,) of the kept tokens in the packed sequence of all N + S tokens."""
-    structure = torch.tensor(image.selection["structure"], dtype=torch.int64)
-    free = torch.ones(image.selection["num_tokens"] + len(structure), dtype=torch.bool)
+    structure = torch.tensor(image.selection.structure, dtype=torch.int64)
+    free = torch.ones(image.selection.num_tokens + len(structure), dtype=torch.bool)
     free[structure] = False
     return free.nonzero().squeeze(1)[image.indices_K]
 
@@ -89,7 +89,7 @@ class PackedAnswerer:
         """The prompt with K + S image tokens."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
-        count = len(image.indices_K) + image.selection["num_structure"]
+        count = len(image.indices_K) + image.selection.num_structure
         return ids[:place] + [self.image_token_id] * count + ids[place + 1 :]
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class PackedAnswerer:
     def _sequence(self, image: KeptImage) -> Tensor:
         """Kept features (K + S, O), every newline at its place."""
         features_KO = image.features_KO.to(self.model.device, self.model.dtype)
-        structure = image.selection["structure"]
+        structure = image.selection.structure
         if not structure:
             return features_KO
         assert self._newline_O is not None, "only families with a newline have structure tokens"
@@ -117,9 +117,9 @@ class PackedAnswerer:
     def _original_positions(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         positions_BT = torch.zeros_like(input_ids_BT)
         for row, image in enumerate(images):
-            structure = torch.tensor(image.selection["structure"], dtype=torch.int64)
+            structure = torch.tensor(image.selection.structure, dtype=torch.int64)
             places = torch.cat([kept_places(image), structure]).sort().values.to(input_ids_BT.device)
-            length = image.selection["num_tokens"] + len(structure)
+            length = image.selection.num_tokens + len(structure)
             positions_BT[row, mask_BT[row].bool()] = around_image(
                 input_ids_BT[row, mask_BT[row].bool()] == self.image_token_id, places, length
             )

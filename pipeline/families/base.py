@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from schemas.stored import StoredSelection
 from zoo_ops import ProjectorSpec
 
 
@@ -75,7 +76,7 @@ class KeptImage:
     """One stored image at one budget, tokens in raster order."""
 
     image_id: str
-    selection: Mapping[str, Any]  # its row of the selections table
+    selection: StoredSelection  # what its row of the selections table says about its tokens
     indices_K: Tensor  # int64, ascending
     features_KO: Tensor
     extras_KO: Mapping[str, Tensor]

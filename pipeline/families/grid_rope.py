@@ -152,7 +152,7 @@ class GridAnswerer:
         positions_4BT = torch.zeros(4, *input_ids_BT.shape, dtype=torch.int64, device=input_ids_BT.device)
         for number, image in enumerate(images):
             real_T = mask_BT[number].bool()
-            grid = image.selection["grid"]
+            grid = image.selection.grid
             row_K, col_K = image.indices_K // grid["cols"], image.indices_K % grid["cols"]
             places_3K = torch.stack([torch.zeros_like(row_K), row_K, col_K]).to(input_ids_BT.device)
             is_image_T = input_ids_BT[number, real_T] == self.image_token_id

@@ -142,7 +142,7 @@ class TileAnswerer:
 
 def _blocks(image: KeptImage) -> str:
     """The text that stands for the image, as the model's processor writes it, with the kept tokens of every tile."""
-    *tiles, overview = image.selection["segments"]
+    *tiles, overview = image.selection.segments
     per_tile = overview["rows"] * overview["cols"]
     kept = torch.bincount(image.indices_K // per_tile, minlength=len(tiles) + 1).tolist()
     text = ""

@@ -1,7 +1,7 @@
 """One tiny model a family, built once; images of ragged sizes, pruned by the pipeline's own stages without Ray."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.answer.engine import Question, Reply
+from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.budget import Budget
 from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.loader.images import kept_image
+from pipeline.loader.shard import kept_image
 from pipeline.prune.encode import decision_of, kept_features
+from pipeline.prune.rows import DecodedRow
 from pipeline.prune.select import SelectSettings, select_tokens
+from schemas.columns import schema_of
+from schemas.stored import StoredSelection
 from tests.families.models import TINY, Tiny, build
 
 SIZES = [(64, 48), (90, 30), (33, 100), (56, 56), (121, 70)]  # width, height
@@ -74,14 +79,37 @@ class Case:
         ids = [f"{number:064x}" for number in range(len(self.images))]
         settings = SelectSettings(ALL, selector or self.tiny.selector)
         selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
+        sizes = [{"width": image.width, "height": image.height} for image in self.images]
+        rows = [
+            DecodedRow(shard=0, source=image_id, image_id=image_id, reason=None, message=None, **size)
+            for image_id, size in zip(ids, sizes, strict=True)
+        ]
         return [
-            {"image_id": image_id, **decision_of(image, selection), **kept_features(image, selection, "model")}
-            for image_id, image, selection in zip(ids, self.encoded, selections, strict=True)
+            {**asdict(decision_of(*one)), "features": kept_features(*one, "model").features}
+            for one in zip(rows, self.encoded, selections, strict=True)
         ]
 
     def kept(self, budget: Budget, selector: str | None = None) -> dict[str, KeptImage]:
         """The images at a budget, read back from what would be stored."""
-        return {row["image_id"]: kept_image(row, row["features"], budget) for row in self.rows(selector)}
+        names = schema_of(StoredSelection).names
+        rows = [
+            (StoredSelection(**{name: row[name] for name in names}), row["features"]) for row in self.rows(selector)
+        ]
+        return {row.image_id: kept_image(row, payload, budget) for row, payload in rows}
+
+    def replies(
+        self,
+        asked: Sequence[tuple[int, str]],
+        kept: dict[str, KeptImage],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        answerer: Answerer | None = None,
+    ) -> list[Reply]:
+        """What the engine replies to prompts about images, which are given by their number."""
+        engine = TransformersEngine(answerer or self.answerer(), batch_size=batch_size)
+        questions = [Question(prompt, kept[f"{image:064x}"]) for image, prompt in asked]
+        return engine.answer(questions, max_new_tokens=max_new_tokens)
 
     def pixel_inputs(self, image: Image.Image) -> dict[str, Any]:
         """What the model's own image processor gives the stock model."""

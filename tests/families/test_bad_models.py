@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
@@ -19,7 +18,6 @@ from pipeline.prune.select import resolve_estimator
 from tests.families.models import TINY
 
 CPU = torch.device("cpu")
-PROMPT = {"prompt_id": "0", "image_id": f"{0:064x}", "references": [], "type": None, "shard": 0}
 
 
 @pytest.fixture
@@ -169,14 +167,9 @@ def test_several_images_in_one_prompt_are_refused(case, name):
     case = case(name)
     own = case.tiny.image_text
     prompts = [f"what is <image> in <image> w{n}" for n in range(1)] + [f"{own} w1 {own}", f"<image> and {own}"]
-    rows = answer_prompts(
-        case.answerer(),
-        [{**PROMPT, "prompt": prompt} for prompt in [*prompts, "this is fine"]],
-        case.kept(Budget("count", 4)),
-        batch_size=4,
-        max_new_tokens=2,
-    )
-    assert [row["finish_reason"] for row in rows] == ["refused"] * 3 + ["length"]
+    asked = [(0, prompt) for prompt in [*prompts, "this is fine"]]
+    replies = case.replies(asked, case.kept(Budget("count", 4)), batch_size=4, max_new_tokens=2)
+    assert [reply.finish_reason for reply in replies] == ["refused"] * 3 + ["length"]
 
 
 def test_a_prompt_without_template_gets_the_familys_own(copy_of, case):

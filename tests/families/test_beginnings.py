@@ -2,7 +2,6 @@
 
 import pytest
 
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.families.loading import attends_causally
 from tests.families.models import TINY
@@ -14,14 +13,10 @@ PROMPTS = ["what is this", "how many red w3 in the picture", "w9 w1 <image> w2",
 def test_prompts_of_one_image_are_answered_as_if_alone(case, name):
     case = case(name)
     kept = case.kept(Budget("count", 5))
-    fixed = {"image_id": f"{1:064x}", "references": [], "type": None, "shard": 0}
-    prompts = [{**fixed, "prompt_id": str(n), "prompt": prompt} for n, prompt in enumerate(PROMPTS * 2)]
-    answerer = case.answerer()
-    together, alone = (
-        answer_prompts(answerer, prompts, kept, batch_size=size, max_new_tokens=12) for size in (len(prompts), 1)
-    )
-    assert [row["answer_tokens"] for row in together] == [row["answer_tokens"] for row in alone]
-    assert answerer.shares_beginnings == (name not in ("gemma3", "paligemma"))
+    asked = [(1, prompt) for prompt in PROMPTS * 2]
+    together, alone = (case.replies(asked, kept, batch_size=size, max_new_tokens=12) for size in (len(asked), 1))
+    assert [reply.token_ids for reply in together] == [reply.token_ids for reply in alone]
+    assert case.answerer().shares_beginnings == (name not in ("gemma3", "paligemma"))
 
 
 def test_a_sliding_window_is_seen_in_the_config():

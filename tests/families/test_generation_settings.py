@@ -12,7 +12,6 @@ import torch
 from transformers import GenerationConfig
 
 from pipeline.answer.generation_settings import check_generation
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint
@@ -150,15 +149,10 @@ def answers(case: Any, folder: Path, prompts: list[str], new_tokens: int = NEW_T
     checkpoint, family = open_checkpoint(str(folder))
     check_generation(checkpoint)
     answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
-    fixed = {"references": [], "type": None, "shard": 0}
-    rows = [
-        {"prompt_id": f"{number}-{image}", "image_id": f"{image:064x}", "prompt": prompt, **fixed}
-        for image in (1, 3)
-        for number, prompt in enumerate(prompts)
-    ]
+    asked = [(image, prompt) for image in (1, 3) for prompt in prompts]
     kept = case.kept(Budget("all"))
-    made = answer_prompts(answerer, rows, kept, batch_size=32, max_new_tokens=new_tokens)
-    return [row["answer_tokens"] for row in made]
+    replies = case.replies(asked, kept, batch_size=32, max_new_tokens=new_tokens, answerer=answerer)
+    return [list(reply.token_ids) for reply in replies]
 
 
 @torch.no_grad()

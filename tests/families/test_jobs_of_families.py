@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
@@ -42,8 +41,8 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     pruned, answered = str(tmp_path / "pruned"), str(tmp_path / "answers")
     said: list[str] = []
     settings = PruneSettings(
-        (corpus_of(case, tmp_path),), str(case.folder), pruned, max_tokens="8", selector=selector, shard_size=3,
-        batch_size=5,
+        corpus=(corpus_of(case, tmp_path),), model=str(case.folder), output=pruned, max_tokens="8", selector=selector,
+        shard_size=3, batch_size=5,
     )  # fmt: skip
     prune_corpus(settings, said.append)
     record = json.loads((tmp_path / "pruned" / "_job.json").read_text())
@@ -52,32 +51,27 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     if told:
         assert told in record["notes"][0]
         assert record["notes"][0] in said
-    answers = AnswerSettings(pruned, str(case.folder), answered, max_new_tokens=8, positions=positions)
-    answer_corpus(answers, lambda _: None)
+    answers = {"pruned": pruned, "model": str(case.folder), "output": answered}
+    answer_corpus(AnswerSettings(**answers, max_new_tokens=8, positions=positions), lambda _: None)
     db = connect(tmp_path / "pruned", [tmp_path / "answers"])
     rows = ask(db, "select * from answers order by prompt_id").to_pylist()
-    fixed = {"references": [], "type": None, "shard": 0}
-    prompts = [
-        {"prompt_id": f"{n}-{k}", "image_id": f"{n:064x}", "prompt": prompt, **fixed}
-        for n in range(len(case.images))
-        for k, prompt in enumerate(PROMPTS)
-    ]
+    asked = [(image, prompt) for image in range(len(case.images)) for prompt in PROMPTS]
     kept = case.kept(Budget("count", 8), selector)
-    expected = answer_prompts(case.answerer(positions), prompts, kept, batch_size=4, max_new_tokens=8)
-    assert [row["answer_tokens"] for row in rows] == [row["answer_tokens"] for row in expected]
+    expected = case.replies(asked, kept, batch_size=4, max_new_tokens=8, answerer=case.answerer(positions))
+    assert [row["answer_tokens"] for row in rows] == [reply.token_ids for reply in expected]
     tokens = ask(db, "select count(*) as n, count(pick) as kept from tokens").to_pylist()[0]
     assert tokens == {"n": sum(len(image.projected_NO) for image in case.encoded), "kept": 8 * len(case.images)}
     if name == "qwen2_5_vl":
         for wrong in ("compact", "original"):
             with pytest.raises(UserError, match=f"--positions {wrong}: a qwen2_5_vl model numbers its kept tokens"):
-                answer_corpus(AnswerSettings(pruned, str(case.folder), answered, positions=wrong), lambda _: None)
+                answer_corpus(AnswerSettings(**answers, positions=wrong), lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "idefics3", "smolvlm"])
 def test_zoo_on_a_linear_projector_is_refused_before_any_work(case, tmp_path, name):
     case = case(name)
     output = tmp_path / "out"
-    settings = PruneSettings((corpus_of(case, tmp_path),), str(case.folder), str(output))
+    settings = PruneSettings(corpus=(corpus_of(case, tmp_path),), model=str(case.folder), output=str(output))
     with pytest.raises(UserError, match="the projector is linear"):
         prune_corpus(settings, lambda _: None)
     assert not output.exists()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.answer.stage import answer_prompts
 from pipeline.budget import Budget
 from pipeline.families import family_of
 from pipeline.families.base import KeptImage
@@ -62,16 +61,14 @@ def prompts_of(case: Any) -> list[dict[str, Any]]:
     """Every image with two prompts."""
     count = len(case.images)
     pairs = [(n % count, PROMPTS[(n + n // count) % len(PROMPTS)]) for n in range(2 * count)]
-    fixed = {"references": [], "type": None, "shard": 0}
-    return [
-        {"prompt_id": str(n), "image_id": f"{image:064x}", "image": image, "prompt": prompt, **fixed}
-        for n, (image, prompt) in enumerate(pairs)
-    ]
+    return [{"image_id": f"{image:064x}", "image": image, "prompt": prompt} for image, prompt in pairs]
 
 
 def answers(case: Any, kept: dict[str, KeptImage], positions: str | None = None) -> list[list[int]]:
-    rows = answer_prompts(case.answerer(positions), prompts_of(case), kept, batch_size=4, max_new_tokens=NEW_TOKENS)
-    return [row["answer_tokens"] for row in rows]
+    asked = [(prompt["image"], prompt["prompt"]) for prompt in prompts_of(case)]
+    answerer = case.answerer(positions)
+    replies = case.replies(asked, kept, batch_size=4, max_new_tokens=NEW_TOKENS, answerer=answerer)
+    return [list(reply.token_ids) for reply in replies]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -132,7 +129,7 @@ def by_hand(case: Any, prompt: dict[str, Any], kept: KeptImage, *, original: boo
     if newline is not None:
         is_newline = (sequence == newline).all(-1)
     visual = (~is_newline).nonzero().squeeze(1)
-    wanted = set(visual[sorted(kept.selection["ranking"][: len(kept.indices_K)])].tolist())
+    wanted = set(visual[sorted(kept.selection.ranking[: len(kept.indices_K)])].tolist())
     places = [place for place in range(len(sequence)) if is_newline[place] or place in wanted]
     ids = stock_ids(case, prompt["prompt"], image, places)
     is_image = ids[0] == case.tiny.image_token_id

@@ -5,20 +5,20 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.answer.stage import answer_prompts
+from pipeline.answer.engine import Reply
 from pipeline.budget import Budget
 from tests.families.models import SPECIAL, TINY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 
 NEW_TOKENS = 6
-FIXED = {"image_id": f"{1:064x}", "references": [], "type": None, "shard": 0}
 HARMLESS = ["what is this", "w9 w1"]
 
 
-def posed(case: Any, prompts: list[str], answerer: Any = None) -> list[dict[str, Any]]:
-    rows = [{**FIXED, "prompt_id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
+def posed(case: Any, prompts: list[str], answerer: Any = None) -> list[Reply]:
+    asked = [(1, prompt) for prompt in prompts]
     kept = case.kept(Budget("all"))
-    return answer_prompts(answerer or case.answerer(), rows, kept, batch_size=32, max_new_tokens=NEW_TOKENS)
+    replies: list[Reply] = case.replies(asked, kept, batch_size=32, max_new_tokens=NEW_TOKENS, answerer=answerer)
+    return replies
 
 
 @torch.no_grad()
@@ -37,15 +37,15 @@ def test_special_tokens_in_a_prompt_never_cost_more_than_that_prompt(case, name)
     case = case(name)
     odd = [f"w3 {token} w4" for token in SPECIAL if not token.startswith("<row") or token == "<row_1_col_1>"]
     rows = posed(case, [*HARMLESS, *odd])
-    assert [row["finish_reason"] for row in rows[: len(HARMLESS)]] == ["length"] * len(HARMLESS)
+    assert [row.finish_reason for row in rows[: len(HARMLESS)]] == ["length"] * len(HARMLESS)
     for row, prompt in zip(rows, [*HARMLESS, *odd], strict=True):
-        if row["finish_reason"] == "refused":
-            assert row["answer"] is None
-            assert row["message"]
+        if row.finish_reason == "refused":
+            assert row.text is None
+            assert row.message
         elif prompt.split()[1] not in ("<image>", case.tiny.placeholder):  # those say where the image goes
-            assert row["answer_tokens"] == untouched(case, prompt), prompt
-            assert row["message"] is None
-    refused = {prompt.split()[1] for prompt, row in zip(odd, rows[len(HARMLESS) :], strict=True) if row["message"]}
+            assert row.token_ids == untouched(case, prompt), prompt
+            assert row.message is None
+    refused = {prompt.split()[1] for prompt, row in zip(odd, rows[len(HARMLESS) :], strict=True) if row.message}
     assert refused <= {"<image_soft_token>", "<video>", "<|video_pad|>"}
     if name == "gemma3":
         assert refused == {"<image_soft_token>"}
@@ -58,18 +58,18 @@ def test_a_nul_is_no_image(case, name):
     case = case(name)
     prompts = ["w3 \0 w4", "\0", "w3 \0 \0 w4", "w3 <image> w4 \0"]
     rows = posed(case, prompts)
-    assert {row["finish_reason"] for row in rows} == {"length"}
+    assert {row.finish_reason for row in rows} == {"length"}
     for row, prompt in list(zip(rows, prompts, strict=True))[:3]:
-        assert row["answer_tokens"] == untouched(case, prompt)
-    assert rows[3]["answer_tokens"] != rows[0]["answer_tokens"]
+        assert row.token_ids == untouched(case, prompt)
+    assert rows[3].token_ids != rows[0].token_ids
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "paligemma", "smolvlm"])
 def test_text_the_tokenizer_cannot_take_is_refused_alone(case, name):
     case = case(name)
     rows = posed(case, [*HARMLESS, "w3 \ud800 w4"])
-    assert [row["finish_reason"] for row in rows] == ["length", "length", "refused"]
-    assert rows[2]["message"].startswith("the tokenizer can't take this prompt (")
+    assert [row.finish_reason for row in rows] == ["length", "length", "refused"]
+    assert rows[2].message.startswith("the tokenizer can't take this prompt (")
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3"])
@@ -82,12 +82,12 @@ def test_a_prompt_the_template_trips_over_is_refused_alone(case, name, monkeypat
     )
     monkeypatch.setattr(answerer.tokenizer, "chat_template", odd + answerer.tokenizer.chat_template)
     rows = posed(case, ["w1", "boom", "the sum", "zero", "w2"], answerer)
-    assert [row["finish_reason"] for row in rows] == ["length", "refused", "refused", "refused", "length"]
-    assert rows[1]["message"] == "the chat template can't pose this prompt (no boom here)"
+    assert [row.finish_reason for row in rows] == ["length", "refused", "refused", "refused", "length"]
+    assert rows[1].message == "the chat template can't pose this prompt (no boom here)"
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_why_several_images_are_refused_is_told(case, name):
     (row,) = posed(case(name), ["<image> and <image>"])
-    assert row["finish_reason"] == "refused"
-    assert "one prompt takes one image" in row["message"]
+    assert row.finish_reason == "refused"
+    assert "one prompt takes one image" in row.message

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pipeline.loader.images import load_images, load_prompts
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import parse_budget
 from pipeline.errors import UserError
-from pipeline.loader.images import load_images, load_prompts
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import connect
 
@@ -33,8 +33,12 @@ def test_every_reader_refuses_it(old, small_pruned, small_answers, as_version_1,
     readers = {
         "query": lambda: connect(old),
         "query of answers": lambda: connect(new, [old_answers]),
-        "answer": lambda: answer_corpus(AnswerSettings(str(old), tiny_llava, str(tmp_path / "out")), print),
-        "resume": lambda: prune_corpus(PruneSettings((str(tmp_path / "c.jsonl"),), tiny_llava, str(old)), print),
+        "answer": lambda: answer_corpus(
+            AnswerSettings(pruned=str(old), model=tiny_llava, output=str(tmp_path / "out")), print
+        ),
+        "resume": lambda: prune_corpus(
+            PruneSettings(corpus=(str(tmp_path / "c.jsonl"),), model=tiny_llava, output=str(old)), print
+        ),
         "load prompts": lambda: load_prompts(Artifact(old), 0),
         "load images": lambda: load_images(Artifact(old), {"0000" * 16: 0}, parse_budget("1", "--tokens")),
     }

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
+from pipeline.loader.images import load_images, load_prompts
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import parse_budget
-from pipeline.loader.images import load_images, load_prompts
 from schemas.records import RecordError
 
 BUDGET = parse_budget("1", "--tokens")

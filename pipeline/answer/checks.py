@@ -1,0 +1,128 @@
+"""What must be true before any prompt is answered: the model that pruned, prompts to answer, enough tokens stored."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.index import read_index
+from pipeline.budget import Budget
+from pipeline.errors import UserError
+from schemas.records import JobRecord, to_json
+from schemas.statuses import OK, Counted
+from schemas.views import quoted
+
+# What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
+_MODEL_PARTS = ("family", "config", "weights", "projector")
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the commit records of a pruned artifact say, after one reading of all of them."""
+
+    num_shards: int = 0
+    hashes: dict[str, str] = field(default_factory=dict)  # sha256 of each committed file, by its path in the artifact
+    counts: Counter[str] = field(default_factory=Counter)  # of all shards together
+    posable: dict[int, int] = field(default_factory=dict)  # number of prompts that can be posed, by shard
+    selections: list[str] = field(default_factory=list)  # where the selections of each shard lie
+
+
+def survey(pruned: Artifact) -> Survey:
+    """Read every commit record once.
+
+    Raises:
+        UserError: a record is damaged, differs from the manifest, or names selections that are not there.
+    """
+    found = Survey()
+    for record in pruned.checked_commits():
+        found.num_shards = record.shard + 1
+        found.hashes.update((entry.path, entry.sha256) for entry in record.files.values())
+        found.counts.update(record.counts)
+        found.posable[record.shard] = record.counts.get(Counted.PROMPTS.named(OK), 0)
+        found.selections.append(pruned.file_of(record, "selections"))
+    return found
+
+
+def check_model(option: str, model: dict[str, Any], pruned: Artifact, prune_job: JobRecord) -> None:
+    """Refuse another model than the one that pruned.
+
+    Args:
+        option: the model as the user named it.
+        model: its identity on the answering side.
+        pruned: the artifact to answer.
+        prune_job: its job record.
+
+    Raises:
+        UserError: naming the part that differs.
+    """
+    for part in _MODEL_PARTS:
+        if model[part] != prune_job.model.get(part):
+            raise UserError(
+                f"--model {option} is not the model that pruned {pruned.root}: its {part} differs; "
+                "features only fit the language model they were projected for"
+            )
+
+
+def check_prompts(pruned: Artifact, found: Survey) -> None:
+    """Refuse an artifact in which there is nothing to answer.
+
+    Raises:
+        UserError: saying what the corpus had in the place of prompts.
+    """
+    counts = found.counts
+    if counts[Counted.PROMPTS.named(OK)]:
+        return
+    if counts["prompts"]:
+        statuses = sorted(Counted.PROMPTS.per_status(counts).items())
+        why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
+        raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
+    index = read_index(pruned.store)
+    notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
+    raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
+
+
+def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:
+    """Refuse a budget beyond what the artifact holds.
+
+    Args:
+        pruned: the artifact to answer.
+        found: its survey.
+        budget: the one to answer at.
+        text: the same as the user wrote it.
+
+    Raises:
+        UserError: naming the smallest number of tokens that an image which falls short has.
+    """
+    if budget.kind == "all" or not found.selections:
+        return
+    wanted = f"floor({budget.value} * num_tokens + 0.5)" if budget.kind == "ratio" else str(int(budget.value))
+    ((images, fewest),) = (
+        duckdb.connect()
+        .sql(
+            "select count(*), min(num_kept) "
+            f"from read_parquet([{', '.join(map(quoted, found.selections))}]) "
+            f"where num_kept < least(num_tokens, greatest(1, {wanted}))"
+        )
+        .fetchall()
+    )
+    if images:
+        raise UserError(
+            f"--tokens {text}: {images:,} images of {pruned.root} have fewer tokens stored (down to {fewest}); "
+            "ask for fewer, or prune again with a larger --max-tokens"
+        )
+
+
+def corpus_of(pruned: Artifact) -> dict[str, Any] | None:
+    """The input files that the artifact began with, which stay the same when shards are redone or added."""
+    index = read_index(pruned.store)
+    if index is None:
+        return None
+    inputs = [[item.path, item.size_bytes] for item in index.generations[0].inputs]
+    return {
+        "first": inputs[0][0],
+        "inputs": len(inputs),
+        "sha256": hashlib.sha256(to_json({"inputs": inputs})).hexdigest(),
+    }

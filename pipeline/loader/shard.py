@@ -1,0 +1,115 @@
+"""A committed shard of a pruned artifact as it is answered: its prompts, and the images they ask about at a budget."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.payload import unpack_features
+from pipeline.budget import Budget
+from pipeline.families.base import KeptImage
+from pipeline.loader.payloads import payloads_in_parquet, payloads_in_tar
+from schemas.columns import rows_of, schema_of
+from schemas.records import CommitRecord
+from schemas.stored import StoredPrompt, StoredSelection
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+    """What one shard asks."""
+
+    prompts: list[StoredPrompt]  # those that can be posed, in corpus order
+    images: dict[str, KeptImage]  # by image id, also those of other shards; without those that have no selection
+    sources: dict[str, str]  # sha256 of each file that was read, by its path in the artifact
+
+
+class ShardLoader:
+    """Reads shards of one pruned artifact.
+
+    Raises:
+        UserError: the folder holds no artifact of a prune job, or one of another schema version.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        artifact.require_job("prune", "--pruned")
+        self._artifact = artifact
+
+    def load(self, shard: int, budget: Budget) -> LoadedShard:
+        """Read a shard's prompts and their images; each commit record and each file is opened once.
+
+        Args:
+            shard: a committed one.
+            budget: tokens of each image; an image that has fewer stored gives all that it has.
+
+        Raises:
+            RecordError: a file is not the one that its commit record names.
+        """
+        return _Reading(self._artifact, budget).load(shard)
+
+
+@dataclass
+class _Reading:
+    """The reading of one shard, with what was found on the way."""
+
+    artifact: Artifact
+    budget: Budget
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def load(self, shard: int) -> LoadedShard:
+        record = self.commit(shard)
+        prompts = self.prompts(record)
+        by_shard: defaultdict[int, set[str]] = defaultdict(set)
+        for prompt in prompts:
+            by_shard[prompt.image_shard].add(prompt.image_id)
+        images: dict[str, KeptImage] = {}
+        for number, wanted in by_shard.items():
+            images.update(self.images(record if number == shard else self.commit(number), wanted))
+        return LoadedShard(prompts, images, self.sources)
+
+    def commit(self, shard: int) -> CommitRecord:
+        record = self.artifact.read_commit(shard)
+        if record is None:
+            raise RuntimeError(f"shard {shard} of {self.artifact.root} is not committed")
+        return record
+
+    def prompts(self, record: CommitRecord) -> list[StoredPrompt]:
+        with self.artifact.opened(record, "prompts", self.sources) as stream:
+            table = pq.read_table(stream, columns=["status", *schema_of(StoredPrompt).names])
+        return rows_of(StoredPrompt, table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"]))
+
+    def images(self, record: CommitRecord, wanted: set[str]) -> dict[str, KeptImage]:
+        with self.artifact.opened(record, "selections", self.sources) as stream:
+            table = pq.read_table(stream, columns=schema_of(StoredSelection).names)
+        mask = pc.is_in(table["image_id"], value_set=pa.array(sorted(wanted), pa.string()))
+        rows = {row.image_id: row for row in rows_of(StoredSelection, table.filter(mask))}
+        if not rows:
+            return {}
+        form = "features.parquet" if "features.parquet" in record.files else "features.webdataset"
+        payloads = payloads_in_parquet if form == "features.parquet" else payloads_in_tar
+        with self.artifact.opened(record, form, self.sources) as stream:
+            images = {
+                image_id: kept_image(rows[image_id], payload, self.budget)
+                for image_id, payload in payloads(stream, rows.keys())
+            }
+        missing = sorted(rows.keys() - images.keys())
+        if missing:
+            raise RuntimeError(f"features of image {missing[0]} are not in shard {record.shard}")
+        return images
+
+
+def kept_image(row: StoredSelection, payload: bytes, budget: Budget) -> KeptImage:
+    """One stored image at a budget: the first k tokens of its ranking, in raster order.
+
+    Args:
+        row: of the image.
+        payload: its stored features, in pick order.
+        budget: the k; never more than are stored.
+    """
+    k = min(budget.of(row.num_tokens), row.num_kept)
+    indices, order = torch.tensor(row.ranking[:k], dtype=torch.int64).sort()
+    tensors = {name: rows[:k][order] for name, rows in unpack_features(payload).items()}
+    return KeptImage(row.image_id, row, indices, tensors.pop("features"), tensors)

@@ -1,0 +1,37 @@
+"""What answering reads back of the pruned artifact's tables: some of their columns, each as the table has it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.columns import column
+from schemas.tables import PROMPTS, SELECTIONS
+
+_PROMPTS = {field.name: field.type for field in PROMPTS}
+_SELECTIONS = {field.name: field.type for field in SELECTIONS}
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredPrompt:
+    """A prompt as it is posed."""
+
+    prompt_id: str = column(_PROMPTS["prompt_id"])
+    image_id: str = column(_PROMPTS["image_id"])
+    prompt: str = column(_PROMPTS["prompt"])
+    references: list[str] | None = column(_PROMPTS["references"])
+    type: str | None = column(_PROMPTS["type"])
+    shard: int = column(_PROMPTS["shard"])
+    image_shard: int = column(_PROMPTS["image_shard"])
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredSelection:
+    """What decides which tokens of an image the language model sees, and where it sees them."""
+
+    image_id: str = column(_SELECTIONS["image_id"])
+    num_tokens: int = column(_SELECTIONS["num_tokens"])
+    num_kept: int = column(_SELECTIONS["num_kept"])
+    num_structure: int = column(_SELECTIONS["num_structure"])
+    grid: dict[str, int] = column(_SELECTIONS["grid"])
+    segments: list[dict[str, Any]] = column(_SELECTIONS["segments"])
+    structure: list[int] = column(_SELECTIONS["structure"])
+    ranking: list[int] = column(_SELECTIONS["ranking"])
