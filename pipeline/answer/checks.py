@@ -23,6 +23,7 @@ _MODEL_PARTS = ("family", "config", "weights", "projector")
 class Survey:
     """What the commit records of a pruned artifact say, after one reading of all of them."""
 
+    tags: dict[int, str]  # of the commit records that were read
     num_shards: int = 0
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 of each committed file, by its path in the artifact
     counts: Counter[str] = field(default_factory=Counter)  # of all shards together
@@ -30,13 +31,16 @@ class Survey:
     selections: list[str] = field(default_factory=list)  # where the selections of each shard lie
 
 
-def survey(pruned: Artifact) -> Survey:
-    """Read every commit record once.
+def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
+    """Read every commit record once, unless an earlier survey has read the same ones.
 
     Raises:
         UserError: a record is damaged, differs from the manifest, or names selections that are not there.
     """
-    found = Survey()
+    tags = pruned.commit_tags()
+    if earlier is not None and earlier.tags == tags:
+        return earlier
+    found = Survey(tags)
     for record in pruned.checked_commits():
         found.num_shards = record.shard + 1
         found.hashes.update((entry.path, entry.sha256) for entry in record.files.values())

@@ -122,15 +122,6 @@ class Artifact(Ledger):
                 f"delete {_SUCCESS} there and run the job again with the same --output to mend it"
             ) from error
 
-    def committed_hashes(self) -> tuple[int, dict[str, str]]:
-        """The number of shards, and each committed file's sha256 by its path. Raises as `checked_commits` does."""
-        num_shards = 0
-        hashes: dict[str, str] = {}
-        for record in self.checked_commits():
-            num_shards = record.shard + 1
-            hashes.update((entry.path, entry.sha256) for entry in record.files.values())
-        return num_shards, hashes
-
     @property
     def finished(self) -> bool:
         """Every shard is committed and the manifest is written."""

@@ -79,10 +79,14 @@ class Ledger:
             raise RecordError(f"{where} is the record of shard {record.shard}; it was copied or renamed")
         return record
 
+    def commit_tags(self) -> dict[int, str]:
+        """The tag of each commit record by the number of its shard, ascending; equal ones mean that none has changed."""
+        found = ((_COMMIT_KEY.fullmatch(entry.key), entry.tag) for entry in self.store.list(_COMMITS))
+        return dict(sorted((int(match[1]), tag) for match, tag in found if match is not None))
+
     def committed_shards(self) -> list[int]:
         """Numbers of all shards with a commit record, ascending."""
-        found = (_COMMIT_KEY.fullmatch(entry.key) for entry in self.store.list(_COMMITS))
-        return sorted(int(match[1]) for match in found if match is not None)
+        return list(self.commit_tags())
 
     def commits(self) -> Iterator[CommitRecord]:
         """Every commit record, in shard order.

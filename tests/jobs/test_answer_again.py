@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.answer import job as answer_module
+from pipeline.answer.checks import survey
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
@@ -80,7 +81,7 @@ def inodes(output: Path) -> dict[int, int]:
 
 
 def sources_are_in_force(pruned: Path, output: Path) -> bool:
-    _, hashes = Artifact(pruned).committed_hashes()
+    hashes = survey(Artifact(pruned)).hashes
     return all(record.sources.items() <= hashes.items() for record in Artifact(output).commits())
 
 

@@ -21,7 +21,6 @@ from pipeline.index.build import extend_index
 from pipeline.index.redo import forget_transient_errors
 from pipeline.prune import stages as shards
 from pipeline.prune.stages import Tally, run_shards
-from pipeline.storage import LocalStore
 from schemas.records import CommitRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")
