@@ -9,7 +9,8 @@ from jobs.console import exit_status, input_path, output_path, parser, ray_addre
 from jobs.tables import print_table
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.cluster.device import DEVICES
-from pipeline.report.query import accuracy, connect
+from pipeline.report.query import connect
+from pipeline.report.summary import accuracy
 
 EXAMPLES = """examples:
   python -m jobs.answer_corpus --pruned out/scenes --model examples/tiny-llava --tokens 32 --output out/answers

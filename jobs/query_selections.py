@@ -8,7 +8,8 @@ from pathlib import Path
 from jobs.console import input_path, parser, run
 from jobs.tables import FORMATS, print_table, write_result
 from pipeline.errors import UserError
-from pipeline.report.query import ask, connect, summarise
+from pipeline.report.query import ask, connect
+from pipeline.report.summary import summarise
 
 EXAMPLES = """examples:
   python -m jobs.query_selections --pruned out/scenes

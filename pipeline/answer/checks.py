@@ -12,6 +12,7 @@ from pipeline.artifact.index import read_index
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from schemas.records import JobRecord, to_json
+from schemas.statuses import OK, Counted
 from schemas.views import quoted
 
 # What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
@@ -40,7 +41,7 @@ def survey(pruned: Artifact) -> Survey:
         found.num_shards = record.shard + 1
         found.hashes.update((entry.path, entry.sha256) for entry in record.files.values())
         found.counts.update(record.counts)
-        found.posable[record.shard] = record.counts.get("prompts.ok", 0)
+        found.posable[record.shard] = record.counts.get(Counted.PROMPTS.named(OK), 0)
         found.selections.append(pruned.file_of(record, "selections"))
     return found
 
@@ -72,11 +73,11 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
         UserError: saying what the corpus had in the place of prompts.
     """
     counts = found.counts
-    if counts["prompts.ok"]:
+    if counts[Counted.PROMPTS.named(OK)]:
         return
     if counts["prompts"]:
-        statuses = {n.removeprefix("prompts."): c for n, c in counts.items() if n.startswith("prompts.")}
-        why = ", ".join(f"{status} ({count:,})" for status, count in sorted(statuses.items()))
+        statuses = sorted(Counted.PROMPTS.per_status(counts).items())
+        why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
     index = read_index(pruned.root / "_index")
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []

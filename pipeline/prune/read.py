@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifact.index import Index
-from pipeline.cluster.attempts import STOPPED, Policy, StageRunner, failed_shard
+from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.outcomes import ENDING, stopped_shard
 from pipeline.corpus.decode import DecodeError, decode_image
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
@@ -29,7 +30,7 @@ DECODED = pa.schema(
         ("pixels_shape", pa.list_(pa.int32())),
         ("read_seconds", pa.float64()),
         ("decode_seconds", pa.float64()),
-        ("failure", pa.string()),  # set on the one row of a shard that was given up
+        *ENDING,
     ]
 )
 
@@ -48,7 +49,7 @@ def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
     """A block of one row (`shard`) to the shard's rows of `DECODED`."""
     (shard,) = batch["shard"].to_pylist()
     if settings.stop_file.exists():
-        return failed_shard(shard, DECODED, STOPPED)
+        return stopped_shard(shard, DECODED, "read")
     return _runner(settings.policy).run(shard, DECODED, lambda: read_shard(shard, settings))
 
 

@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_features_tar, write_table
-from pipeline.cluster.attempts import Policy, StageRunner, failed_shard, failure_of
+from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.metrics import count_shard
+from pipeline.cluster.outcomes import ENDING, Status, passed_on
 from schemas.records import CommitRecord, FileEntry
+from schemas.statuses import OK, Counted
 from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
 
 # What the driver learns of a committed shard.
@@ -34,7 +36,7 @@ OUTCOME = pa.schema(
         ("size_bytes", pa.int64()),
         ("seconds", pa.string()),  # JSON, per stage
         ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
-        ("failure", pa.string()),  # set when the shard was given up; nothing else is then
+        *ENDING,  # unless the shard was committed, nothing else is set
     ]
 )
 
@@ -52,10 +54,10 @@ class WriteSettings:
 
 def write_stage(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     """`ENCODED` rows of a shard to its row of `OUTCOME`."""
+    ended = passed_on(batch, OUTCOME)
+    if ended is not None:
+        return ended
     shard = batch["shard"][0].as_py()
-    failure = failure_of(batch)
-    if failure is not None:
-        return failed_shard(shard, OUTCOME, failure)
     return _runner(settings.policy).run(shard, OUTCOME, lambda: write_shard(batch, settings))
 
 
@@ -99,10 +101,11 @@ def outcome_of(record: CommitRecord) -> dict[str, Any]:
     """The row of `OUTCOME` that a commit record stands for."""
     return {
         "shard": record.shard,
+        "status": Status.COMMITTED,
         "images": record.counts["images"],
         "kept": record.files["selections"].rows,
         "samples": record.counts["samples"],
-        "failed_samples": record.counts["samples"] - record.counts.get("samples.ok", 0),
+        "failed_samples": record.counts["samples"] - record.counts.get(Counted.SAMPLES.named(OK), 0),
         "reasons": json.dumps(failed_samples(record)),
         "errors": record.files["errors"].rows,
         "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
@@ -113,8 +116,7 @@ def outcome_of(record: CommitRecord) -> dict[str, Any]:
 
 def failed_samples(record: CommitRecord) -> dict[str, int]:
     """Failed input samples of a shard per reason."""
-    prefix = "samples."
-    return {n.removeprefix(prefix): c for n, c in record.counts.items() if n.startswith(prefix) and n != "samples.ok"}
+    return {reason: n for reason, n in Counted.SAMPLES.per_status(record.counts).items() if reason != OK}
 
 
 def resolve_repeats(rows: list[dict[str, Any]], owners: Iterable[dict[str, Any]]) -> None:
@@ -165,6 +167,6 @@ def _counts(rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[s
     """Samples, distinct images and prompts in all; samples whose image lies elsewhere; samples, prompts per status."""
     counts = Counter(samples=len(rows), images=sum(row["slot"] is not None for row in rows), prompts=len(prompts))
     counts[ELSEWHERE] = sum(row["image_shard"] not in (None, row["shard"]) for row in rows)
-    counts.update(f"samples.{row['reason'] or 'ok'}" for row in rows)
-    counts.update(f"prompts.{prompt['status']}" for prompt in prompts)
+    counts.update(Counted.SAMPLES.named(row["reason"] or OK) for row in rows)
+    counts.update(Counted.PROMPTS.named(prompt["status"]) for prompt in prompts)
     return dict(counts)

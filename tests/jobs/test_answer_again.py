@@ -47,14 +47,14 @@ def prune_again(ray_session, tiny_llava):
     return run
 
 
-def in_this_process(settings, budget, dtype, source, artifact, pending, say):
+def in_this_process(settings, budget, dtype, source, artifact, pending, progress, say):
     """Stands for `_run_shards`: the same work without Ray."""
     stage = AnswerShards(
         GenerateSettings(source.root, artifact.root, settings.model, dtype, budget, settings.batch_size, 1)
     )
     for shard in pending:
         stage.answer_shard(shard)
-    return Followed(done=len(pending)), len(pending)
+    return Followed(done=len(pending))
 
 
 @pytest.fixture

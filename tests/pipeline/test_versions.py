@@ -7,9 +7,8 @@ import pytest
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
-from pipeline.budget import parse_budget
 from pipeline.errors import UserError
-from pipeline.loader.images import load_images, load_prompts
+from pipeline.loader.shard import ShardLoader
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import connect
 
@@ -35,8 +34,7 @@ def test_every_reader_refuses_it(old, small_pruned, small_answers, as_version_1,
         "query of answers": lambda: connect(new, [old_answers]),
         "answer": lambda: answer_corpus(AnswerSettings(str(old), tiny_llava, str(tmp_path / "out")), print),
         "resume": lambda: prune_corpus(PruneSettings((str(tmp_path / "c.jsonl"),), tiny_llava, str(old)), print),
-        "load prompts": lambda: load_prompts(Artifact(old), 0),
-        "load images": lambda: load_images(Artifact(old), {"0000" * 16: 0}, parse_budget("1", "--tokens")),
+        "load": lambda: ShardLoader(Artifact(old)),
     }
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     for name, read in readers.items():
