@@ -31,19 +31,23 @@ from pipeline.artifact.tables import write_features_tar, write_table
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import own_dtype
 from pipeline.corpus.decode import decode_image
+from pipeline.corpus.fetch import read_bytes
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
-from pipeline.prune.encode import EncodeSettings, decision_of, kept_features, load_encoder
-from pipeline.prune.read import read_bytes
+from pipeline.prune.encode import EncodeSettings, decision_of, image_id_of, kept_features, load_encoder, size_of
+from pipeline.prune.rows import DecodedRow
 from pipeline.prune.select import SelectSettings, select_tokens
 from pipeline.prune.write import prompt_rows
-from schemas.tables import ERRORS, PROMPTS, SELECTIONS
+from pipeline.storage import LocalStore
+from schemas.columns import rows_of, table_of
+from schemas.samples import IndexRow
+from schemas.selections import ErrorRow, FeatureRow, PromptRow, SelectionRow
 
 
 class Images(Dataset):
     """Read, decode and prepare one image at a time, in a process of the DataLoader."""
 
-    def __init__(self, rows: list[dict[str, Any]], model: str) -> None:
+    def __init__(self, rows: list[IndexRow], model: str) -> None:
         self._rows, self._model, self._preparer = rows, model, None
 
     def __len__(self) -> int:
@@ -54,7 +58,8 @@ class Images(Dataset):
             limit_threads(1)
             checkpoint, family = open_checkpoint(self._model)
             self._preparer = family.preparer(checkpoint)
-        image = decode_image(read_bytes(self._rows[number]))
+        row = self._rows[number]
+        image = decode_image(read_bytes(row["path"], row["offset"], row["size"], row["image_id"]))
         return torch.from_numpy(np.ascontiguousarray(self._preparer.prepare(image))), image.width, image.height
 
 
@@ -72,11 +77,11 @@ def bare_loop(
         decoders: processes of the DataLoader.
         shards: numbers.
     """
-    index = read_index(index_folder)
+    index = read_index(LocalStore(index_folder.parent))
     assert index is not None
-    tables = [index.read_shard(shard).to_pylist() for shard in shards]
+    tables = [rows_of(IndexRow, index.read_shard(shard)) for shard in shards]
     rows = [row for table in tables for row in table]
-    assert all(row["slot"] is not None and row["reason"] is None for row in rows), "bad or repeated image"
+    assert all(row.slot is not None and row.reason is None for row in rows), "bad or repeated image"
     assert all(len(table) % batch_size == 0 for table in tables[:-1]), "a batch would span two shards"
     limit_threads(1)
     checkpoint, _ = open_checkpoint(model)
@@ -90,44 +95,45 @@ def bare_loop(
     seconds: Counter[str] = Counter()
     waiting = iter(tables)
     table = next(waiting)
-    done = in_table = 0
+    selections: list[SelectionRow] = []
+    features: list[FeatureRow] = []
+    done = 0
     began = 0.0
     for batch in loader:
         began = began or time.time()
         mark = time.perf_counter()
-        some = rows[done : done + len(batch)]
-        for row, (_, width, height) in zip(some, batch, strict=True):
-            row.update(width=width, height=height)
-        pixels = [image.numpy() for image, _, _ in batch]
-        images = encoder.encode(pixels, [(row["height"], row["width"]) for row in some])
+        some = [
+            DecodedRow(
+                shard=row.shard, source=row.source, image_id=row.image_id, reason=None, message=None,
+                width=width, height=height,
+            )
+            for row, (_, width, height) in zip(rows[done : done + len(batch)], batch, strict=True)
+        ]  # fmt: skip
+        images = encoder.encode([image.numpy() for image, _, _ in batch], [size_of(row) for row in some])
         seconds["encode"] += time.perf_counter() - mark
-        selections = select_tokens(
-            images, [row["image_id"] for row in some], encoder.projector, settings.select, seconds
-        )
-        for row, image, selection in zip(some, images, selections, strict=True):
-            decision = {
-                n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in decision_of(image, selection).items()
-            }
-            row.update(decision, **kept_features(image, selection, "model"))
+        ids = [image_id_of(row) for row in some]
+        ranked = select_tokens(images, ids, encoder.projector, settings.select, seconds)
+        for one in zip(some, images, ranked, strict=True):
+            selections.append(decision_of(*one))
+            features.append(kept_features(*one, "model"))
         done += len(batch)
-        in_table += len(batch)
-        if in_table == len(table):
+        if len(selections) == len(table):
             mark = time.perf_counter()
-            write_shard_files(output, table)
+            write_shard_files(output, table, selections, features)
             seconds["write"] += time.perf_counter() - mark
-            for row in table:
-                row.clear()
-            table, in_table = next(waiting, []), 0
+            table, selections, features = next(waiting, []), [], []
     return {"began": began, "ended": time.time(), "images": done, "seconds": dict(seconds)}
 
 
-def write_shard_files(output: Path, rows: list[dict[str, Any]]) -> None:
+def write_shard_files(
+    output: Path, rows: list[IndexRow], selections: list[SelectionRow], features: list[FeatureRow]
+) -> None:
     """The four files of a shard."""
-    shard = rows[0]["shard"]
-    write_table(output, "selections", shard, rows, SELECTIONS)
-    write_table(output, "prompts", shard, list(prompt_rows(rows)), PROMPTS)
-    write_table(output, "errors", shard, [], ERRORS)
-    write_features_tar(output, shard, rows)
+    shard, decisions = rows[0].shard, table_of(SelectionRow, selections)
+    write_table(output, "selections", shard, decisions)
+    write_table(output, "prompts", shard, table_of(PromptRow, prompt_rows(rows)))
+    write_table(output, "errors", shard, table_of(ErrorRow, []))
+    write_features_tar(output, shard, decisions, table_of(FeatureRow, features))
 
 
 def main() -> None:

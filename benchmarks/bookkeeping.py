@@ -20,17 +20,21 @@ import json
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from benchmarks.ops import environment
 from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.index import Generation
 from pipeline.index.build import SHARDS_PER_FILE, assign_shards
+from pipeline.storage import LocalStore
+from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry
-from schemas.tables import SCAN
+from schemas.samples import Prompt, Sample
 
 FILES = {
     "selections": "selections/part-{:08d}.parquet",
@@ -86,52 +90,67 @@ def measure_shards(shards: int, root: Path) -> dict[str, Any]:
     }
 
 
+class Measured(LocalStore):
+    """A store that notes how much lay in its scratch folder at the end."""
+
+    scratch_bytes = 0
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        with super().scratch() as folder:
+            yield folder
+            self.scratch_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
     """Cost of a row in the assignment of images to shards, and in the index's files."""
-    scratch = root / "scan"
-    scratch.mkdir(parents=True)
+    store = Measured(root)
+    units = []
     for begin in range(0, rows, 10_000):
         unit = [_scan_row(number, prompts) for number in range(begin, min(begin + 10_000, rows))]
-        pq.write_table(pa.Table.from_pylist(unit, SCAN), scratch / f"unit-{begin // 10_000:08d}.parquet")
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = assign_shards(
-        root, scratch, [], first_shard=0, first_file=0, shard_size=512, limit=None, shards_per_file=SHARDS_PER_FILE
+        units.append(f"scan/unit-{begin // 10_000:08d}.parquet")
+        with store.new_file(units[-1]) as new:
+            pq.write_table(table_of(Sample, unit), new.path)
+    nothing = Generation.of_nothing(
+        "/data/corpus", [], first_input=0, first_shard=0, first_file=0, shards_per_file=SHARDS_PER_FILE
     )
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = assign_shards(store, units, [], nothing, shard_size=512, limit=None)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    assert made["num_images"] == rows
-    assert made["num_prompts"] == rows * prompts
+    assert made.num_images == rows
+    assert made.num_prompts == rows * prompts
     return {
         "rows": rows,
         "prompts_a_row": prompts,
         "assign_cpu_sec_a_million": 1e6 * cpu / rows,
         "assign_sec_a_million": 1e6 * wall / rows,
-        "index_bytes": sum(path.stat().st_size for path in root.glob("part-*")) / rows,
-        "scan_bytes": sum(path.stat().st_size for path in scratch.glob("unit-*")) / rows,
-        "scratch_database_bytes": sum(path.stat().st_size for path in scratch.glob("assign*")) / rows,
+        "index_bytes": sum(entry.size_bytes for entry in store.list("_index/")) / rows,
+        "scan_bytes": sum(entry.size_bytes for entry in store.list("scan/")) / rows,
+        "scratch_database_bytes": store.scratch_bytes / rows,
     }
 
 
-def _scan_row(number: int, prompts: int) -> dict[str, Any]:
+def _scan_row(number: int, prompts: int) -> Sample:
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    return {
-        "input": number // 10_000,
-        "sample": number % 10_000 * 20_480,
-        "source": f"train-{number // 10_000:06d}.tar/{digest[:12]}.jpg",
-        "path": f"/data/corpus/train-{number // 10_000:06d}.tar",
-        "offset": number % 10_000 * 20_480 + 512,
-        "size": 18_000 + int(digest[:4], 16) % 4000,
-        "image_id": digest,
-        "prompts": [
-            {
-                "prompt_id": f"{digest[12:20]}-{n}",
-                "prompt": " ".join(WORDS[int(digest[3 * k + n : 3 * k + n + 2], 16) % len(WORDS)] for k in range(9)),
-                "references": ["yes"],
-                "type": "vqa",
-                "status": "ok",
-            }
+    return Sample(
+        input=number // 10_000,
+        sample=number % 10_000 * 20_480,
+        source=f"train-{number // 10_000:06d}.tar/{digest[:12]}.jpg",
+        path=f"/data/corpus/train-{number // 10_000:06d}.tar",
+        offset=number % 10_000 * 20_480 + 512,
+        size=18_000 + int(digest[:4], 16) % 4000,
+        image_id=digest,
+        prompts=[
+            Prompt(
+                prompt_id=f"{digest[12:20]}-{n}",
+                prompt=" ".join(WORDS[int(digest[3 * k + n : 3 * k + n + 2], 16) % len(WORDS)] for k in range(9)),
+                references=["yes"],
+                type="vqa",
+                status="ok",
+            )
             for n in range(prompts)
         ],
-    }
+    )
 
 
 def main() -> None:

@@ -1,16 +1,15 @@
-"""What every job's command line shares: one sentence and status 2 for bad input, paths that survive a submission."""
+"""What every job's command shares: one sentence and status 2 for bad input, its name, what it tells at its end."""
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import click
+
+from jobs.options import EXIT_BAD_INPUT, execute
 from pipeline.errors import UserError
-from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 
 EXIT_INCOMPLETE = 1  # some shards were given up or inputs left out; the same command tries them again
-EXIT_BAD_INPUT = 2
 
 
 def say(line: str) -> None:
@@ -18,17 +17,25 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Exit with the status of a job's main; turn bad input into one sentence and exit status 2."""
+def run(command: click.Command) -> None:
+    """Exit with the status of a command; turn bad input into one sentence and exit status 2."""
     quiet_libraries()
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(execute(command, sys.argv[1:], called_as()))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
+
+
+def called_as() -> str:
+    """The program as the user named it: `zoo-prune`, `python -m jobs.prune_corpus` or `python jobs/prune_corpus.py`."""
+    module = sys.modules["__main__"].__spec__
+    if module is not None:
+        return f"python -m {module.name}"
+    return f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
 
 
 def exit_status(failures: dict[int, str], stopped_by: int | None, left_out: int = 0) -> int:
@@ -53,40 +60,3 @@ def quiet_libraries() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core prints warnings about its own actors
-
-
-def ray_address() -> str | None:
-    """Address of the cluster this job was submitted to or told to use; None: a private local one."""
-    return os.environ.get("RAY_ADDRESS") or None
-
-
-def output_path(text: str) -> str:
-    """`--output` as an absolute path.
-
-    Raises:
-        UserError: a URL, or relative in a submitted job: it would lie in a temporary copy of the working directory.
-    """
-    refuse_url("--output", text, WRITE_INSTEAD)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(text).expanduser().is_absolute():
-        raise UserError(
-            f"--output {text} is relative, but a submitted job runs in a temporary copy of the working directory "
-            "that is deleted afterwards; give an absolute path on storage that every node sees"
-        )
-    return str(Path(text).expanduser().absolute())
-
-
-def input_path(option: str, text: str) -> str:
-    """A folder that a job reads, as an absolute path.
-
-    Raises:
-        UserError: a URL.
-    """
-    refuse_url(option, text, READ_INSTEAD)
-    return str(Path(text).expanduser().absolute())
-
-
-def parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    """An argument parser that keeps the layout of its examples."""
-    return argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )

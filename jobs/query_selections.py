@@ -3,44 +3,50 @@
 Views: images, tokens (one row a visual token), prompts, errors, shards, answers.
 """
 
+import os
+import sys
 from pathlib import Path
 
-from jobs.console import input_path, parser, run
-from jobs.tables import FORMATS, print_table, write_result
-from pipeline.errors import UserError
-from pipeline.report.query import ask, connect
-from pipeline.report.summary import summarise
+from jobs.console import run
+from jobs.options import JobCommand, execute
+from pipeline.report.settings import QuerySettings
 
 EXAMPLES = """examples:
-  python -m jobs.query_selections --pruned out/scenes
-  python -m jobs.query_selections --pruned out/scenes "select reason, count(*) from errors group by reason"
-  python -m jobs.query_selections --pruned out/scenes --format csv \\
+  <program> --pruned out/scenes
+  <program> --pruned out/scenes \\
+      "select reason, count(*) from errors group by reason"
+  <program> --pruned out/scenes --format csv \\
       "select row, col, avg(pick) from tokens where pick is not null group by all order by all"
-  python -m jobs.query_selections --pruned out/scenes --answers out/answers \\
+  <program> --pruned out/scenes --answers out/answers \\
       "select prompt, answer, p.references from answers a join prompts p using (prompt_id) where not correct limit 10"
 """
 
 
-def main(arguments: list[str]) -> int:
-    """Parse, ask, print; the exit status."""
-    options = parser(__doc__, EXAMPLES)
-    options.add_argument("--pruned", required=True, metavar="FOLDER", help="the output of jobs.prune_corpus")
-    options.add_argument("--answers", action="append", default=[], metavar="FOLDER",
-                         help="the output of jobs.answer_corpus; repeatable")  # fmt: skip
-    options.add_argument("--format", default="table", choices=FORMATS, help="default: table")
-    options.add_argument("sql", nargs="?", help="one reading statement")
-    given = options.parse_args(arguments)
-    pruned = Path(input_path("--pruned", given.pruned)).resolve()
-    db = connect(pruned, [Path(input_path("--answers", path)).resolve() for path in given.answers])
-    if given.sql is not None:
-        write_result(ask(db, given.sql), given.format)
-        return 0
-    if given.format != "table":
-        raise UserError(f"--format {given.format}: the summary is for people; give SQL to get data")
-    for title, table in summarise(db).tables.items():
-        print_table(table, title)
+def work(settings: QuerySettings) -> int:
+    """Ask, print; the exit status."""
+    from jobs.tables import print_table, write_result  # here, so that --help need not wait for Arrow and DuckDB
+    from pipeline.report.query import ask, connect
+    from pipeline.report.summary import summarise
+
+    db = connect(Path(settings.pruned).resolve(), [Path(path).resolve() for path in settings.answers])
+    try:
+        if settings.sql is not None:
+            write_result(ask(db, settings.sql), settings.format)
+        else:
+            for title, table in summarise(db).tables.items():
+                print_table(table, title)
+    except BrokenPipeError:  # who reads, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again as it ends
     return 0
 
 
+COMMAND = JobCommand("query", QuerySettings, work, __doc__, EXAMPLES)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the query with these arguments; the exit status."""
+    return execute(COMMAND, arguments)
+
+
 if __name__ == "__main__":
-    run(main)
+    run(COMMAND)

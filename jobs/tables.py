@@ -3,32 +3,43 @@
 import json
 import math
 import sys
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from rich.cells import cell_len, set_cell_size
 
-FORMATS = ("table", "csv", "json", "parquet")
-MAX_WIDTH = 60
+MAX_WIDTH = 60  # columns of a terminal that one cell may take; what is piped is not cut
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories that move the cursor, turn the direction of text or end a line
+_JOINERS = "\u200c\u200d"  # they shape the letters and emoji beside them
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
-    """Aligned columns, numbers to the right, null as '-'."""
+    """Aligned columns, numbers to the right, null as '-'; one line a row, however wide.
+
+    Aligned by the widths a terminal gives to characters, which rich knows, but not by rich's own tables: these take a
+    millisecond a row and fold what is wider than the terminal.
+    """
+    limit = MAX_WIDTH if sys.stdout.isatty() else None
     if title:
         print(title)
     columns = [
-        (name, [_cell(v) for v in table[name].to_pylist()], _is_number(table[name].type)) for name in table.column_names
+        (_visible(name), [_cell(value, limit) for value in table[name].to_pylist()], _is_number(table[name].type))
+        for name in table.column_names
     ]
-    widths = [max([len(name), *map(len, cells)]) for name, cells, _ in columns]
-    print("  " + "  ".join(_pad(name, w, right) for (name, _, right), w in zip(columns, widths, strict=True)).rstrip())
-    for row in range(len(table)):
-        cells_of_row = (_pad(cells[row], w, right) for (_, cells, right), w in zip(columns, widths, strict=True))
-        print("  " + "  ".join(cells_of_row).rstrip())
+    widths = [max(map(cell_len, (name, *cells))) for name, cells, _ in columns]
+    for row in range(-1, len(table)):
+        cells_of_row = (
+            _pad(name if row < 0 else cells[row], width, right)
+            for (name, cells, right), width in zip(columns, widths, strict=True)
+        )
+        print(f"  {'  '.join(cells_of_row)}".rstrip(" "))
     print(flush=True)
 
 
 def write_result(table: pa.Table, form: str) -> None:
-    """Write a query's result to standard output in one of `FORMATS`.
+    """Write a query's result to standard output as `QuerySettings.format` says.
 
     JSON is one object a line; it has no numbers that are not finite, they become null.
     """
@@ -67,7 +78,7 @@ def _flat(table: pa.Table) -> pa.Table:
     return table
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, limit: int | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -76,13 +87,21 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-    text = str(value)
-    return text if len(text) <= MAX_WIDTH else text[: MAX_WIDTH - 3] + "..."
+    text = _visible(str(value))
+    return text if limit is None or cell_len(text) <= limit else set_cell_size(text, limit - 3).rstrip(" ") + "..."
+
+
+def _visible(text: str) -> str:
+    """The text with everything that a terminal would act upon written out: a new line as `\\n`, ESC as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _UNSEEN and c not in _JOINERS else c for c in text)
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space

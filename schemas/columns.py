@@ -9,6 +9,7 @@ A row can't be made with a field missing or misspelt, and a table can't be read 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, field, fields
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +27,11 @@ def column(kind: pa.DataType, **options: Any) -> Any:
 def list_column(row: type[Any], **options: Any) -> Any:
     """A column of lists of structs; in Python each struct is a `row`."""
     return field(metadata={_TYPE: pa.list_(struct_of(row)), _ROW: row}, **options)
+
+
+def row_column(row: type[Any], **options: Any) -> Any:
+    """A column of structs; in Python each struct is a `row`."""
+    return field(metadata={_TYPE: struct_of(row), _ROW: row}, **options)
 
 
 def _columns(row: type[Any]) -> tuple[Field[Any], ...]:
@@ -48,20 +54,38 @@ def table_of(row: type[Row], rows: Sequence[Row]) -> pa.Table:
     Raises:
         TypeError: a row of another class.
     """
+    _check(row, rows)
+    return pa.Table.from_arrays(_arrays(row, rows), schema=schema_of(row))
+
+
+def _check(row: type[Any], rows: Iterable[Any]) -> None:
     for item in rows:
         if type(item) is not row:
             raise TypeError(f"expected rows of {row.__name__}, found {type(item).__name__}")
-    arrays = []
-    for one in _columns(row):
-        values: Iterable[Any] = [getattr(item, one.name) for item in rows]
-        if _ROW in one.metadata:
-            names = schema_of(one.metadata[_ROW]).names
-            values = [
-                None if value is None else [{name: getattr(item, name) for name in names} for item in value]
-                for value in values
-            ]
-        arrays.append(pa.array(values, one.metadata[_TYPE]))
-    return pa.Table.from_arrays(arrays, schema=schema_of(row))
+
+
+def _arrays(row: type[Any], rows: Sequence[Any]) -> list[pa.Array]:
+    """The columns of rows of which some may be None."""
+    return [_array(one, [None if item is None else getattr(item, one.name) for item in rows]) for one in _columns(row)]
+
+
+def _array(one: Field[Any], values: list[Any]) -> pa.Array:
+    """The values of one column. Those of nested rows are converted field by field, with no dictionary for each."""
+    kind, nested = one.metadata[_TYPE], one.metadata.get(_ROW)
+    if nested is None:
+        return pa.array(values, kind)
+    missing = pa.array([value is None for value in values], pa.bool_())
+    if pa.types.is_struct(kind):
+        _check(nested, (value for value in values if value is not None))
+        return pa.StructArray.from_arrays(_arrays(nested, values), fields=list(kind), mask=missing)
+    items = [item for value in values if value is not None for item in value]
+    _check(nested, items)
+    return pa.ListArray.from_arrays(
+        pa.array(accumulate((0 if value is None else len(value) for value in values), initial=0), pa.int32()),
+        pa.StructArray.from_arrays(_arrays(nested, items), fields=list(kind.value_type)),
+        type=kind,
+        mask=missing,
+    )
 
 
 def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
@@ -75,11 +99,20 @@ def rows_of(row: type[Row], table: pa.Table) -> list[Row]:
         raise ValueError(
             f"a table of {row.__name__} has the columns {', '.join(names)}; found {', '.join(table.column_names)}"
         )
-    columns = []
-    for one in _columns(row):
-        values = table[one.name].to_pylist()
-        if _ROW in one.metadata:
-            nested = one.metadata[_ROW]
-            values = [None if value is None else [nested(**item) for item in value] for value in values]
-        columns.append(values)
+    columns = [_values(one, table[one.name].to_pylist()) for one in _columns(row)]
     return [row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def _values(one: Field[Any], values: list[Any]) -> list[Any]:
+    """The values of one column, those of nested rows as such rows."""
+    nested = one.metadata.get(_ROW)
+    if nested is None:
+        return values
+    deeper = [inner for inner in _columns(nested) if _ROW in inner.metadata]
+
+    def row_of(item: dict[str, Any]) -> Any:
+        return nested(**item | {inner.name: _values(inner, [item[inner.name]])[0] for inner in deeper})
+
+    if pa.types.is_struct(one.metadata[_TYPE]):
+        return [None if value is None else row_of(value) for value in values]
+    return [None if value is None else [row_of(item) for item in value] for value in values]

@@ -1,5 +1,7 @@
 """SQL for DuckDB: the view `tokens`, and paths as literals."""
 
+from collections.abc import Iterable
+
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """
 create view tokens as
@@ -27,6 +29,11 @@ from (
 def quoted(path: str) -> str:
     """`path` as an SQL string literal."""
     return "'" + path.replace("'", "''") + "'"
+
+
+def parquet_files(addresses: Iterable[str]) -> str:
+    """Parquet files of one form, as what stands behind SQL's `from`."""
+    return f"read_parquet([{', '.join(quoted(address) for address in addresses)}])"
 
 
 def tokens_view() -> str:

@@ -3,49 +3,55 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import pack_features
 from pipeline.artifact.tables import write_features_tar, write_table
+from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord
-from schemas.tables import ANSWERS, ERRORS, PROMPTS, SCHEMA_VERSION, SELECTIONS
+from schemas.selections import ErrorRow, FeatureRow, Grid, Position, PromptRow, SegmentRow, SelectionRow
+from schemas.tables import ANSWERS, SCHEMA_VERSION
 
-SEGMENT = {"first": 0, "tile": 0, "rows": 2, "cols": 2, "row": 0, "col": 0,
-           "tile_rows": 0, "tile_cols": 0, "tiles_across": 0, "top": 0, "left": 0}  # fmt: skip
+SEGMENT = SegmentRow(
+    first=0, tile=0, rows=2, cols=2, row=0, col=0, tile_rows=0, tile_cols=0, tiles_across=0, top=0, left=0
+)
 
 
 def write_pruned_shard(artifact: Artifact, shard: int, value: float = 0.0) -> CommitRecord:
     """Three images of four tokens, two of them kept; the second prompt is about an image of shard 0."""
     images = [f"{shard:02d}{n:02d}" * 16 for n in range(3)]
-    selections: list[dict[str, Any]] = [
-        {
-            **{"image_id": image, "source": f"s{shard}/{n}", "shard": shard, "width": 8, "height": 8, "num_tokens": 4},
-            **{"num_kept": 2, "num_structure": 0, "segments": [SEGMENT], "structure": [], "image_grid_thw": None},
-            **{"grid": {"rows": 2, "cols": 2, "tiles": 1}, "ranking": [3, 1], "gain": [0.5, 0.25]},
-            **{"sensitivity": [value, 1.0, 2.0, 3.0], "sensitivity_min": 0.0, "sensitivity_mean": 1.5},
-            **{"sensitivity_max": 3.0, "last_gain": 0.25, "position": [{"tile": 0, "row": 1, "col": 1}] * 2},
-            "features": pack_features({"features": torch.full((2, 3), value)}, "model"),
-        }
+    selections = [
+        SelectionRow(
+            image_id=image, source=f"s{shard}/{n}", shard=shard, width=8, height=8, num_tokens=4, num_kept=2,
+            num_structure=0, grid=Grid(rows=2, cols=2, tiles=1), segments=[SEGMENT], structure=[],
+            image_grid_thw=None, ranking=[3, 1], gain=[0.5, 0.25], sensitivity=[value, 1.0, 2.0, 3.0],
+            position=[Position(tile=0, row=1, col=1)] * 2, sensitivity_min=0.0, sensitivity_mean=1.5,
+            sensitivity_max=3.0, last_gain=0.25,
+        )
         for n, image in enumerate(images)
-    ]
+    ]  # fmt: skip
+    payload = pack_features({"features": torch.full((2, 3), value)}, "model")
+    features = [FeatureRow(image_id=image, num_kept=2, width=3, dtype="float32", features=payload) for image in images]
     prompts = [
-        {"prompt_id": f"p{shard}-0", "image_id": images[0], "image_shard": shard},
-        {"prompt_id": f"p{shard}-1", "image_id": "0002" * 16, "image_shard": 0},
-    ]
-    for prompt in prompts:
-        prompt.update(prompt="what?", references=["x"], type="t", source="s", status="ok", shard=shard)
-    error = {"source": "s", "prompt_id": None, "image_id": None, "reason": "r", "message": "m", "shard": shard}
+        PromptRow(
+            prompt_id=f"p{shard}-{number}", image_id=image, prompt="what?", references=["x"], type="t", source="s",
+            status="ok", shard=shard, image_shard=image_shard,
+        )
+        for number, (image, image_shard) in enumerate(((images[0], shard), ("0002" * 16, 0)))
+    ]  # fmt: skip
+    error = ErrorRow(source="s", prompt_id=None, image_id=None, reason="r", message="m", shard=shard)
+    table = table_of(SelectionRow, selections)
     record = CommitRecord(
         shard,
         {
-            "selections": write_table(artifact.root, "selections", shard, selections, SELECTIONS),
-            "prompts": write_table(artifact.root, "prompts", shard, prompts, PROMPTS),
-            "errors": write_table(artifact.root, "errors", shard, [error], ERRORS),
-            "features.webdataset": write_features_tar(artifact.root, shard, selections),
+            "selections": write_table(artifact.root, "selections", shard, table),
+            "prompts": write_table(artifact.root, "prompts", shard, table_of(PromptRow, prompts)),
+            "errors": write_table(artifact.root, "errors", shard, table_of(ErrorRow, [error])),
+            "features.webdataset": write_features_tar(artifact.root, shard, table, table_of(FeatureRow, features)),
         },
         {"images": 3, "samples": 4, "samples.ok": 3, "prompts": 2, "prompts.ok": 2},
     )
@@ -83,7 +89,7 @@ def small_answers() -> Callable[..., Path]:
                 "type": types[record.shard],
                 "correct": True,
             }
-            files = {"answers": write_table(root, "answers", record.shard, [row], ANSWERS)}
+            files = {"answers": write_table(root, "answers", record.shard, pa.Table.from_pylist([row], ANSWERS))}
             sources = {entry.path: entry.sha256 for name, entry in record.files.items() if name != "errors"}
             artifact.commit(CommitRecord(record.shard, files, {"prompts": 1}, sources=sources))
         artifact.finish({"num_shards": 2})

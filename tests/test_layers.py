@@ -12,6 +12,7 @@ FLOORS = (
     ("schemas",),
     ("pipeline.errors",),
     ("pipeline.storage", "pipeline.budget"),
+    ("pipeline.settings",),
     ("pipeline.families",),
     ("pipeline.corpus",),
     ("pipeline.artifact",),

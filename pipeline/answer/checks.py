@@ -11,6 +11,7 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.budget import Budget
 from pipeline.errors import UserError
+from pipeline.storage import LocalStore
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted
 from schemas.views import quoted
@@ -79,7 +80,7 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
         statuses = sorted(Counted.PROMPTS.per_status(counts).items())
         why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
-    index = read_index(pruned.root / "_index")
+    index = read_index(LocalStore(pruned.root))
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
 
@@ -117,10 +118,10 @@ def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> 
 
 def corpus_of(pruned: Artifact) -> dict[str, Any] | None:
     """The input files that the artifact began with, which stay the same when shards are redone or added."""
-    index = read_index(pruned.root / "_index")
+    index = read_index(LocalStore(pruned.root))
     if index is None:
         return None
-    inputs = [[item["path"], item["size_bytes"]] for item in index.generations[0].inputs]
+    inputs = [[item.path, item.size_bytes] for item in index.generations[0].inputs]
     return {
         "first": inputs[0][0],
         "inputs": len(inputs),

@@ -1,18 +1,19 @@
 """The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.answer.checks import check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.generation_settings import check_generation
+from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget, parse_budget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
-from pipeline.cluster.environment import check_at_least_one, check_policy, environment, own_dtype
+from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.following import Followed, follow
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
@@ -21,31 +22,9 @@ from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
-from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
+from pipeline.settings import deciding
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """Everything `jobs/answer_corpus.py` can be told."""
-
-    pruned: str
-    model: str
-    output: str
-    tokens: str = "all"
-    dtype: str = "auto"
-    batch_size: int = 32
-    max_new_tokens: int = 64
-    positions: str | None = None
-    # how the work is done
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    device: str = "auto"
-    retries: int = 2
-    shard_timeout_sec: float = 3600.0
-    ray_address: str | None = None
-    num_cpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +44,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     Raises:
         UserError: bad input; nothing was harmed.
     """
-    refuse_url("--pruned", settings.pruned, READ_INSTEAD)
-    refuse_url("--output", settings.output, WRITE_INSTEAD)
     budget = parse_budget(settings.tokens, "--tokens")
-    check_at_least_one(settings, ("batch_size", "max_new_tokens", "workers"))
-    check_policy(settings.retries, settings.shard_timeout_sec)
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
     if not pruned.finished:
@@ -93,10 +68,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         kind="answer",
         schema_version=SCHEMA_VERSION,
         settings={
-            "tokens": settings.tokens,
+            **deciding(settings),
             "dtype": dtype,
-            "batch_size": settings.batch_size,
-            "max_new_tokens": settings.max_new_tokens,
             "positions": positions,
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus_of(pruned)},
         },
@@ -128,9 +101,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
                 progress = Progress(sum(found.posable.get(shard, 0) for shard in pending), "prompts")
-                run = _run_shards(
-                    replace(settings, model=checkpoint.pinned), budget, dtype, pruned, artifact, pending, progress, say
-                )
+                pinned = settings.model_copy(update={"model": checkpoint.pinned})
+                run = _run_shards(pinned, budget, dtype, pruned, artifact, pending, progress, say)
                 prompts = progress.done
         if run.done == len(pending):
             _forget_what_changed(pruned, artifact, run, say)

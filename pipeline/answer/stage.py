@@ -25,7 +25,6 @@ from schemas.answers import AnswerRow, FinishReason
 from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.stored import StoredPrompt
-from schemas.tables import ANSWERS
 
 # What the driver learns of an answered shard.
 ANSWERED = pa.schema(
@@ -95,8 +94,7 @@ class AnswerShards:
         loaded_at = time.perf_counter()
         rows = answer_prompts(self._engine, loaded.prompts, loaded.images, max_new_tokens=self._settings.max_new_tokens)
         generated_at = time.perf_counter()
-        answers = table_of(AnswerRow, rows).to_pylist()
-        entry = write_table(self._settings.output, "answers", shard, answers, ANSWERS)
+        entry = write_table(self._settings.output, "answers", shard, table_of(AnswerRow, rows))
         graded = [row.correct for row in rows if row.correct is not None]
         refused = sum(row.finish_reason is FinishReason.REFUSED for row in rows)
         counts = {"prompts": len(rows), "refused": refused, "graded": len(graded), "correct": sum(graded)}

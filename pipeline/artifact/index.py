@@ -1,6 +1,6 @@
 """The index: which image lies in which shard, and where every sample of the corpus was found.
 
-    _index/part-00000000.parquet   64 shards a file, one row group a shard, rows of `schemas.tables.INDEX`
+    _index/part-00000000.parquet   64 shards a file, one row group a shard, rows of `schemas.samples.IndexRow`
     _index/index.json              written last: no index.json, no index
 
 Inputs added to a corpus later form a new generation: new shards, the old ones stay as they are.
@@ -8,8 +8,7 @@ Inputs added to a corpus later form a new generation: new shards, the old ones s
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,9 +17,26 @@ import pyarrow.parquet as pq
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.corpus.sample import PROMPTS_FORM
 from pipeline.errors import UserError
-from pipeline.storage.files import new_file, replace_file
+from pipeline.storage import Store
 from schemas.records import to_json
 from schemas.tables import INDEX
+
+FOLDER = "_index/"
+_RECORD = f"{FOLDER}index.json"
+
+
+@dataclass(frozen=True)
+class IndexedInput:
+    """An input file as an indexing run found it."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    unread: str | None = None  # why it was left out; None: it was indexed
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in `index.json`: `unread` stands there only where the input was left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Generation:
     """What one indexing run added."""
 
     corpus_root: str  # folder that the inputs' names are relative to; the same in every generation
-    inputs: list[dict[str, Any]]  # path, kind, size_bytes of the input files, in order; "unread": why it was left out
+    inputs: list[IndexedInput]  # in the order of the corpus
     first_input: int
     first_shard: int
     num_shards: int
@@ -43,6 +59,51 @@ class Generation:
     failed_prompts: dict[str, int]  # of the other samples, per reason
     without_prompts: int  # of the other samples
     keys_seen: dict[str, int]  # most common keys of those, and extensions of their members, with their number
+
+    @classmethod
+    def of_nothing(
+        cls,
+        corpus_root: str,
+        inputs: list[IndexedInput],
+        *,
+        first_input: int,
+        first_shard: int,
+        first_file: int,
+        shards_per_file: int,
+    ) -> "Generation":
+        """A generation without samples: where one begins, and what is left of one whose inputs were all left out."""
+        return cls(
+            corpus_root=corpus_root,
+            inputs=inputs,
+            first_input=first_input,
+            first_shard=first_shard,
+            num_shards=0,
+            first_file=first_file,
+            num_files=0,
+            shards_per_file=shards_per_file,
+            num_samples=0,
+            num_images=0,
+            num_prompts=0,
+            failed_samples={},
+            unread_bytes=0,
+            failed_prompts={},
+            without_prompts=0,
+            keys_seen={},
+        )
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Generation":
+        """Raises TypeError or KeyError where a field is missing or not known."""
+        return cls(**{**data, "inputs": [IndexedInput(**item) for item in data["inputs"]]})
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in `index.json`."""
+        return {**asdict(self), "inputs": [item.to_json() for item in self.inputs]}
+
+    @property
+    def parts(self) -> list[str]:
+        """The keys of its files, in order."""
+        return [part_key(number) for number in range(self.first_file, self.first_file + self.num_files)]
 
     def prompts_note(self) -> str | None:
         """One line about samples without prompts, or None where nothing is odd about them."""
@@ -60,7 +121,7 @@ class Generation:
 class Index:
     """The index of an artifact, as recorded in `_index/index.json`."""
 
-    root: Path  # the _index folder
+    store: Store = field(compare=False)  # of the artifact
     generations: list[Generation]
 
     @property
@@ -84,70 +145,71 @@ class Index:
         """Input files that no generation holds because the storage did not give their bytes, and why."""
         found: dict[str, str] = {}
         for item in (item for g in self.generations for item in g.inputs):
-            found.pop(item["path"], None)
-            if "unread" in item:
-                found[item["path"]] = item["unread"]
+            found.pop(item.path, None)
+            if item.unread is not None:
+                found[item.path] = item.unread
         return found
 
-    def files(self) -> list[Path]:
-        return [
-            part_path(self.root, n) for g in self.generations for n in range(g.first_file, g.first_file + g.num_files)
-        ]
+    def parts(self) -> list[str]:
+        """The keys of all files, in order."""
+        return [key for g in self.generations for key in g.parts]
 
-    def part_of(self, shard: int) -> tuple[Path, int]:
-        """The file that holds a shard's rows, and the row group in it."""
+    def part_of(self, shard: int) -> tuple[str, int]:
+        """The key of the file that holds a shard's rows, and the row group in it."""
         for g in self.generations:
             if g.first_shard <= shard < g.first_shard + g.num_shards:
                 file, group = divmod(shard - g.first_shard, g.shards_per_file)
-                return part_path(self.root, g.first_file + file), group
+                return part_key(g.first_file + file), group
         raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
 
     def read_shard(self, shard: int) -> pa.Table:
-        """Rows of `schemas.tables.INDEX` of one shard, ordered by input position."""
-        path, group = self.part_of(shard)
-        return pq.ParquetFile(path).read_row_group(group)
+        """One shard as a table of `schemas.samples.IndexRow`, ordered by input position."""
+        key, group = self.part_of(shard)
+        return pq.ParquetFile(self.store.locate(key)).read_row_group(group)
 
 
-def part_path(root: Path, number: int) -> Path:
-    return root / f"part-{number:08d}.parquet"
+def part_key(number: int) -> str:
+    """The key of a file of the index in the artifact's store."""
+    return f"{FOLDER}part-{number:08d}.parquet"
 
 
-def read_index(root: Path) -> Index | None:
-    """The index recorded under `root`, or None when there is none yet.
+def read_index(store: Store) -> Index | None:
+    """The index recorded in the store of an artifact, or None when there is none yet.
 
     Raises:
         UserError: it is damaged, or of another version.
     """
-    path = root / "index.json"
     try:
-        return Index(root, [Generation(**g) for g in json.loads(path.read_bytes())["generations"]])
+        data = json.loads(store.read(_RECORD))
+        return Index(store, [Generation.from_json(g) for g in data["generations"]])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} was truncated, altered or written by another version ({error}); choose another --output"
+            f"{store.locate(_RECORD)} was truncated, altered or written by another version ({error}); "
+            "choose another --output"
         ) from error
 
 
-def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: Path) -> list[CorpusInput]:
-    """The inputs the index does not cover yet.
+def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput]) -> list[CorpusInput]:
+    """The inputs the index does not cover yet; all of them where there is no index.
 
     Raises:
         UserError: an indexed input is gone from the corpus or has changed in size.
     """
     if index is None:
         return list(inputs)
-    known = {item["path"]: item for g in index.generations for item in g.inputs if "unread" not in item}
+    known = {item.path: item for g in index.generations for item in g.inputs if item.unread is None}
     asked = {item.path: item for item in inputs}
     for path, item in known.items():
         if path not in asked:
             raise UserError(
-                f"{root} was indexed from {path}, which --corpus no longer names; "
+                f"{index.store.locate()} was indexed from {path}, which --corpus no longer names; "
                 "a corpus can grow but not shrink: name it again, or choose another --output"
             )
-        if asked[path].size_bytes != item["size_bytes"]:
+        if asked[path].size_bytes != item.size_bytes:
             raise UserError(
-                f"{path} has {asked[path].size_bytes} bytes but had {item['size_bytes']} when it was indexed; "
+                f"{path} has {asked[path].size_bytes} bytes but had {item.size_bytes} when it was indexed; "
                 "inputs must not change: put new samples into a new file, or choose another --output"
             )
     return [item for item in inputs if item.path not in known]
@@ -155,22 +217,22 @@ def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput], root: P
 
 def write_index(index: Index) -> None:
     """Make the index's parts count: write `index.json`."""
-    replace_file(index.root / "index.json", to_json({"generations": [asdict(g) for g in index.generations]}))
+    index.store.put(_RECORD, to_json({"generations": [g.to_json() for g in index.generations]}))
 
 
 def drop_generation(index: Index) -> None:
     """Take the newest generation back, as if its inputs had never been indexed."""
     *older, newest = index.generations
     if older:
-        write_index(Index(index.root, older))
+        write_index(Index(index.store, older))
     else:
-        (index.root / "index.json").unlink()
-    for number in range(newest.first_file, newest.first_file + newest.num_files):
-        part_path(index.root, number).unlink()
+        index.store.delete(_RECORD)
+    for key in newest.parts:
+        index.store.delete(key)
 
 
-def write_part(path: Path, shards: Sequence[pa.Table]) -> None:
+def write_part(store: Store, key: str, shards: Sequence[pa.Table]) -> None:
     """Write a file of the index, one row group a shard, so that a shard is read without its neighbours."""
-    with new_file(path) as temporary, pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
+    with store.new_file(key) as new, pq.ParquetWriter(new.path, INDEX, compression="zstd") as writer:
         for rows in shards:
-            writer.write_table(rows, row_group_size=max(1, len(rows)))
+            writer.write_table(rows.select(INDEX.names), row_group_size=max(1, len(rows)))

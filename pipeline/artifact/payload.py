@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-FEATURE_DTYPES = ("model", "float32", "float16", "bfloat16", "int8")
-
 
 def _scale_name(name: str) -> str:
     return "scale" if name == "features" else f"{name}_scale"
@@ -22,7 +20,7 @@ def pack_features(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
 
     Args:
         tensors: by member name; `features` among them.
-        dtype: one of `FEATURE_DTYPES`; `model` keeps every bit, int8 is symmetric with one scale a token.
+        dtype: a torch dtype's name, `model` or int8; `model` keeps every bit, int8 is symmetric with one scale a token.
 
     Raises:
         OverflowError: a value does not fit into float16.

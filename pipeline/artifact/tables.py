@@ -1,9 +1,7 @@
 """The data files of a shard: tables as Parquet, kept features as WebDataset tars. The same rows give the same bytes."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,35 +19,39 @@ _SAMPLE_FIELDS = [
 ]
 
 
-def write_table(root: Path, table: str, shard: int, rows: list[dict[str, Any]], schema: pa.Schema) -> FileEntry:
+def write_table(root: Path, table: str, shard: int, rows: pa.Table) -> FileEntry:
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
     path = root / table / f"part-{shard:08d}.parquet"
     with new_file(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            if rows:  # an empty file has no row group: some readers stumble over one without rows
-                writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
+        with pq.ParquetWriter(temporary, rows.schema, compression="zstd") as writer:
+            if len(rows):  # an empty file has no row group: some readers stumble over one without rows
+                writer.write_table(rows, row_group_size=len(rows))
         return _entry(root, path, temporary, len(rows))
 
 
-def write_features_tar(root: Path, shard: int, selections: list[dict[str, Any]]) -> FileEntry:
-    """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes."""
+def write_features_tar(root: Path, shard: int, selections: pa.Table, features: pa.Table) -> FileEntry:
+    """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes.
+
+    Args:
+        root: of the artifact.
+        shard: number.
+        selections: rows of `SELECTIONS`.
+        features: rows of `FEATURES` of the same images in the same order.
+    """
+    assert selections["image_id"].equals(features["image_id"]), "selections and features are of the same images"
     path = root / "features" / f"shard-{shard:08d}.tar"
+    samples = selections.select(_SAMPLE_FIELDS).to_pylist()
     with new_file(path) as temporary:
         with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:
-            for row in selections:
+            for sample, payload in zip(samples, features["features"], strict=True):
                 writer.write(
                     {
-                        "__key__": row["image_id"],
-                        "features.safetensors": row["features"],
-                        "json": _sample_json(row),
+                        "__key__": sample["image_id"],
+                        "features.safetensors": memoryview(payload.as_buffer()),
+                        "json": json.dumps(sample, sort_keys=True, ensure_ascii=False).encode(),
                     }
                 )
         return _entry(root, path, temporary, len(selections))
-
-
-def _sample_json(row: Mapping[str, Any]) -> bytes:
-    fields = {name: row[name] for name in _SAMPLE_FIELDS}
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _entry(root: Path, path: Path, temporary: Path, rows: int) -> FileEntry:

@@ -10,8 +10,6 @@ import torch
 from pipeline.cluster.session import cluster_gpus
 from pipeline.errors import UserError
 
-DEVICES = ("auto", "cuda", "cpu")
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -43,13 +41,13 @@ def place(device: str, gpus_per_worker: float | None, address: str | None, say: 
     """Settle `--device` and `--gpus-per-worker` on the cluster that is connected.
 
     Args:
-        device: of `DEVICES`.
+        device: "auto", "cuda" or "cpu".
         gpus_per_worker: None: 1 where the cluster has GPUs, unless the device is the CPU.
         address: of the cluster; None for a private one, which never grows.
         say: takes one line for the user.
 
     Raises:
-        UserError: GPUs that no node has, or a share Ray can't give.
+        UserError: GPUs that no node has.
     """
     largest = max(cluster_gpus(), default=0.0)
     if gpus_per_worker is None:
@@ -59,8 +57,6 @@ def place(device: str, gpus_per_worker: float | None, address: str | None, say: 
                 "1 where the cluster is yet to grow one, 0 to use CUDA without Ray counting its devices"
             )
         gpus_per_worker = float(device != "cpu" and largest > 0)
-    if not gpus_per_worker >= 0 or (gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker)):
-        raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: expected 0, a share of 1, or a whole number")
     if gpus_per_worker > largest:
         message = f"--gpus-per-worker {gpus_per_worker:g}: no node of the cluster has so many; the most is {largest:g}"
         if address is None:

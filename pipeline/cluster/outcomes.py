@@ -1,8 +1,11 @@
 """How a shard ended: the columns that every stage's table has for it, and the row of a shard that ended early."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
+
+from schemas.columns import column, schema_of
 
 
 class Status(StrEnum):
@@ -14,12 +17,16 @@ class Status(StrEnum):
     GIVEN_UP = "given_up"  # it failed as often as it may be tried; other shards go on
 
 
-# Columns of a stage's table. All are null in the rows of a healthy shard that is still on its way.
-ENDING = (
-    ("status", pa.string()),
-    ("failure", pa.string()),  # null for a shard that was committed
-    ("stage", pa.string()),  # in which it was not; null for a shard that was committed
-)
+@dataclass(slots=True, kw_only=True)
+class Ending:
+    """How a shard ended; all null in the rows of a healthy shard that is still on its way."""
+
+    status: str | None = column(pa.string(), default=None)  # of `Status`
+    failure: str | None = column(pa.string(), default=None)  # null for a shard that was committed
+    stage: str | None = column(pa.string(), default=None)  # in which it was not; null for a shard that was committed
+
+
+ENDING = tuple(schema_of(Ending))  # columns of every stage's table
 
 
 def ended_shard(shard: int, schema: pa.Schema, status: Status, failure: str, stage: str) -> pa.Table:

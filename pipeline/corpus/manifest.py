@@ -1,18 +1,18 @@
 """Scanning a JSONL manifest: one sample a line, each naming an image file, which is hashed."""
 
-import hashlib
-import os
 from collections.abc import Iterator
-from typing import Any
 
-from pipeline.corpus.sample import ScanUnit, is_unicode, parse_record, record_columns, sample_row, shown
+from pipeline.corpus.fetch import hash_image
+from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, parse_record, read_prompts, shown
 from pipeline.storage.input_file import InputReadError, open_input
 from pipeline.storage.paths import is_url
+from pipeline.storage.places import beside
+from schemas.samples import Sample
 
 MAX_PATH_CHARS = 4096
 
 
-def scan_manifest(unit: ScanUnit) -> Iterator[dict[str, Any]]:
+def scan_manifest(unit: ScanUnit) -> Iterator[Sample]:
     """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in.
 
     Raises:
@@ -25,29 +25,32 @@ def scan_manifest(unit: ScanUnit) -> Iterator[dict[str, Any]]:
         while (offset := stream.tell()) < unit.end:
             line = stream.readline()
             if line.strip():
-                yield _manifest_row(unit, offset, line)
+                yield _sample_of(unit, offset, line)
 
 
-def _manifest_row(unit: ScanUnit, offset: int, line: bytes) -> dict[str, Any]:
+def _sample_of(unit: ScanUnit, offset: int, line: bytes) -> Sample:
     name = f"{unit.name}@{offset}"
+    sample = Sample(input=unit.input, sample=offset, source=name)
     try:
         record = parse_record(line)
     except ValueError as error:
-        return sample_row(unit, offset, name, reason="bad_record", message=f"{unit.path}, byte {offset}: {error}")
-    columns = record_columns(record, name)
+        sample.reason, sample.message = "bad_record", f"{unit.path}, byte {offset}: {error}"
+        return sample
+    sample.prompts = read_prompts(record, name)
+    if not sample.prompts:
+        sample.keys = keys_instead(record)
     image = record.get("image")
     if isinstance(image, str) and is_url(image):
-        message = f"'image' is {shown(image)}, a URL; only files are read: fetch it and name the file"
-        return sample_row(unit, offset, name, reason="not_local", message=message, **columns)
-    if not isinstance(image, str) or not 0 < len(image) <= MAX_PATH_CHARS or not is_unicode(image):
-        message = f"{unit.path}, byte {offset}: 'image' is {shown(image)}, expected the path of an image file"
-        return sample_row(unit, offset, name, reason="bad_record", message=message, **columns)
-    columns["path"] = path = os.path.join(os.path.dirname(unit.path), image)
-    source = f"{name}/{image}"
-    try:
-        with open_input(path) as stream:
-            columns["image_id"] = hashlib.file_digest(stream, "sha256").hexdigest()
-            columns["size"] = stream.tell()
-    except InputReadError as error:
-        return sample_row(unit, offset, source, reason=error.reason, message=str(error), **columns)
-    return sample_row(unit, offset, source, **columns)
+        sample.reason = "not_local"
+        sample.message = f"'image' is {shown(image)}, a URL; only files are read: fetch it and name the file"
+    elif not isinstance(image, str) or not 0 < len(image) <= MAX_PATH_CHARS or not is_unicode(image):
+        sample.reason = "bad_record"
+        sample.message = f"{unit.path}, byte {offset}: 'image' is {shown(image)}, expected the path of an image file"
+    else:
+        sample.source = f"{name}/{image}"
+        sample.path = beside(unit.path, image)
+        try:
+            sample.image_id, sample.size = hash_image(sample.path)
+        except InputReadError as error:
+            sample.reason, sample.message = error.reason, str(error)
+    return sample

@@ -1,16 +1,16 @@
 """What the user calls a corpus: `--corpus` patterns resolved to WebDataset tars and JSONL manifests."""
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from braceexpand import braceexpand
 
 from pipeline.corpus.sample import is_unicode, printable
 from pipeline.errors import UserError
-from pipeline.storage.paths import READ_INSTEAD, not_a_file, refuse_url
+from pipeline.storage.input_file import InputReadError, open_input
+from pipeline.storage.paths import READ_INSTEAD, refuse_url
+from pipeline.storage.places import expand
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -51,6 +51,27 @@ def input_name(path: str, root: str) -> str:
     return os.path.relpath(path, root)
 
 
+def _size(path: str, absolute: str) -> int:
+    """The bytes of an input file, which is opened to see that it can be read.
+
+    Raises:
+        UserError: it is not there, is no file, or can't be read.
+    """
+    try:
+        with open_input(absolute) as stream:
+            return stream.seek(0, os.SEEK_END)
+    except InputReadError as error:
+        if error.reason == "missing_file":
+            said = f"{path} does not exist (looked from {os.getcwd()})"
+        elif error.kind == "a folder":
+            said = f"{path} is a folder; name its tars or manifests, e.g. {path}/*.tar"
+        elif error.kind is not None:
+            said = f"{path} is {error.kind}, not a regular file; images are read by byte offset"
+        else:
+            said = f"{error}; check its permissions and its storage"
+        raise UserError(f"--corpus: {printable(said)}") from error
+
+
 def resolve_corpus(patterns: Sequence[str]) -> list[CorpusInput]:
     """Expand braces and globs, in the order given (globs sorted by name), to existing files.
 
@@ -71,25 +92,18 @@ def resolve_corpus(patterns: Sequence[str]) -> list[CorpusInput]:
                 f"--corpus: {pattern!r} has unbalanced braces; write e.g. shard-{{000..009}}.tar"
             ) from error
         for one in expanded:
-            paths = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
+            paths = expand(one)
             if not paths:
                 raise UserError(f"--corpus: nothing matches {one!r} (from {os.getcwd()})")
             for path in paths:
                 absolute = os.path.abspath(path)
                 if absolute in seen:
                     raise UserError(f"--corpus: {path} is named twice (by {seen[absolute]!r} and {pattern!r})")
-                if os.path.isdir(absolute):
-                    raise UserError(f"--corpus: {path} is a folder; name its tars or manifests, e.g. {path}/*.tar")
-                if not os.path.exists(absolute):
-                    raise UserError(f"--corpus: {path} does not exist (looked from {os.getcwd()})")
-                if (kind := not_a_file(absolute)) is not None:
-                    raise UserError(f"--corpus: {path} is {kind}, not a regular file; images are read by byte offset")
+                size_bytes = _size(path, absolute)
                 if not is_unicode(absolute):
                     raise UserError(f"--corpus: {printable(absolute)} has a name that is no UTF-8; rename it")
-                if not os.access(absolute, os.R_OK):
-                    raise UserError(f"--corpus: {path} can't be read; check its permissions")
                 seen[absolute] = pattern
-                inputs.append(CorpusInput(absolute, _kind(path), Path(absolute).stat().st_size))
+                inputs.append(CorpusInput(absolute, _kind(path), size_bytes))
     if not inputs:
         raise UserError("--corpus: no input given; name WebDataset tars or a JSONL manifest")
     return inputs

@@ -1,12 +1,15 @@
-"""One sample of the corpus as the scan writes it down: its row, and the prompts of its JSON record."""
+"""The JSON record of a sample: its prompts, and what it has in place of them."""
 
 import json
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from schemas.samples import Prompt
 from schemas.statuses import PromptStatus
+
+T = TypeVar("T")
 
 MAX_KEYS = 32  # of a sample without prompts that are noted
 MAX_KEY_CHARS = 64
@@ -35,12 +38,6 @@ class _HugeNumber:
         return f"a number of {self.digits:,} digits"
 
 
-def sample_row(unit: ScanUnit, sample: int, source: str, **columns: Any) -> dict[str, Any]:
-    """A row of `schemas.tables.SCAN`; `sample` is the byte offset of the sample in its input."""
-    row = dict.fromkeys(("path", "offset", "size", "image_id", "reason", "message"))
-    return {"input": unit.input, "sample": sample, "source": source, **row, "prompts": [], "keys": [], **columns}
-
-
 def parse_record(text: bytes) -> dict[str, Any]:
     """The JSON object of a sample. Raises ValueError when it is none."""
     try:
@@ -52,60 +49,64 @@ def parse_record(text: bytes) -> dict[str, Any]:
     return record
 
 
-def record_columns(record: dict[str, Any], sample_name: str, members: Sequence[str] = ()) -> dict[str, Any]:
-    """The columns `prompts` and `keys` of a sample's row.
+def keys_instead(record: dict[str, Any], members: Sequence[str] = ()) -> list[str]:
+    """What a sample without prompts has in their place.
+
+    Args:
+        record: JSON object of the sample.
+        members: extensions of the sample's other members in a tar, each with its dot.
+    """
+    if record.get("prompts") == []:
+        return ["prompts"]  # somebody knew the form and had nothing to ask
+    names = [*members, *(name for name in record if name != "image")]
+    return [printable(name[:MAX_KEY_CHARS]) for name in names[:MAX_KEYS]]
+
+
+def read_prompts(record: dict[str, Any], sample_name: str) -> list[Prompt]:
+    """The prompts of a sample's JSON record; a prompt that can't be used keeps its row with the reason as status.
 
     Args:
         record: JSON object of the sample.
         sample_name: a prompt without `id` gets `<sample_name>#<number>`.
-        members: extensions of the sample's other members in a tar, each with its dot.
     """
-    prompts = read_prompts(record, sample_name)
-    if prompts:
-        return {"prompts": prompts}
-    if record.get("prompts") == []:
-        return {"keys": ["prompts"]}  # somebody knew the form and had nothing to ask
-    names = [*members, *(name for name in record if name != "image")]
-    return {"keys": [printable(name[:MAX_KEY_CHARS]) for name in names[:MAX_KEYS]]}
-
-
-def read_prompts(record: dict[str, Any], sample_name: str) -> list[dict[str, Any]]:
-    """The prompts of a sample's JSON record; a prompt that can't be used keeps its row with the reason as status."""
     raw = record.get("prompts")
     if raw is None:
         return []
     if not isinstance(raw, list):
-        row = _prompt_row(f"{sample_name}#0", raw)
-        row.update(status=PromptStatus.BAD, message=f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}")
-        return [row]
-    return [_prompt_row(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
+        message = f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}"
+        return [Prompt(prompt_id=f"{sample_name}#0", status=PromptStatus.BAD, message=message)]
+    return [_prompt(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
 
 
-def _prompt_row(own_id: str, item: Any) -> dict[str, Any]:
+def _prompt(own_id: str, item: Any) -> Prompt:
     """One prompt. What is right about a wrong one stays in its row, so that it can be found again."""
-    row: dict[str, Any] = {"prompt_id": own_id, "prompt": "", "references": [], "type": None}
+    prompt = Prompt(prompt_id=own_id, status=PromptStatus.OK)
     if isinstance(item, str):
         item = {"prompt": item}
     if not isinstance(item, dict):
-        return {
-            **row,
-            "status": PromptStatus.BAD,
-            "message": f"the prompt is {shown(item)}, expected a text or an object",
-        }
-    problems = []
-    for column, key, read in _FIELDS:
+        prompt.status = PromptStatus.BAD
+        prompt.message = f"the prompt is {shown(item)}, expected a text or an object"
+        return prompt
+    problems: list[str] = []
+
+    def read(key: str, as_: Callable[[Any], T | None], otherwise: T) -> T:
         try:
-            value = read(item.get(key))
+            value = as_(item.get(key))
         except ValueError as error:
             problems.append(f"{key!r} is {shown(item[key])}, {error}")
-        else:
-            row[column] = row[column] if value is None else value
+            return otherwise
+        return otherwise if value is None else value
+
+    prompt.prompt_id = read("id", _name, own_id)
+    prompt.prompt = read("prompt", _text, "")
+    prompt.references = read("references", _texts, [])
+    prompt.type = read("type", _name, None)
     if problems:
-        return {**row, "status": PromptStatus.BAD, "message": "; ".join(problems)}
-    if not row["prompt"].strip():
+        prompt.status, prompt.message = PromptStatus.BAD, "; ".join(problems)
+    elif not prompt.prompt.strip():
         found = f"is {shown(item['prompt'])}" if "prompt" in item else f"is not among its keys {shown(list(item))}"
-        return {**row, "status": PromptStatus.EMPTY, "message": f"'prompt' {found}, expected a text that is not blank"}
-    return {**row, "status": PromptStatus.OK, "message": None}
+        prompt.status, prompt.message = PromptStatus.EMPTY, f"'prompt' {found}, expected a text that is not blank"
+    return prompt
 
 
 def _text(value: Any) -> str | None:
@@ -137,14 +138,6 @@ def _texts(value: Any) -> list[str] | None:
             raise ValueError(f"expected texts; {shown(one)} is none")
         _text(one)
     return texts
-
-
-_FIELDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ("prompt_id", "id", _name),
-    ("prompt", "prompt", _text),
-    ("references", "references", _texts),
-    ("type", "type", _name),
-)
 
 
 def is_unicode(text: str) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.corpus.sample import MAX_KEYS, ScanUnit, parse_record, record_columns, sample_row
+from pipeline.corpus.sample import MAX_KEYS, ScanUnit, keys_instead, parse_record, read_prompts
 from pipeline.errors import UserError
 from pipeline.storage.input_file import InputReadError, open_input
+from schemas.samples import Sample
 
 IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "ppm"))
 PICKLE_EXTENSIONS = frozenset(("pkl", "pickle", "pyd", "pth", "pt"))
@@ -19,7 +20,7 @@ _MALFORMED = (tarfile.TarError, ValueError, OverflowError)  # the last two from 
 
 
 @dataclass
-class _Sample:
+class _Members:
     """Members of one WebDataset sample, as far as read."""
 
     key: str
@@ -58,7 +59,7 @@ def _unsafe(member: tarfile.TarInfo, extension: str) -> str | None:
     return None
 
 
-def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
+def scan_tar(unit: ScanUnit) -> Iterator[Sample]:
     """A row for every sample, and a last one for bytes of the file that hold no sample anybody can read.
 
     Raises:
@@ -73,10 +74,10 @@ def scan_tar(unit: ScanUnit) -> Iterator[dict[str, Any]]:
         yield from _samples(unit, stream, archive)
 
 
-def _samples(unit: ScanUnit, stream: io.BufferedReader, archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+def _samples(unit: ScanUnit, stream: io.BufferedReader, archive: tarfile.TarFile) -> Iterator[Sample]:
     name = unit.name
     done: set[str] = set()
-    current: _Sample | None = None
+    current: _Members | None = None
     problem: tuple[int, str, str] | None = None
     at = 0  # where the next header begins
     while True:
@@ -101,25 +102,33 @@ def _samples(unit: ScanUnit, stream: io.BufferedReader, archive: tarfile.TarFile
         unsafe = _unsafe(member, extension)
         if unsafe is not None:
             source = f"{name}@{member.offset}/{member.name}"
-            yield sample_row(unit, member.offset, source, reason="unsafe_member", message=unsafe)
+            yield Sample(input=unit.input, sample=member.offset, source=source, reason="unsafe_member", message=unsafe)
             continue
         if current is not None and key != current.key:
-            yield _tar_row(unit, current)
+            yield _sample_of(unit, current)
             done.add(current.key)
             current = None
         if current is None:
-            current = _Sample(key, member.offset, name)
+            current = _Members(key, member.offset, name)
             if key in done:
                 current.prefix = f"{name}@{member.offset}"
                 message = f"key {key!r} appears again after other samples; members of a sample must be contiguous"
                 current.problem = ("duplicate_key", message)
         _take_member(archive, member, extension, current)
     if current is not None:
-        yield _tar_row(unit, current)
+        yield _sample_of(unit, current)
     if problem is not None:
         begin, reason, message = problem
-        unread = {"path": unit.path, "offset": begin, "size": max(0, unit.end - begin)}
-        yield sample_row(unit, begin, f"{name}@{begin}", **unread, reason=reason, message=message)
+        yield Sample(
+            input=unit.input,
+            sample=begin,
+            source=f"{name}@{begin}",
+            path=unit.path,
+            offset=begin,
+            size=max(0, unit.end - begin),
+            reason=reason,
+            message=message,
+        )
 
 
 def _cut(unit: ScanUnit, at: int, why: str) -> tuple[int, str, str]:
@@ -170,22 +179,22 @@ def _other_tar(stream: io.BufferedReader, place: int) -> str:
     return " with another tar (two were joined by `cat`; give each a file of its own)"
 
 
-def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
+def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, members: _Members) -> None:
     last = extension.rpartition(".")[2]
     if extension in IMAGE_EXTENSIONS:
-        if sample.image is not None:
-            sample.problem = ("duplicate_key", f"key {sample.key!r} has two images; give each a key of its own")
+        if members.image is not None:
+            members.problem = ("duplicate_key", f"key {members.key!r} has two images; give each a key of its own")
             return
         stream = archive.extractfile(member)
         assert stream is not None, "regular members have a stream"
-        sample.image = member
+        members.image = member
         try:
-            sample.image_id = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+            members.image_id = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
         except InputReadError as error:
-            sample.unread = error
+            members.unread = error
     elif last == "json" and extension == "json":
         if member.size > MAX_JSON_BYTES:
-            sample.problem = (
+            members.problem = (
                 "bad_record",
                 f"{member.name!r} has {member.size} bytes; at most {MAX_JSON_BYTES} are read",
             )
@@ -193,26 +202,29 @@ def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
         stream = archive.extractfile(member)
         assert stream is not None, "regular members have a stream"
         try:
-            sample.record = parse_record(stream.read())
+            members.record = parse_record(stream.read())
         except ValueError as error:
-            sample.problem = ("bad_record", f"{member.name!r}: {error}")
-    elif len(sample.others) < MAX_KEYS:
-        sample.others.append(f".{extension}")
+            members.problem = ("bad_record", f"{member.name!r}: {error}")
+    elif len(members.others) < MAX_KEYS:
+        members.others.append(f".{extension}")
 
 
-def _tar_row(unit: ScanUnit, sample: _Sample) -> dict[str, Any]:
-    source = f"{sample.prefix}/{sample.key}"
-    problem = sample.problem
-    if sample.image is None and problem is None:
-        problem = ("no_image", f"sample {sample.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    if sample.unread is not None and problem is None:
-        problem = (sample.unread.reason, str(sample.unread))
-    columns = record_columns(sample.record, source, sample.others)
-    if sample.image is not None:
-        source = f"{sample.prefix}/{sample.image.name}"
-        columns.update(
-            path=unit.path, offset=sample.image.offset_data, size=sample.image.size, image_id=sample.image_id
-        )
+def _sample_of(unit: ScanUnit, members: _Members) -> Sample:
+    name = f"{members.prefix}/{members.key}"
+    problem = members.problem
+    if members.image is None and problem is None:
+        problem = ("no_image", f"sample {members.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+    if members.unread is not None and problem is None:
+        problem = (members.unread.reason, str(members.unread))
+    sample = Sample(input=unit.input, sample=members.offset, source=name)
+    sample.prompts = read_prompts(members.record, name)
+    if not sample.prompts:
+        sample.keys = keys_instead(members.record, members.others)
+    if members.image is not None:
+        sample.source = f"{members.prefix}/{members.image.name}"
+        sample.path = unit.path
+        sample.offset, sample.size = members.image.offset_data, members.image.size
+        sample.image_id = members.image_id
     if problem is not None:
-        columns.update(reason=problem[0], message=problem[1])
-    return sample_row(unit, sample.offset, source, **columns)
+        sample.reason, sample.message = problem
+    return sample

@@ -6,38 +6,59 @@ shard.
 
 import errno
 import os
-import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifact.index import Generation, Index, part_path, write_index, write_part
+from pipeline.artifact.index import FOLDER, Generation, Index, IndexedInput, part_key, write_index, write_part
 from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stream import Stage, run_on_worker, stream_items
 from pipeline.corpus.resolve import CorpusInput, common_root
 from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
-from pipeline.storage.files import cannot_write, writing
+from pipeline.storage import Store
 from pipeline.storage.input_file import InputReadError
+from schemas.columns import column, table_of
+from schemas.samples import Sample
 from schemas.tables import INDEX, SCAN
-from schemas.views import quoted
+from schemas.views import parquet_files, quoted
 
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
 MAX_KEYS_SEEN = 6
+_SCAN = f"{FOLDER}scan/"  # samples found, a file a unit; there while an index is made
 UNREAD_BYTES = ("truncated_tar", "trailing_data")  # rows whose `size` is what the scan could not read
 
 
+@dataclass(slots=True, kw_only=True)
+class UnitOutcome:
+    """What the driver learns of a unit that was scanned."""
+
+    input: int = column(pa.int32())  # number of the input file
+    samples: int = column(pa.int64(), default=0)
+    failure: str | None = column(pa.string(), default=None)  # why the job must end
+    unread: str | None = column(pa.string(), default=None)  # why the input is left out
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSettings:
+    """Where a scan puts the samples of each unit, and how many it wants of one at most."""
+
+    store: Store
+    prefix: str
+    limit: int | None
+
+
 def extend_index(
-    root: Path,
+    store: Store,
     index: Index | None,
     inputs: Sequence[CorpusInput],
     *,
@@ -50,7 +71,7 @@ def extend_index(
     An input whose storage does not give its bytes is left out as a whole and marked, see `Index.left_out`.
 
     Args:
-        root: the `_index` folder.
+        store: of the artifact.
         index: what is there already, or None.
         inputs: input files not indexed yet, in corpus order.
         shard_size: distinct images a shard.
@@ -63,115 +84,91 @@ def extend_index(
     old = [g for g in index.generations if g.num_shards] if index else []  # without those of inputs that were left out
     first_input = sum(len(g.inputs) for g in old)
     corpus_root = old[0].corpus_root if old else common_root(inputs)
-    scratch = root / "scan"
-    shutil.rmtree(scratch, ignore_errors=True)
-    with writing(scratch):
-        scratch.mkdir(parents=True)
-    unread = _scan_all(scan_units(list(inputs), first_input, corpus_root), scratch, limit)
+    store.clear(_SCAN)
+    # A folder of its own, which no worker of an older, killed run can still write to.
+    settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit)
+    unread = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
     if unread and (limit is not None or (index is None and len(unread) == len(inputs))):
         raise UserError(f"--corpus: {next(iter(unread.values()))}; nothing was indexed: mend it and run again")
-    listed: list[dict[str, Any]] = [asdict(item) for item in inputs]
-    for number, why in unread.items():
-        listed[number - first_input]["unread"] = why
-    begin = {"first_shard": sum(g.num_shards for g in old), "first_file": sum(g.num_files for g in old)}
-    if len(unread) == len(inputs):
-        nothing = (
-            "num_shards",
-            "num_files",
-            "num_samples",
-            "num_images",
-            "num_prompts",
-            "unread_bytes",
-            "without_prompts",
-        )
-        columns: dict[str, Any] = {**begin, **dict.fromkeys(nothing, 0), "shards_per_file": shards_per_file}
-        columns.update(failed_samples={}, failed_prompts={}, keys_seen={})
-    else:
-        columns = run_on_worker(
-            assign_shards,
-            root,
-            scratch,
-            [str(path) for path in index.files()] if index else [],
-            **begin,
-            shard_size=shard_size,
-            limit=limit,
-            shards_per_file=shards_per_file,
-        )
-    new = Generation(corpus_root, listed, first_input=first_input, **columns)
-    extended = Index(root, [*old, new])
+    new = Generation.of_nothing(
+        corpus_root,
+        [
+            IndexedInput(item.path, item.kind, item.size_bytes, unread.get(number))
+            for number, item in enumerate(inputs, start=first_input)
+        ],
+        first_input=first_input,
+        first_shard=sum(g.num_shards for g in old),
+        first_file=sum(g.num_files for g in old),
+        shards_per_file=shards_per_file,
+    )
+    if len(unread) < len(inputs):
+        units = [entry.key for entry in store.list(settings.prefix)]
+        parts = index.parts() if index else []
+        new = run_on_worker(assign_shards, store, units, parts, new, shard_size=shard_size, limit=limit)
+    extended = Index(store, [*old, new])
     write_index(extended)
-    shutil.rmtree(scratch)
+    store.clear(_SCAN)
     return extended
 
 
-def _scan_all(units: list[ScanUnit], scratch: Path, limit: int | None) -> dict[int, str]:
+def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> dict[int, str]:
     """Scan the units in parallel; with a limit in waves, until enough samples are found.
 
-    Returns the numbers of the inputs that can't be read, with the reason; nothing of them stays in `scratch`.
+    Returns the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind.
     """
-    wave = len(units) if limit is None else max(8, 2 * cluster_cpus())
+    wave = len(units) if settings.limit is None else max(8, 2 * cluster_cpus())
     found = 0
     unread: dict[int, str] = {}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
-        for row in stream_items(items, [Stage(_scan_batch, (str(scratch), limit), num_cpus=1)]):
-            if row["failure"] is not None:
-                raise UserError(row["failure"])
-            if row["unread"] is not None:
-                unread.setdefault(row["input"], row["unread"])
-            found += row["samples"]
-        if limit is not None and found >= limit:
+        for row in stream_items(items, [Stage(_scan_stage, settings, num_cpus=1)]):
+            outcome = UnitOutcome(**row)
+            if outcome.failure is not None:
+                raise UserError(outcome.failure)
+            if outcome.unread is not None:
+                unread.setdefault(outcome.input, outcome.unread)
+            found += outcome.samples
+        if settings.limit is not None and found >= settings.limit:
             break
     for number, unit in enumerate(units):
         if unit.input in unread:
-            _unit_path(scratch, number).unlink(missing_ok=True)
+            settings.store.delete(_unit_key(settings.prefix, number))
     return unread
 
 
-def _unit_path(scratch: Path, number: int) -> Path:
-    return scratch / f"unit-{number:08d}.parquet"
+def _unit_key(prefix: str, number: int) -> str:
+    return f"{prefix}unit-{number:08d}.parquet"
 
 
-def _scan_batch(batch: pa.Table, settings: tuple[str, int | None]) -> pa.Table:
+def _scan_stage(batch: pa.Table, settings: ScanSettings) -> pa.Table:
     """Scan one unit into a Parquet file of its own; bad input travels as data, Ray would bury it in tracebacks."""
     (item,) = batch.to_pylist()
-    scratch, limit = settings
-    path = _unit_path(Path(scratch), item.pop("number"))
-    samples, failure, unread = 0, None, None
+    key = _unit_key(settings.prefix, item.pop("number"))
+    unit = ScanUnit(**item)
+    outcome = UnitOutcome(input=unit.input)
     try:
-        samples = _scan_unit(ScanUnit(**item), path, limit)
+        outcome.samples = _scan_unit(unit, key, settings)
     except UserError as error:
-        failure = str(error)
+        outcome.failure = str(error)
     except InputReadError as error:
-        unread = str(error)
-    return pa.table(
-        {
-            "input": pa.array([item["input"]], pa.int32()),
-            "samples": pa.array([samples], pa.int64()),
-            "failure": pa.array([failure], pa.string()),
-            "unread": pa.array([unread], pa.string()),
-        }
-    )
+        outcome.unread = str(error)
+    return table_of(UnitOutcome, [outcome])
 
 
-def _scan_unit(unit: ScanUnit, path: Path, limit: int | None) -> int:
-    samples = 0
-    with writing(path), pq.ParquetWriter(path, SCAN) as writer:
-        rows: list[dict[str, Any]] = []
-        for row in scan(unit, limit):
-            rows.append(row)
-            if len(rows) == SCAN_BATCH_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, SCAN))
-                samples += len(rows)
-                rows = []
-        writer.write_table(pa.Table.from_pylist(rows, SCAN))
-    return samples + len(rows)
+def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
+    found = 0
+    samples = scan(unit, settings.limit)
+    with settings.store.new_file(key) as new, pq.ParquetWriter(new.path, SCAN) as writer:
+        while some := list(islice(samples, SCAN_BATCH_ROWS)):
+            writer.write_table(table_of(Sample, some))
+            found += len(some)
+    return found
 
 
 # Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
 _ASSIGN = """
 create table samples as
-    select *, row_number() over (order by input, sample) as n from read_parquet({scan}) {limit};
+    select *, row_number() over (order by input, sample) as n from {scan} {limit};
 create table known as {known};
 create table owners as
     select image_id, n, row_number() over (order by n) - 1 as rank
@@ -211,22 +208,29 @@ create table placed as
 
 
 def assign_shards(
-    root: Path,
-    scratch: Path,
-    old_files: list[str],
-    *,
-    first_shard: int,
-    first_file: int,
-    shard_size: int,
-    limit: int | None,
-    shards_per_file: int,
-) -> dict[str, Any]:
-    """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills."""
-    with _enough_space(scratch), duckdb.connect(str(scratch / "assign.duckdb")) as db:
+    store: Store, units: list[str], old_parts: list[str], new: Generation, *, shard_size: int, limit: int | None
+) -> Generation:
+    """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills.
+
+    Args:
+        store: of the artifact.
+        units: keys of the scanned units, files of `schemas.samples.Sample`.
+        old_parts: keys of the index's files of older generations.
+        new: where this generation begins.
+        shard_size: distinct images a shard.
+        limit: take only the first samples.
+
+    Returns:
+        `new` with what it holds now.
+
+    Raises:
+        UserError: there is no sample at all, or no room.
+    """
+    with store.scratch() as scratch, _enough_space(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
         db.execute("set threads = 1")
-        if old_files:
-            listing = f"read_parquet([{', '.join(quoted(path) for path in old_files)}])"
+        if old_parts:
+            listing = parquet_files(store.locate(key) for key in old_parts)
             known = f"select image_id, shard from {listing} where slot is not null"
             known_prompts = f"select distinct unnest(prompts).prompt_id as prompt_id from {listing}"
         else:
@@ -235,64 +239,62 @@ def assign_shards(
         db.execute(f"create table known_prompts as {known_prompts}")
         db.execute(
             _ASSIGN.format(
-                scan=quoted(str(scratch / "unit-*.parquet")),
+                scan=parquet_files(store.locate(key) for key in units),
                 limit="" if limit is None else f"qualify n <= {limit}",
                 known=known,
-                first_shard=first_shard,
+                first_shard=new.first_shard,
                 shard_size=shard_size,
             )
         )
         num_samples, num_images, num_prompts, num_shards = _one_row(
-            db,
-            f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {first_shard} from placed",
+            db, f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {new.first_shard} from placed"
         )
-        failed_samples = _counted(db, "select reason from placed where reason is not null")
-        failed_prompts = _counted(
-            db, "select * from (select unnest(prompts).status from placed where reason is null) where #1 <> 'ok'"
-        )
+        if not num_samples:
+            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
         (unread_bytes,) = _one_row(db, f"select sum(size) from placed where reason in {UNREAD_BYTES}")
         without = "from samples where reason is null and len(prompts) = 0"
         (without_prompts,) = _one_row(db, f"select count(*) {without}")
-        keys_seen = _counted(db, f"select unnest(keys) {without}", MAX_KEYS_SEEN)
-        if not num_samples:
-            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
-        num_files = -(-num_shards // shards_per_file)
-        columns = ", ".join(f'"{name}"' for name in INDEX.names)
-        for file in range(num_files):
-            begin = first_shard + file * shards_per_file
-            table = db.sql(
-                f"select {columns} from placed where shard >= {begin} and shard < {begin + shards_per_file} "
-                "order by shard, input, sample"
-            ).to_arrow_table()
-            table = table.cast(INDEX)
-            groups = [table.filter(pc.equal(table["shard"], n)) for n in range(begin, _last_shard(table) + 1)]
-            write_part(part_path(root, first_file + file), groups)
-    return {
-        "first_shard": first_shard,
-        "num_shards": num_shards,
-        "first_file": first_file,
-        "num_files": num_files,
-        "shards_per_file": shards_per_file,
-        "num_samples": num_samples,
-        "num_images": num_images,
-        "num_prompts": num_prompts,
-        "failed_samples": failed_samples,
-        "failed_prompts": failed_prompts,
-        "without_prompts": without_prompts,
-        "keys_seen": keys_seen,
-        "unread_bytes": unread_bytes,
-    }
+        placed = replace(
+            new,
+            num_shards=num_shards,
+            num_files=-(-num_shards // new.shards_per_file),
+            num_samples=num_samples,
+            num_images=num_images,
+            num_prompts=num_prompts,
+            failed_samples=_counted(db, "select reason from placed where reason is not null"),
+            failed_prompts=_counted(
+                db, "select * from (select unnest(prompts).status from placed where reason is null) where #1 <> 'ok'"
+            ),
+            unread_bytes=unread_bytes,
+            without_prompts=without_prompts,
+            keys_seen=_counted(db, f"select unnest(keys) {without}", MAX_KEYS_SEEN),
+        )
+        _write_parts(store, db, placed)
+    return placed
+
+
+def _write_parts(store: Store, db: duckdb.DuckDBPyConnection, new: Generation) -> None:
+    columns = ", ".join(f'"{name}"' for name in INDEX.names)
+    for file in range(new.num_files):
+        begin = new.first_shard + file * new.shards_per_file
+        table = db.sql(
+            f"select {columns} from placed where shard >= {begin} and shard < {begin + new.shards_per_file} "
+            "order by shard, input, sample"
+        ).to_arrow_table()
+        table = table.cast(INDEX)
+        groups = [table.filter(pc.equal(table["shard"], n)) for n in range(begin, _last_shard(table) + 1)]
+        write_part(store, part_key(new.first_file + file), groups)
 
 
 @contextmanager
-def _enough_space(scratch: Path) -> Iterator[None]:
-    """Tell DuckDB's own errors about a full disk as those of other writers are told."""
+def _enough_space() -> Iterator[None]:
+    """Tell DuckDB's own errors about a full disk as the system tells them, which the store of the scratch explains."""
     try:
         yield
     except duckdb.Error as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise cannot_write(scratch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:

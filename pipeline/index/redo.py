@@ -1,25 +1,50 @@
 """`--redo-errors`: whole shards that hold transient failures (a missing file, an I/O error) are done again."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.artifact.index import Generation, Index, part_path, write_index, write_part
-from pipeline.storage.input_file import InputReadError, open_input
+from pipeline.artifact.index import Generation, Index, write_index, write_part
+from pipeline.corpus.fetch import hash_image
+from pipeline.storage import Store
+from pipeline.storage.input_file import InputReadError
+from schemas.columns import column, rows_of, table_of
+from schemas.samples import IndexRow
 from schemas.statuses import Counted
-from schemas.tables import INDEX
-from schemas.views import quoted
+from schemas.views import parquet_files
 
 # Failures of the place an input lies in or of the worker that read it, not of what the input is.
 TRANSIENT = ("missing_file", "read_error", "changed_file", "out_of_memory")
+
+
+@dataclass(slots=True, kw_only=True)
+class Unhashed:
+    """A sample whose image could not be read in the scan."""
+
+    shard: int = column(pa.int32())
+    input: int = column(pa.int32())
+    sample: int = column(pa.int64())
+    path: str = column(pa.string())
+    offset: int | None = column(pa.int64())
+    size: int | None = column(pa.int64())
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What hashing an image came to: its hash and size, or the reason and message of why it still can't be read."""
+
+    image_id: str | None = None
+    size: int | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+Position = tuple[int, int]  # input and sample of a row
 
 
 def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str], None]) -> Index:
@@ -28,8 +53,8 @@ def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str
     A file that was missing when the corpus was indexed has no hash: it is hashed now, and unless its bytes are known
     already it becomes the last image of the shard its sample rides in. What an interrupted redo left is taken up.
     """
-    unhashed = _shards_without_hashes(index)
-    shards = set(unhashed)
+    unhashed = _unhashed(index)
+    shards = {one.shard for one in unhashed}
     for record in artifact.commits():
         if any(record.counts.get(Counted.SAMPLES.named(reason), 0) for reason in TRANSIENT):
             shards.add(record.shard)
@@ -40,91 +65,98 @@ def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str
         _hash_again(index, unhashed)
     else:
         say("no shard holds a transient failure; nothing to redo")
-    counted = Index(index.root, [_recounted(index.root, generation) for generation in index.generations])
+    counted = Index(index.store, [_recounted(index.store, generation) for generation in index.generations])
     if counted != index:
         write_index(counted)
     return counted
 
 
-def _shards_without_hashes(index: Index) -> list[int]:
-    """Shards of samples whose image could not be read in the scan, committed or not."""
-    if not index.files():
+def _unhashed(index: Index) -> list[Unhashed]:
+    """Samples whose image could not be read in the scan, whether their shard is committed or not, in their order."""
+    if not index.parts():
         return []
     found = duckdb.execute(
-        f"select distinct shard from {_parts(index.files())} "
-        f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard"
+        f'select shard, input, sample, path, "offset", size from {_rows(index.store, index.parts())} '
+        f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard, input, sample"
     )
-    return [int(shard) for (shard,) in found.fetchall()]
+    return rows_of(Unhashed, found.to_arrow_table())
 
 
-def _parts(paths: list[Path]) -> str:
-    return f"read_parquet([{', '.join(quoted(str(path)) for path in paths)}])"
+def _rows(store: Store, parts: list[str]) -> str:
+    return parquet_files(store.locate(key) for key in parts)
 
 
-def _hash_again(index: Index, shards: list[int]) -> None:
-    by_part: dict[Path, list[int]] = defaultdict(list)
-    for shard in shards:
-        path, group = index.part_of(shard)
-        by_part[path].append(group)
-    found: dict[str, int] = {}  # image_id -> shard, of images that enter the index now
-    for path, groups in by_part.items():
-        file = pq.ParquetFile(path)
+def _hash_again(index: Index, unhashed: list[Unhashed]) -> None:
+    """Hash the images that could not be read, and write the parts of the index where that has told something new."""
+    tried = {(one.input, one.sample): _tried(one) for one in unhashed}
+    owners = _owners(index, {one.image_id for one in tried.values() if one.image_id is not None})
+    groups: dict[str, set[int]] = defaultdict(set)
+    for one in unhashed:
+        key, group = index.part_of(one.shard)
+        groups[key].add(group)
+    for key in groups:
+        file = pq.ParquetFile(index.store.locate(key))
         tables = [file.read_row_group(n) for n in range(file.num_row_groups)]
         changed = False
-        for group in groups:
-            rows = tables[group].to_pylist()
-            for row in rows:
-                if row["image_id"] is None and row["reason"] in TRANSIENT and row["path"] is not None:
-                    before = dict(row)
-                    _mend(row, rows, index, found)
-                    changed |= row != before
-            tables[group] = pa.Table.from_pylist(rows, INDEX)
+        for group in sorted(groups[key]):
+            rows = rows_of(IndexRow, tables[group])
+            if _mend(rows, tried, owners):
+                tables[group] = table_of(IndexRow, rows)
+                changed = True
         if changed:
-            write_part(path, tables)
+            write_part(index.store, key, tables)
 
 
-def _mend(row: dict[str, Any], rows: list[dict[str, Any]], index: Index, found: dict[str, int]) -> None:
-    """Hash the image a row could not give before; where it still can't be read, note why not now."""
+def _tried(one: Unhashed) -> Tried:
     try:
-        image_id, size = _hashed(row)
+        image_id, size = hash_image(one.path, one.offset, one.size)
     except InputReadError as error:
-        row.update(reason=error.reason, message=str(error))
-        return
-    row.update(image_id=image_id, size=size, reason=None, message=None)
-    owner = found.get(image_id)
-    if owner is None:
-        owner = _owner_shard(index, image_id)
-    if owner is None:
-        owner = row["shard"]
-        row["slot"] = 1 + max((r["slot"] for r in rows if r["slot"] is not None), default=-1)
-        found[image_id] = owner
-    row["image_shard"] = owner
+        return Tried(size=one.size, reason=error.reason, message=str(error))
+    return Tried(image_id, size)
 
 
-def _hashed(row: dict[str, Any]) -> tuple[str, int]:
-    """Hash and size of the bytes a row points at: a whole file, or a member of a tar."""
-    with open_input(row["path"]) as stream:
-        if row["offset"] is None:
-            return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
-        stream.seek(row["offset"])
-        return hashlib.sha256(stream.read(row["size"])).hexdigest(), row["size"]
+def _owners(index: Index, image_ids: set[str]) -> dict[str, int]:
+    """The shards that hold those of these images which the index knows, by one look at all of it."""
+    if not image_ids:
+        return {}
+    with duckdb.connect() as db:
+        db.register("wanted", pa.table({"image_id": pa.array(sorted(image_ids), pa.string())}))
+        found = db.execute(
+            f"select image_id, shard from {_rows(index.store, index.parts())} semi join wanted using (image_id) "
+            "where slot is not null"
+        )
+        return dict(found.fetchall())
 
 
-def _owner_shard(index: Index, image_id: str) -> int | None:
-    rows = duckdb.execute(
-        f"select shard from {_parts(index.files())} where image_id = ? and slot is not null", [image_id]
-    ).fetchall()
-    return int(rows[0][0]) if rows else None
+def _mend(rows: list[IndexRow], tried: dict[Position, Tried], owners: dict[str, int]) -> bool:
+    """Enter into the rows of a shard what hashing their images has told; whether any differs now.
+
+    An image that nobody owned is added to `owners`: the first of its rows owns it.
+    """
+    changed = False
+    last_slot = max((row.slot for row in rows if row.slot is not None), default=-1)
+    for row in rows:
+        now = tried.get((row.input, row.sample))
+        if now is None or now == Tried(row.image_id, row.size, row.reason, row.message):
+            continue
+        changed = True
+        row.image_id, row.size, row.reason, row.message = now.image_id, now.size, now.reason, now.message
+        if row.image_id is None:
+            continue
+        if row.image_id not in owners:
+            owners[row.image_id] = row.shard
+            last_slot += 1
+            row.slot = last_slot
+        row.image_shard = owners[row.image_id]
+    return changed
 
 
-def _recounted(root: Path, generation: Generation) -> Generation:
+def _recounted(store: Store, generation: Generation) -> Generation:
     """The generation with the counts that its files have now; a redo may have been killed between them and these."""
-    files = range(generation.first_file, generation.first_file + generation.num_files)
-    if not files:
+    if not generation.parts:
         return generation
     counts = duckdb.execute(
-        f"select reason, count(*), count(slot) from {_parts([part_path(root, n) for n in files])} "
-        "group by reason order by reason"
+        f"select reason, count(*), count(slot) from {_rows(store, generation.parts)} group by reason order by reason"
     ).fetchall()
     return replace(
         generation,

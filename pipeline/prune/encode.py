@@ -1,8 +1,8 @@
-"""Stage encode (+ score + select): the model actor. A shard's prepared pixels in, its selections and features out."""
+"""Stage encode, score and select: the model actor. A shard's prepared pixels in, its selections and features out."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,27 +16,19 @@ from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
-from pipeline.prune.read import DECODED
-from pipeline.prune.select import Selection, SelectSettings, select_tokens
-from schemas.tables import SELECTIONS
-
-_DECISION = [name for name in SELECTIONS.names if name not in DECODED.names]
-
-# A decoded row without its pixels, plus the decision and the kept features of an image that was encoded.
-ENCODED = pa.schema(
-    [
-        *(f for f in DECODED if f.name not in ("pixels", "pixels_shape")),
-        *(SELECTIONS.field(name) for name in _DECISION),
-        ("features", pa.large_binary()),
-        ("features_width", pa.int32()),
-        ("features_dtype", pa.string()),
-        ("device", pa.string()),
-        ("encode_began", pa.float64()),  # seconds since the epoch
-        ("encode_seconds", pa.float64()),
-        ("score_seconds", pa.float64()),
-        ("select_seconds", pa.float64()),
-    ]
+from pipeline.prune.rows import (
+    ENCODED,
+    DecodedRow,
+    EncodedRow,
+    EncodeFacts,
+    pixels_of,
+    rows_among,
+    same_in_each,
+    stage_table,
 )
+from pipeline.prune.select import Selection, SelectSettings, select_tokens
+from schemas.columns import table_of
+from schemas.selections import FeatureRow, Grid, Position, SegmentRow, SelectionRow
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class EncodeShards:
             self._refused = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`DECODED` rows of a shard to `ENCODED` rows."""
+        """A shard's table of `DECODED` to its table of `ENCODED`."""
         shard = batch["shard"][0].as_py()
         ended = passed_on(batch, ENCODED)
         if ended is not None:
@@ -84,93 +76,123 @@ class EncodeShards:
         return self._runner.run(shard, ENCODED, lambda: self.encode_shard(batch))
 
     def encode_shard(self, batch: pa.Table) -> pa.Table:
-        """`DECODED` rows of a healthy shard to `ENCODED` rows."""
+        """The table `ENCODED` of a healthy shard's table `DECODED`."""
         began = time.time()
-        rows = batch.drop_columns(["pixels", "pixels_shape"]).to_pylist()
-        pixels, shapes = batch["pixels"].combine_chunks(), batch["pixels_shape"].to_pylist()
-        todo = [n for n, shape in enumerate(shapes) if shape is not None]
+        rows, pixels = rows_among(DecodedRow, batch), pixels_of(batch)
+        encoded = [_without_selection(row.reason, row.message) for row in rows]
         seconds = {"encode": 0.0, "score": 0.0, "select": 0.0}
+        owners = [(n, row, image) for n, (row, image) in enumerate(zip(rows, pixels, strict=True)) if image is not None]
         step = self._settings.batch_size
-        for begin in range(0, len(todo), step):
-            numbers = todo[begin : begin + step]
-            arrays = [np.frombuffer(_bytes_of(pixels[n]), np.uint8).reshape(shapes[n]) for n in numbers]
-            self._encode_batch([rows[n] for n in numbers], arrays, seconds)
-        for row in rows:
-            row.update({f"{stage}_seconds": value for stage, value in seconds.items()})
-            row.update(encode_began=began, device=self._device.type)
-        return pa.Table.from_pylist(rows, ENCODED)
+        for begin in range(0, len(owners), step):
+            numbers, some, images = zip(*owners[begin : begin + step], strict=True)
+            for number, row in zip(numbers, self._encode_batch(some, images, seconds), strict=True):
+                encoded[number] = row
+        facts = EncodeFacts(
+            device=self._device.type,
+            encode_began=began,
+            encode_seconds=seconds["encode"],
+            score_seconds=seconds["score"],
+            select_seconds=seconds["select"],
+        )
+        return stage_table(ENCODED, batch, table_of(EncodedRow, encoded), same_in_each(facts, len(rows)))
 
-    def _encode_batch(self, rows: list[dict[str, Any]], pixels: list[np.ndarray], seconds: dict[str, float]) -> None:
+    def _encode_batch(
+        self, rows: Sequence[DecodedRow], pixels: Sequence[np.ndarray], seconds: dict[str, float]
+    ) -> list[EncodedRow]:
         started = time.perf_counter()
-        images = self._encoder.encode(pixels, [(row["height"], row["width"]) for row in rows])
-        good = [_is_finite(image) for image in images]
+        images = self._encoder.encode(pixels, [size_of(row) for row in rows])
+        good = [n for n, image in enumerate(images) if _is_finite(image)]
         seconds["encode"] += time.perf_counter() - started
-        for row, fine in zip(rows, good, strict=True):
-            if not fine:
-                row.update(
-                    reason="non_finite_features",
-                    message=f"the vision tower gave NaN or Inf in {self._settings.dtype}; try --dtype float32",
-                )
-        kept = [(row, image) for row, image, fine in zip(rows, images, good, strict=True) if fine]
-        if not kept:
-            return
+        message = f"the vision tower gave NaN or Inf in {self._settings.dtype}; try --dtype float32"
+        encoded = [_without_selection("non_finite_features", message) for _ in rows]
+        if not good:
+            return encoded
         selections = select_tokens(
-            [image for _, image in kept],
-            [row["image_id"] for row, _ in kept],
+            [images[n] for n in good],
+            [image_id_of(rows[n]) for n in good],
             self._encoder.projector,
             self._settings.select,
             seconds,
         )
-        for (row, image), selection in zip(kept, selections, strict=True):
-            try:
-                stored = kept_features(image, selection, self._settings.feature_dtype)
-            except OverflowError as error:
-                row.update(reason="feature_overflow", message=str(error))
-            else:
-                row.update(decision_of(image, selection), **stored)
+        for n, selection in zip(good, selections, strict=True):
+            encoded[n] = self._encoded(rows[n], images[n], selection)
+        return encoded
+
+    def _encoded(self, row: DecodedRow, image: EncodedImage, selection: Selection) -> EncodedRow:
+        try:
+            features = kept_features(row, image, selection, self._settings.feature_dtype)
+        except OverflowError as error:
+            return _without_selection("feature_overflow", str(error))
+        decision = decision_of(row, image, selection)
+        return EncodedRow(reason=None, message=None, selection=decision, features=features)
 
 
-def _bytes_of(scalar: pa.LargeBinaryScalar) -> memoryview:
-    return memoryview(scalar.as_buffer())
+def _without_selection(reason: str | None, message: str | None) -> EncodedRow:
+    return EncodedRow(reason=reason, message=message, selection=None, features=None)
 
 
 def _is_finite(image: EncodedImage) -> bool:
     return bool(torch.isfinite(image.features_ND).all() and torch.isfinite(image.projected_NO).all())
 
 
-def decision_of(image: EncodedImage, selection: Selection) -> dict[str, Any]:
-    """Columns of `selections` that the model decides."""
-    ranking = selection.ranking_K.tolist()
+def image_id_of(row: DecodedRow) -> str:
+    """The id of a row's image, which was decoded."""
+    assert row.image_id is not None, "an image that was decoded was hashed before"
+    return row.image_id
+
+
+def size_of(row: DecodedRow) -> tuple[int, int]:
+    """Height and width of a row's image, which was decoded."""
+    assert row.height is not None, "an image that was decoded has a size"
+    assert row.width is not None, "an image that was decoded has a size"
+    return row.height, row.width
+
+
+def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> SelectionRow:
+    """The row of the selections table of an image that was encoded and ranked."""
+    height, width = size_of(row)
+    ranking, gain = selection.ranking_K.tolist(), selection.gain_K.tolist()
     sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
     rows, cols, tiles = image.grid
     places = image.places()[selection.ranking_K].tolist()
-    return {
-        "num_tokens": len(image.projected_NO),
-        "num_kept": len(ranking),
-        "num_structure": len(image.structure),
-        "grid": {"rows": rows, "cols": cols, "tiles": tiles},
-        "segments": [vars(segment) for segment in image.segments],
-        "structure": list(image.structure),
-        "image_grid_thw": image.image_grid_thw,
-        "ranking": ranking,
-        "gain": selection.gain_K.numpy(),
-        "sensitivity": sensitivity,
-        "position": [dict(zip(("tile", "row", "col"), place, strict=True)) for place in places],
-        "sensitivity_min": None if sensitivity is None else float(sensitivity.min()),
-        "sensitivity_mean": None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
-        "sensitivity_max": None if sensitivity is None else float(sensitivity.max()),
-        "last_gain": float(selection.gain_K[-1]),
-    }
+    return SelectionRow(
+        image_id=image_id_of(row),
+        source=row.source,
+        shard=row.shard,
+        width=width,
+        height=height,
+        num_tokens=len(image.projected_NO),
+        num_kept=len(ranking),
+        num_structure=len(image.structure),
+        grid=Grid(rows=rows, cols=cols, tiles=tiles),
+        segments=[SegmentRow(**vars(segment)) for segment in image.segments],
+        structure=list(image.structure),
+        image_grid_thw=None if image.image_grid_thw is None else list(image.image_grid_thw),
+        ranking=ranking,
+        gain=gain,
+        sensitivity=None if sensitivity is None else sensitivity.tolist(),
+        position=[Position(tile=tile, row=row, col=col) for tile, row, col in places],
+        sensitivity_min=None if sensitivity is None else float(sensitivity.min()),
+        sensitivity_mean=None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
+        sensitivity_max=None if sensitivity is None else float(sensitivity.max()),
+        last_gain=gain[-1],
+    )
 
 
-def kept_features(image: EncodedImage, selection: Selection, feature_dtype: str) -> dict[str, Any]:
-    """Columns of `ENCODED` that hold the kept features, best token first."""
+def kept_features(row: DecodedRow, image: EncodedImage, selection: Selection, feature_dtype: str) -> FeatureRow:
+    """The row of the features table of an image: its kept features, best token first.
+
+    Raises:
+        OverflowError: a value does not fit into the stored dtype.
+    """
     picks = selection.ranking_K.to(image.projected_NO.device)
     tensors = {"features": image.projected_NO[picks]}
     tensors.update({name: rows_NO[picks] for name, rows_NO in image.extras_NO.items()})
     stored = str(image.projected_NO.dtype).removeprefix("torch.") if feature_dtype == "model" else feature_dtype
-    return {
-        "features": pack_features(tensors, feature_dtype),
-        "features_width": image.projected_NO.shape[1],
-        "features_dtype": stored,
-    }
+    return FeatureRow(
+        image_id=image_id_of(row),
+        num_kept=len(picks),
+        width=image.projected_NO.shape[1],
+        dtype=stored,
+        features=pack_features(tensors, feature_dtype),
+    )

@@ -10,7 +10,7 @@ from pipeline.artifact.index import Index, drop_generation, read_index, unindexe
 from pipeline.budget import parse_budget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import Placement, place
-from pipeline.cluster.environment import check_at_least_one, check_policy, environment, own_dtype
+from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.run_folder import run_folder
 from pipeline.cluster.session import cluster_cpus, ray_session
 from pipeline.corpus.resolve import CorpusInput, resolve_corpus
@@ -21,59 +21,18 @@ from pipeline.index.redo import forget_transient_errors
 from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.read import ReadSettings
 from pipeline.prune.select import SelectSettings, resolve_estimator
+from pipeline.prune.settings import PruneSettings
 from pipeline.prune.settle import settle
 from pipeline.prune.stages import StreamSettings, Tally, run_shards, share_that_failed, too_many_fail
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
-from pipeline.storage.paths import WRITE_INSTEAD, refuse_url
+from pipeline.settings import deciding
+from pipeline.storage import LocalStore
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
 Say = Callable[[str], None]
 MAX_TOLD = 10  # input files told one by one
-
-# The settings that decide the bytes of the output; another value needs another output folder.
-_IDENTITY = (
-    "max_tokens",
-    "selector",
-    "estimator",
-    "features",
-    "feature_dtype",
-    "shard_size",
-    "batch_size",
-    "seed",
-    "limit",
-)
-
-
-@dataclass(frozen=True)
-class PruneSettings:
-    """Everything `jobs/prune_corpus.py` can be told. The first block decides the output's bytes."""
-
-    corpus: tuple[str, ...]
-    model: str
-    output: str
-    max_tokens: str = "64"
-    selector: str = "zoo"
-    estimator: str = "closed_form"
-    features: str = "webdataset"
-    feature_dtype: str = "model"
-    dtype: str = "auto"
-    shard_size: int = 512
-    batch_size: int | str = 8  # or "auto"
-    seed: int = 0
-    limit: int | None = None
-    # how the work is done
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    device: str = "auto"
-    max_error_rate: float = 0.5
-    retries: int = 2
-    shard_timeout_sec: float = 3600.0
-    verify: bool = False
-    redo_errors: bool = False
-    ray_address: str | None = None
-    num_cpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +58,6 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     Raises:
         UserError: bad input; nothing was harmed.
     """
-    _check(settings)
     inputs = resolve_corpus(settings.corpus)
     checkpoint, family = open_checkpoint(settings.model)
     estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
@@ -109,7 +67,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     job = JobRecord(
         kind="prune",
         schema_version=SCHEMA_VERSION,
-        settings={**{name: getattr(settings, name) for name in _IDENTITY}, "dtype": dtype, "estimator": estimator},
+        settings={**deciding(settings), "dtype": dtype, "estimator": estimator},
         model=identity(checkpoint, family),
         environment=environment(checkpoint),
         notes=[note] if note else [],
@@ -150,19 +108,8 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
 
 def _known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
     """The index as it is now, and the inputs that are not in it."""
-    index = read_index(artifact.root / "_index")
-    return index, unindexed_inputs(index, inputs, artifact.root)
-
-
-def _check(settings: PruneSettings) -> None:
-    refuse_url("--output", settings.output, WRITE_INSTEAD)
-    parse_budget(settings.max_tokens, "--max-tokens")
-    check_at_least_one(settings, ("shard_size", "workers", "limit"))
-    if settings.batch_size != "auto":
-        check_at_least_one(settings, ("batch_size",))
-    if not 0 <= settings.max_error_rate <= 1:
-        raise UserError(f"--max-error-rate {settings.max_error_rate}: expected a share between 0 and 1")
-    check_policy(settings.retries, settings.shard_timeout_sec)
+    index = read_index(LocalStore(artifact.root))
+    return index, unindexed_inputs(index, inputs)
 
 
 def _batch_size(
@@ -191,8 +138,8 @@ def _index(
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
     say(f"indexing {len(new_inputs):,} input files")
     artifact.reopen()
-    root = artifact.root / "_index"
-    index = extend_index(root, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    store = LocalStore(artifact.root)
+    index = extend_index(store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):

@@ -1,38 +1,25 @@
-"""Stage read + decode: a shard number in, its index rows with prepared pixels out. Runs in CPU tasks."""
+"""Stage read + decode: a shard's number in, its samples with prepared pixels out. Runs in CPU tasks."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy, StageRunner
-from pipeline.cluster.outcomes import ENDING, stopped_shard
+from pipeline.cluster.outcomes import Ending, stopped_shard
 from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.corpus.fetch import read_bytes
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.storage.input_file import InputReadError, open_input
-from schemas.tables import INDEX
-
-# Rows of the index plus what reading found. Pixels only where the sample owns its image.
-DECODED = pa.schema(
-    [
-        *INDEX,
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("pixels", pa.large_binary()),
-        ("pixels_shape", pa.list_(pa.int32())),
-        ("read_seconds", pa.float64()),
-        ("decode_seconds", pa.float64()),
-        *ENDING,
-    ]
-)
+from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, pixels_table, same_in_each, stage_table
+from schemas.columns import rows_of, table_of
+from schemas.samples import IndexRow
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class ReadSettings:
 
 
 def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
-    """A block of one row (`shard`) to the shard's rows of `DECODED`."""
+    """A table of one row, `shard`, to the shard's table of `DECODED`."""
     (shard,) = batch["shard"].to_pylist()
     if settings.stop_file.exists():
         return stopped_shard(shard, DECODED, "read")
@@ -59,57 +46,62 @@ def _runner(policy: Policy) -> StageRunner:
 
 
 def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
-    """Read and decode one shard; rows of `DECODED`. A sample that can't be used gets its `reason` and `message`."""
+    """Read and decode one shard: its table of `DECODED`.
+
+    Pixels are there only where the sample owns its image. A sample that can't be used gets its `reason` and `message`.
+    """
     prepare = _preparer(settings.model).prepare
-    rows = settings.index.read_shard(shard).to_pylist()
+    samples = settings.index.read_shard(shard)
     seconds = {"read": 0.0, "decode": 0.0}
-    for row in rows:
-        row.update(dict.fromkeys(("width", "height", "pixels", "pixels_shape")))
-        if row["reason"] is None and row["slot"] is not None:
-            _decode_row(row, prepare, seconds)
-    for row in rows:
-        row["read_seconds"], row["decode_seconds"] = seconds["read"], seconds["decode"]
-    return pa.Table.from_pylist(rows, DECODED)
+    rows, pixels = [], []
+    for sample in rows_of(IndexRow, samples):
+        row = DecodedRow(
+            shard=sample.shard,
+            source=sample.source,
+            image_id=sample.image_id,
+            reason=sample.reason,
+            message=sample.message,
+            width=None,
+            height=None,
+        )
+        rows.append(row)
+        owns_image = sample.reason is None and sample.slot is not None
+        pixels.append(_decode(sample, row, prepare, seconds) if owns_image else None)
+    facts = ReadFacts(read_seconds=seconds["read"], decode_seconds=seconds["decode"])
+    return stage_table(
+        DECODED,
+        samples,
+        table_of(DecodedRow, rows),
+        pixels_table(pixels),
+        same_in_each(facts, len(rows)),
+        same_in_each(Ending(), len(rows)),
+    )
 
 
-def _decode_row(row: dict[str, Any], prepare: Callable[[Any], np.ndarray], seconds: dict[str, float]) -> None:
+def _decode(
+    sample: IndexRow, row: DecodedRow, prepare: Callable[[Image.Image], np.ndarray], seconds: dict[str, float]
+) -> np.ndarray | None:
+    """The prepared pixels of a sample's image; where there are none, the row says why."""
     started = time.perf_counter()
+    pixels = None
     try:
-        data = read_bytes(row)
+        assert sample.path is not None, "a sample with an image says where its bytes lie"
+        assert sample.image_id is not None, "and was hashed"
+        data = read_bytes(sample.path, sample.offset, sample.size, sample.image_id)
         seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         image = decode_image(data)
         pixels = np.ascontiguousarray(prepare(image))
-        row.update(width=image.width, height=image.height, pixels=pixels.tobytes(), pixels_shape=list(pixels.shape))
+        row.width, row.height = image.size
     except DecodeError as error:
-        row.update(reason=error.reason, message=str(error))
+        row.reason, row.message = error.reason, str(error)
     except UnusableImageError as error:
-        row.update(reason="unusable_image", message=str(error))
+        row.reason, row.message = "unusable_image", str(error)
     except MemoryError:
-        size = "an unknown number of" if row["size"] is None else row["size"]
-        row.update(reason="out_of_memory", message=f"the worker had no memory left to decode its {size} bytes")
+        size = "an unknown number of" if sample.size is None else sample.size
+        row.reason, row.message = "out_of_memory", f"the worker had no memory left to decode its {size} bytes"
     seconds["decode"] += time.perf_counter() - started
-
-
-def read_bytes(row: dict[str, Any]) -> bytes:
-    """The encoded bytes that an index row points at, proven to be the ones that were indexed.
-
-    Raises:
-        DecodeError: `missing_file`, `not_a_file`, `read_error`, or `changed_file` when the bytes have another hash now.
-    """
-    path = Path(row["path"])
-    try:
-        with open_input(path) as stream:
-            if row["offset"] is not None:
-                stream.seek(row["offset"])
-                data = stream.read(row["size"])
-            else:
-                data = stream.read()
-    except InputReadError as error:
-        raise DecodeError(error.reason, str(error)) from error
-    if hashlib.sha256(data).hexdigest() != row["image_id"]:
-        raise DecodeError("changed_file", f"{path} holds other bytes than when it was indexed")
-    return data
+    return pixels
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.read import ReadSettings, read_stage
+from pipeline.prune.rows import Outcome
 from pipeline.prune.write import WriteSettings, write_stage
 
 DECODE_CPUS, WRITE_CPUS = 0.75, 0.25
@@ -46,13 +47,13 @@ class Tally:
     errors: int = 0  # rows of the errors table
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, outcome: dict[str, Any]) -> None:
-        """Count one committed shard, a row of `pipeline.prune.write.OUTCOME`."""
-        self.images += outcome["kept"]
-        self.samples += outcome["samples"]
-        self.failed_samples += outcome["failed_samples"]
-        self.errors += outcome["errors"]
-        self.reasons.update(json.loads(outcome["reasons"]))
+    def add(self, outcome: Outcome) -> None:
+        """Count one committed shard."""
+        self.images += outcome.kept
+        self.samples += outcome.samples
+        self.failed_samples += outcome.failed_samples
+        self.errors += outcome.errors
+        self.reasons.update(json.loads(outcome.reasons))
 
 
 def run_shards(
@@ -81,10 +82,11 @@ def run_shards(
     tally, rate = Tally(), before or Tally()
     progress = Progress(num_images, "images")
 
-    def take(outcome: dict[str, Any], stop: StopRequest) -> None:
+    def take(row: dict[str, Any], stop: StopRequest) -> None:
+        outcome = Outcome(**row)
         tally.add(outcome)
         rate.add(outcome)
-        progress.add(outcome["images"], outcome["errors"])
+        progress.add(outcome.images, outcome.errors)
         if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
             stop.make()
 
@@ -114,7 +116,7 @@ def worker_cpus(workers: int, cpus: int) -> float:
 
 
 def _outcomes(pending: list[int], settings: StreamSettings, stop: StopRequest) -> Iterator[dict[str, Any]]:
-    """Rows of `pipeline.prune.write.OUTCOME`, as shards finish."""
+    """Rows of `pipeline.prune.rows.OUTCOME`, as shards finish."""
     workers = settings.workers
     model = Stage(
         EncodeShards,

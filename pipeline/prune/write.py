@@ -6,39 +6,25 @@ File names depend on the shard number alone and a retry writes the same bytes, s
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_features_tar, write_table
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.metrics import count_shard
-from pipeline.cluster.outcomes import ENDING, Status, passed_on
+from pipeline.cluster.outcomes import Status, passed_on
+from pipeline.prune.rows import OUTCOME, EncodeFacts, Outcome, ReadFacts, facts_among, nested_table, rows_among
+from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry
+from schemas.samples import IndexRow
+from schemas.selections import ErrorRow, PromptRow
 from schemas.statuses import OK, Counted
-from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
-
-# What the driver learns of a committed shard.
-OUTCOME = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("images", pa.int64()),  # distinct images, those that failed included
-        ("kept", pa.int64()),  # images with a selection
-        ("samples", pa.int64()),
-        ("failed_samples", pa.int64()),
-        ("reasons", pa.string()),  # JSON, failed samples per reason
-        ("errors", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("seconds", pa.string()),  # JSON, per stage
-        ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
-        *ENDING,  # unless the shard was committed, nothing else is set
-    ]
-)
 
 ELSEWHERE = "samples_elsewhere"  # count in a commit record: samples whose image lies in another shard
 
@@ -53,7 +39,7 @@ class WriteSettings:
 
 
 def write_stage(batch: pa.Table, settings: WriteSettings) -> pa.Table:
-    """`ENCODED` rows of a shard to its row of `OUTCOME`."""
+    """A shard's table of `ENCODED` to its table of `OUTCOME`."""
     ended = passed_on(batch, OUTCOME)
     if ended is not None:
         return ended
@@ -67,51 +53,57 @@ def _runner(policy: Policy) -> StageRunner:
 
 
 def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
-    """Write and commit one shard; one row of `OUTCOME`."""
+    """Write and commit one shard; its table of `OUTCOME`."""
     started = time.perf_counter()
-    rows = batch.to_pylist()
-    shard = rows[0]["shard"]
-    resolve_repeats(rows, [row for row in rows if row["slot"] is not None])
-    selections = sorted((r for r in rows if r["slot"] is not None and r["reason"] is None), key=lambda r: r["slot"])
+    rows = rows_among(IndexRow, batch)
+    read, encode = facts_among(ReadFacts, batch), facts_among(EncodeFacts, batch)
+    shard = rows[0].shard
+    resolve_repeats(rows, [row for row in rows if row.slot is not None])
+    slots = [(row.slot, place) for place, row in enumerate(rows) if row.slot is not None and row.reason is None]
+    places = [place for _, place in sorted(slots)]
+    selections, features = nested_table(batch["selection"], places), nested_table(batch["features"], places)
     statuses, counts = write_statuses(settings.root, shard, rows)
-    files = {"selections": write_table(settings.root, "selections", shard, selections, SELECTIONS), **statuses}
+    files = {"selections": write_table(settings.root, "selections", shard, selections), **statuses}
     if "webdataset" in settings.features:
-        files["features.webdataset"] = write_features_tar(settings.root, shard, selections)
+        files["features.webdataset"] = write_features_tar(settings.root, shard, selections, features)
     if "parquet" in settings.features:
-        features = [{**row, "width": row["features_width"], "dtype": row["features_dtype"]} for row in selections]
-        files["features.parquet"] = write_table(settings.root, "features", shard, features, FEATURES)
-    stages = ("read", "decode", "encode", "score", "select")
-    seconds = {stage: round(rows[0][f"{stage}_seconds"], 6) for stage in stages}
-    seconds["write"] = round(time.perf_counter() - started, 6)
+        files["features.parquet"] = write_table(settings.root, "features", shard, features)
     record = CommitRecord(
         shard=shard,
         files=files,
         counts=counts,
-        seconds=seconds,
-        began=rows[0]["encode_began"],
+        seconds={
+            "read": round(read.read_seconds, 6),
+            "decode": round(read.decode_seconds, 6),
+            "encode": round(encode.encode_seconds, 6),
+            "score": round(encode.score_seconds, 6),
+            "select": round(encode.select_seconds, 6),
+            "write": round(time.perf_counter() - started, 6),
+        },
+        began=encode.encode_began,
         committed=time.time(),
-        device=rows[0]["device"],
+        device=encode.device,
     )
     Artifact(settings.root).commit(record)
-    count_shard(record, sum(r["num_tokens"] for r in selections), sum(r["num_kept"] for r in selections))
-    return pa.Table.from_pylist([outcome_of(record)], OUTCOME)
+    count_shard(record, *(pc.sum(selections[name]).as_py() or 0 for name in ("num_tokens", "num_kept")))
+    return table_of(Outcome, [outcome_of(record)])
 
 
-def outcome_of(record: CommitRecord) -> dict[str, Any]:
-    """The row of `OUTCOME` that a commit record stands for."""
-    return {
-        "shard": record.shard,
-        "status": Status.COMMITTED,
-        "images": record.counts["images"],
-        "kept": record.files["selections"].rows,
-        "samples": record.counts["samples"],
-        "failed_samples": record.counts["samples"] - record.counts.get(Counted.SAMPLES.named(OK), 0),
-        "reasons": json.dumps(failed_samples(record)),
-        "errors": record.files["errors"].rows,
-        "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
-        "seconds": json.dumps(record.seconds),
-        "device": record.device,
-    }
+def outcome_of(record: CommitRecord) -> Outcome:
+    """What the driver learns of the shard of a commit record."""
+    return Outcome(
+        status=Status.COMMITTED,
+        shard=record.shard,
+        images=record.counts["images"],
+        kept=record.files["selections"].rows,
+        samples=record.counts["samples"],
+        failed_samples=record.counts["samples"] - record.counts.get(Counted.SAMPLES.named(OK), 0),
+        reasons=json.dumps(failed_samples(record)),
+        errors=record.files["errors"].rows,
+        size_bytes=sum(entry.size_bytes for entry in record.files.values()),
+        seconds=json.dumps(record.seconds),
+        device=record.device,
+    )
 
 
 def failed_samples(record: CommitRecord) -> dict[str, int]:
@@ -119,54 +111,70 @@ def failed_samples(record: CommitRecord) -> dict[str, int]:
     return {reason: n for reason, n in Counted.SAMPLES.per_status(record.counts).items() if reason != OK}
 
 
-def resolve_repeats(rows: list[dict[str, Any]], owners: Iterable[dict[str, Any]]) -> None:
-    """A sample that repeats the bytes of another fails if that one, the owner of the image, failed.
+def resolve_repeats(rows: Iterable[IndexRow], owners: Iterable[IndexRow]) -> None:
+    """Let samples that repeat the bytes of another sample, the owner of the image, fail where the owner failed.
 
     Args:
         rows: samples of a shard.
-        owners: rows with `image_id`, `source`, `reason` and `message` of samples that own their image.
+        owners: samples that own their image.
     """
-    failed = {owner["image_id"]: owner for owner in owners if owner["reason"] is not None}
+    failed = {owner.image_id: owner for owner in owners if owner.reason is not None}
     for row in rows:
-        if row["reason"] is None and row["slot"] is None and row["image_id"] in failed:
-            owner = failed[row["image_id"]]
-            row.update(reason=owner["reason"], message=f"same bytes as {owner['source']}: {owner['message']}")
+        if row.reason is None and row.slot is None and row.image_id in failed:
+            owner = failed[row.image_id]
+            row.reason, row.message = owner.reason, f"same bytes as {owner.source}: {owner.message}"
 
 
-def prompt_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def prompt_rows(rows: Iterable[IndexRow]) -> list[PromptRow]:
     """Rows of the prompts table: every prompt of every sample, with its status."""
-    for row in rows:
-        shared = {name: row[name] for name in ("image_id", "source", "shard", "image_shard")}
-        for prompt in row["prompts"]:
-            yield {**prompt, **shared, "status": row["reason"] or prompt["status"]}
+    return [
+        PromptRow(
+            prompt_id=prompt.prompt_id,
+            image_id=row.image_id,
+            prompt=prompt.prompt,
+            references=prompt.references,
+            type=prompt.type,
+            source=row.source,
+            status=row.reason or prompt.status,
+            shard=row.shard,
+            image_shard=row.image_shard,
+        )
+        for row in rows
+        for prompt in row.prompts
+    ]
 
 
-def _error_rows(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def error_rows(rows: Iterable[IndexRow]) -> Iterator[ErrorRow]:
+    """Rows of the errors table: every sample that failed, and of the others every prompt that did."""
     for row in rows:
-        shared = {"source": row["source"], "image_id": row["image_id"], "shard": row["shard"]}
-        if row["reason"] is not None:
-            yield {**shared, "prompt_id": None, "reason": row["reason"], "message": row["message"]}
+        if row.reason is not None:
+            yield _error(row, None, row.reason, row.message)
             continue
-        for prompt in row["prompts"]:
-            if prompt["status"] != "ok":
-                what = {"reason": prompt["status"], "message": prompt["message"]}
-                yield {**shared, "prompt_id": prompt["prompt_id"], **what}
+        for prompt in row.prompts:
+            if prompt.status != "ok":
+                yield _error(row, prompt.prompt_id, prompt.status, prompt.message)
 
 
-def write_statuses(root: Path, shard: int, rows: list[dict[str, Any]]) -> tuple[dict[str, FileEntry], dict[str, int]]:
+def _error(row: IndexRow, prompt_id: str | None, reason: str, message: str | None) -> ErrorRow:
+    return ErrorRow(
+        source=row.source, prompt_id=prompt_id, image_id=row.image_id, reason=reason, message=message, shard=row.shard
+    )
+
+
+def write_statuses(root: Path, shard: int, rows: list[IndexRow]) -> tuple[dict[str, FileEntry], dict[str, int]]:
     """Write what became of a shard's samples and prompts; the two files, and the counts of the commit record."""
-    prompts = list(prompt_rows(rows))
+    prompts = prompt_rows(rows)
     files = {
-        "prompts": write_table(root, "prompts", shard, prompts, PROMPTS),
-        "errors": write_table(root, "errors", shard, list(_error_rows(rows)), ERRORS),
+        "prompts": write_table(root, "prompts", shard, table_of(PromptRow, prompts)),
+        "errors": write_table(root, "errors", shard, table_of(ErrorRow, list(error_rows(rows)))),
     }
     return files, _counts(rows, prompts)
 
 
-def _counts(rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(rows: list[IndexRow], prompts: list[PromptRow]) -> dict[str, int]:
     """Samples, distinct images and prompts in all; samples whose image lies elsewhere; samples, prompts per status."""
-    counts = Counter(samples=len(rows), images=sum(row["slot"] is not None for row in rows), prompts=len(prompts))
-    counts[ELSEWHERE] = sum(row["image_shard"] not in (None, row["shard"]) for row in rows)
-    counts.update(Counted.SAMPLES.named(row["reason"] or OK) for row in rows)
-    counts.update(Counted.PROMPTS.named(prompt["status"]) for prompt in prompts)
+    counts = Counter(samples=len(rows), images=sum(row.slot is not None for row in rows), prompts=len(prompts))
+    counts[ELSEWHERE] = sum(row.image_shard not in (None, row.shard) for row in rows)
+    counts.update(Counted.SAMPLES.named(row.reason or OK) for row in rows)
+    counts.update(Counted.PROMPTS.named(prompt.status) for prompt in prompts)
     return dict(counts)

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import UserError
+from pipeline.storage.paths import open_regular
 from pipeline.storage.store import Entry, HeldError, NewFile
 
 # The place's fault, not the data's: trying again at once would not help.
@@ -25,26 +28,30 @@ class LocalStore:
     """A `Store` over a folder, which need not exist before something is written."""
 
     def __init__(self, root: Path | str) -> None:
-        self._root = Path(root)
+        self._root = os.fspath(root)
 
     def __repr__(self) -> str:
-        return f"LocalStore({str(self._root)!r})"
+        return f"LocalStore({self._root!r})"
 
-    def _path(self, key: str) -> Path:
-        if key.startswith("/") or ".." in key.split("/"):
+    def _name(self, key: str) -> str:
+        if key.startswith("/") or (".." in key and ".." in key.split("/")):
             raise ValueError(f"key {key!r} leaves the store {self._root}")
-        return self._root / key
+        return os.path.join(self._root, key) if key else self._root
+
+    def _path(self, key: str = "") -> Path:
+        return Path(self._name(key))
 
     def locate(self, key: str = "") -> str:
         """The absolute path of a key."""
         return str(self._path(key))
 
     def stat(self, key: str) -> Entry | None:
-        """The file under a key, None when there is none. Its tag is its time of modification."""
+        """The regular file under a key, None when there is none. Its tag is its time of modification."""
         try:
-            return _entry(key, os.stat(self._path(key)))
+            status = os.stat(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return _entry(key, status) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The finished files directly under a prefix, in the order of their names."""
@@ -55,17 +62,25 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """All bytes of a file."""
-        return self._path(key).read_bytes()
+        with self.open(key) as stream:
+            return stream.read()
 
     def read_range(self, key: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on."""
-        with open(self._path(key), "rb") as stream:
+        with self.open(key) as stream:
             stream.seek(offset)
             return stream.read(size)
 
     def open(self, key: str) -> BinaryIO:
-        """A file as a stream."""
-        return open(self._path(key), "rb")
+        """A regular file as a stream. Raises NotAFileError for a FIFO, a device, a folder: reading might never end."""
+        return io.BufferedReader(self.raw(key))
+
+    def raw(self, key: str) -> io.FileIO:
+        """A regular file as an unbuffered stream over one open descriptor. Raises as `open` does."""
+        name = self._name(key)
+        if "\0" in name:  # no file can be called so; Python's own refusal would be no OSError
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return io.FileIO(name, "r", opener=open_regular)
 
     def put(self, key: str, data: bytes) -> Entry:
         """Write a file, in place of an older one."""
@@ -112,17 +127,23 @@ class LocalStore:
         with _writing(self._path(key)):
             self._path(key).unlink(missing_ok=True)
 
+    def clear(self, prefix: str) -> None:
+        """Remove a folder with all that it holds, if it is there."""
+        folder = self._path(prefix)
+        with _writing(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(folder)
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder beside the data, where there is as much room as for them."""
-        with _writing(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._root))
-        try:
-            with _writing(folder):
+        root = self._path()
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+            try:
                 yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def hold(self, key: str, owner: str) -> Iterator[None]:
@@ -152,9 +173,10 @@ class LocalStore:
 
     def clear_unfinished(self) -> None:
         """Remove temporary files here and one folder down, and scratch folders."""
-        for leaving in (*self._root.glob(f".*{_UNFINISHED}"), *self._root.glob(f"*/.*{_UNFINISHED}")):
+        root = self._path()
+        for leaving in (*root.glob(f".*{_UNFINISHED}"), *root.glob(f"*/.*{_UNFINISHED}")):
             leaving.unlink(missing_ok=True)
-        for folder in self._root.glob(f"{_SCRATCH}*"):
+        for folder in root.glob(f"{_SCRATCH}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -177,9 +199,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise UserError(
-            f"{path} can't be written: {os.strerror(error.errno)}; nothing half-written is left; "
-            "make room or mend it, then run the same command again to resume"
-        ) from error
+        told = UserError(
+            f"{path} can't be written: {os.strerror(error.errno) if error.errno else error}; nothing half-written is "
+            "left; make room or mend it, then run the same command again to resume"
+        )
+        told.passing = error.errno not in _CANNOT_WRITE
+        raise told from error

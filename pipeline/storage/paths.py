@@ -3,7 +3,6 @@
 import os
 import re
 import stat
-from pathlib import Path
 
 from pipeline.errors import UserError
 
@@ -24,7 +23,11 @@ _SHOWN = 200  # characters of a URL that a message repeats
 
 
 class NotAFileError(OSError):
-    """The path leads to a folder, FIFO, socket or device."""
+    """The path leads to something that is no regular file; `kind` says to what, as "a FIFO"."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__(f"{path} is {kind}, not a regular file")
+        self.kind = kind
 
 
 def is_url(text: str) -> bool:
@@ -48,11 +51,6 @@ def refuse_url(option: str, text: str, instead: str) -> None:
         raise UserError(f"{option} {shown} is a URL; only paths of files and folders are understood: {instead}")
 
 
-def not_a_file(path: str | Path) -> str | None:
-    """What lies at `path` if it is no regular file ("a FIFO"), else None. Raises OSError where nothing lies."""
-    return _other_kind(os.stat(path).st_mode)
-
-
 def open_regular(path: str, flags: int) -> int:
     """Open a regular file, as `os.open` does; never waits, as opening a FIFO would.
 
@@ -70,12 +68,5 @@ def open_regular(path: str, flags: int) -> int:
 
 
 def _check(path: str, mode: int) -> None:
-    kind = _other_kind(mode)
-    if kind is not None:
-        raise NotAFileError(f"{path} is {kind}, not a regular file")
-
-
-def _other_kind(mode: int) -> str | None:
-    if stat.S_ISREG(mode):
-        return None
-    return next((name for holds, name in _KINDS if holds(mode)), "no file")
+    if not stat.S_ISREG(mode):
+        raise NotAFileError(path, next((name for holds, name in _KINDS if holds(mode)), "no file"))

@@ -3,8 +3,10 @@
 A key is a path relative to the store's root with "/" between its parts. Files appear whole or not at all, are replaced
 as a whole and never appended to; whether one has changed is told by an opaque tag, and who may write is told by a hold.
 Nothing else may be relied on: an object store has no rename, no file lock and no time of modification.
+A store is handed to workers on other nodes, so it can be pickled, and it opens nothing before it is used.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,9 +40,11 @@ class HeldError(Exception):
 
 
 class Store(Protocol):
-    """A place with files under keys. Methods raise FileNotFoundError for a key that is not there.
+    """A place with files under keys.
 
-    Writing methods raise UserError where the place can't be written: full, over quota, read-only, not permitted.
+    Reading methods raise FileNotFoundError for a key that is not there, and another OSError where the place does not
+    give the bytes. Writing methods raise UserError where the place can't be written: full, over quota, read-only, not
+    permitted; `passing` where the next try may succeed.
     """
 
     def locate(self, key: str = "") -> str:
@@ -67,6 +71,10 @@ class Store(Protocol):
         """A file as a stream that can seek; the caller closes it."""
         ...
 
+    def raw(self, key: str) -> io.RawIOBase:
+        """A file as an unbuffered stream that can seek: each read asks the place once, and may give fewer bytes."""
+        ...
+
     def put(self, key: str, data: bytes) -> Entry:
         """Write a file, in place of the one under that key if there is one."""
         ...
@@ -81,6 +89,10 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the file under a key; nothing happens when there is none."""
+        ...
+
+    def clear(self, prefix: str) -> None:
+        """Remove everything under a prefix that ends in "/", however deep, half-written files too."""
         ...
 
     def scratch(self) -> AbstractContextManager[Path]:

@@ -1,7 +1,7 @@
 """One tiny model a family, built once; images of ragged sizes, pruned by the pipeline's own stages without Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.loader.shard import kept_image
 from pipeline.prune.encode import decision_of, kept_features
+from pipeline.prune.rows import DecodedRow
 from pipeline.prune.select import SelectSettings, select_tokens
 from schemas.columns import schema_of
 from schemas.stored import StoredSelection
@@ -78,9 +79,14 @@ class Case:
         ids = [f"{number:064x}" for number in range(len(self.images))]
         settings = SelectSettings(ALL, selector or self.tiny.selector)
         selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
+        sizes = [{"width": image.width, "height": image.height} for image in self.images]
+        rows = [
+            DecodedRow(shard=0, source=image_id, image_id=image_id, reason=None, message=None, **size)
+            for image_id, size in zip(ids, sizes, strict=True)
+        ]
         return [
-            {"image_id": image_id, **decision_of(image, selection), **kept_features(image, selection, "model")}
-            for image_id, image, selection in zip(ids, self.encoded, selections, strict=True)
+            {**asdict(decision_of(*one)), "features": kept_features(*one, "model").features}
+            for one in zip(rows, self.encoded, selections, strict=True)
         ]
 
     def kept(self, budget: Budget, selector: str | None = None) -> dict[str, KeptImage]:

@@ -41,8 +41,8 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     pruned, answered = str(tmp_path / "pruned"), str(tmp_path / "answers")
     said: list[str] = []
     settings = PruneSettings(
-        (corpus_of(case, tmp_path),), str(case.folder), pruned, max_tokens="8", selector=selector, shard_size=3,
-        batch_size=5,
+        corpus=(corpus_of(case, tmp_path),), model=str(case.folder), output=pruned, max_tokens="8", selector=selector,
+        shard_size=3, batch_size=5,
     )  # fmt: skip
     prune_corpus(settings, said.append)
     record = json.loads((tmp_path / "pruned" / "_job.json").read_text())
@@ -51,8 +51,8 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     if told:
         assert told in record["notes"][0]
         assert record["notes"][0] in said
-    answers = AnswerSettings(pruned, str(case.folder), answered, max_new_tokens=8, positions=positions)
-    answer_corpus(answers, lambda _: None)
+    answers = {"pruned": pruned, "model": str(case.folder), "output": answered}
+    answer_corpus(AnswerSettings(**answers, max_new_tokens=8, positions=positions), lambda _: None)
     db = connect(tmp_path / "pruned", [tmp_path / "answers"])
     rows = ask(db, "select * from answers order by prompt_id").to_pylist()
     asked = [(image, prompt) for image in range(len(case.images)) for prompt in PROMPTS]
@@ -64,14 +64,14 @@ def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selecto
     if name == "qwen2_5_vl":
         for wrong in ("compact", "original"):
             with pytest.raises(UserError, match=f"--positions {wrong}: a qwen2_5_vl model numbers its kept tokens"):
-                answer_corpus(AnswerSettings(pruned, str(case.folder), answered, positions=wrong), lambda _: None)
+                answer_corpus(AnswerSettings(**answers, positions=wrong), lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "idefics3", "smolvlm"])
 def test_zoo_on_a_linear_projector_is_refused_before_any_work(case, tmp_path, name):
     case = case(name)
     output = tmp_path / "out"
-    settings = PruneSettings((corpus_of(case, tmp_path),), str(case.folder), str(output))
+    settings = PruneSettings(corpus=(corpus_of(case, tmp_path),), model=str(case.folder), output=str(output))
     with pytest.raises(UserError, match="the projector is linear"):
         prune_corpus(settings, lambda _: None)
     assert not output.exists()

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ NUM_SHARDS = 40
 RUN_SETTINGS: dict[str, Any] = {
     "images": 320,
     "prune": {"max_tokens": "16", "shard_size": 8, "features": "both"},
+    "answer": {"tokens": "8", "max_new_tokens": 4},
 }
 
 
@@ -62,6 +63,12 @@ def rows_of(output: Path, table: str) -> list[dict[str, Any]]:
     return [row for s in manifest["shards"] for row in pq.read_table(output / s["files"][table]["path"]).to_pylist()]
 
 
+def lost_and_doubled(expected: Iterable[str], found: Iterable[str]) -> tuple[int, int]:
+    """How many of what is expected are not found, and how many are found too often."""
+    wanted, there = Counter(expected), Counter(found)
+    return (wanted - there).total(), (there - wanted).total()
+
+
 def rows_lost_and_doubled(output: Path, facts: Facts) -> tuple[int, int]:
     """Rows that the corpus asks for and the artifact lacks, and rows it has too many, over all tables."""
     lost = doubled = 0
@@ -71,9 +78,8 @@ def rows_lost_and_doubled(output: Path, facts: Facts) -> tuple[int, int]:
         ("prompts", "prompt_id", facts.prompts),
         ("errors", "source", facts.failed),
     ):
-        found = Counter(row[column] for row in rows_of(output, table))
-        lost += (Counter(expected) - found).total()
-        doubled += (found - Counter(expected)).total()
+        fewer, more = lost_and_doubled(expected, (row[column] for row in rows_of(output, table)))
+        lost, doubled = lost + fewer, doubled + more
     return lost, doubled
 
 
@@ -84,6 +90,14 @@ def data_of(output: Path) -> dict[str, bytes]:
         for folder in DATA_FOLDERS
         for path in (output / folder).iterdir()
         if not path.name.startswith(".")
+    }
+
+
+def answers_of(output: Path) -> dict[str, bytes]:
+    """Rows of every file of answers by its path; without the seconds, which no two runs share."""
+    return {
+        path.name: pq.read_table(path).drop_columns("seconds").to_pydict().__repr__().encode()
+        for path in (output / "answers").glob("[!.]*")
     }
 
 
@@ -100,11 +114,22 @@ def commits(output: Path) -> int:
 
 def prune_command(corpus: str, model: str, output: Path, *more: str) -> list[str]:
     """The command line of the run that `RUN_SETTINGS` describes."""
-    options = [part for k, v in RUN_SETTINGS["prune"].items() for part in (f"--{k.replace('_', '-')}", str(v))]
     return [
         sys.executable, "-m", "jobs.prune_corpus", "--corpus", corpus, "--model", model, "--output", str(output),
-        *options, *more,
+        *_options("prune"), *more,
     ]  # fmt: skip
+
+
+def answer_command(pruned: Path, model: str, output: Path) -> list[str]:
+    """The command line that answers the run that `RUN_SETTINGS` describes."""
+    return [
+        sys.executable, "-m", "jobs.answer_corpus", "--pruned", str(pruned), "--model", model,
+        "--output", str(output), *_options("answer"),
+    ]  # fmt: skip
+
+
+def _options(job: str) -> list[str]:
+    return [part for k, v in RUN_SETTINGS[job].items() for part in (f"--{k.replace('_', '-')}", str(v))]
 
 
 def run_command(command: list[str], timeout_sec: float = 600, **options: Any) -> subprocess.CompletedProcess[str]:

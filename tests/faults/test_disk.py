@@ -33,6 +33,7 @@ from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.read import ReadSettings, read_shard
 from pipeline.prune.select import SelectSettings
 from pipeline.prune.write import WriteSettings, write_shard, write_stage
+from pipeline.storage import LocalStore
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def largest_file(size_bytes: int) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def encoded_shard(calm, tiny_llava):
     """Shard 3 of the corpus as the write stage gets it, made without Ray."""
-    index = read_index(calm / "_index")
+    index = read_index(LocalStore(calm))
     assert index is not None
     encode = EncodeSettings(tiny_llava, "float32", 8, "model", SelectSettings(parse_budget("16", "")))
     return EncodeShards(encode)(read_shard(3, ReadSettings(index, tiny_llava, calm / "_stop")))
@@ -216,4 +217,4 @@ def test_an_io_error_of_the_index_is_one_sentence(flaky_disk, tmp_path):
     with pytest.raises(
         UserError, match=r"index\.json can't be written: Input/output error.*run the same command again"
     ):
-        write_index(Index(tmp_path, []))
+        write_index(Index(LocalStore(tmp_path), []))

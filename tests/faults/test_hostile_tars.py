@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from fault_tools import rows_of
 
@@ -15,7 +14,8 @@ from benchmarks.synthetic import jpeg_of
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
-from schemas.tables import SCAN
+from schemas.columns import table_of
+from schemas.samples import Sample
 
 
 class Explosive:
@@ -130,7 +130,7 @@ def test_a_file_that_is_no_tar_stops_the_job_in_one_sentence(prune, tmp_path):
 def scan_all(path: Path) -> list[dict]:
     """Rows of the first pass, in the form in which they are stored."""
     rows = [row for unit in scan_units(resolve_corpus([str(path)])) for row in scan(unit)]
-    return pa.Table.from_pylist(rows, SCAN).to_pylist()
+    return table_of(Sample, rows).to_pylist()
 
 
 def plain_tar(form: int) -> bytes:
@@ -295,7 +295,7 @@ def test_a_member_of_negative_size_comes_to_an_end(tmp_path):
         archive.addfile(good, io.BytesIO(jpeg_of(0, 1)))
         archive.addfile(pickled)
     (unit,) = scan_units(resolve_corpus([str(path)]))
-    assert [row["reason"] for row in scan(unit, 10)] == [None, "truncated_tar"]
+    assert [row.reason for row in scan(unit, 10)] == [None, "truncated_tar"]
 
 
 @pytest.mark.parametrize(

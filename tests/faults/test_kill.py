@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,20 +20,76 @@ from fault_tools import (
     NUM_SHARDS,
     REPO,
     RUN_SETTINGS,
-    Facts,
+    answer_command,
+    answers_of,
     commits,
     data_of,
     differing,
     kill_a_worker,
+    lost_and_doubled,
     prune_command,
     rows_lost_and_doubled,
+    rows_of,
     run_command,
     wait_for,
     workers,
 )
 
-WORKERS = {"model actor": "EncodeShards", "decode task": "read_stage", "write task": "write_stage"}
+from pipeline.answer.job import AnswerSettings, answer_corpus
+
+WORKERS = {
+    "model actor": "EncodeShards",
+    "decode task": "read_stage",
+    "write task": "write_stage",
+    "answering actor": "AnswerShards",
+}
+DRIVERS = ("driver", "answering driver")
 SEED = 20261120
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job to disturb, and how to tell what became of it."""
+
+    run: Callable[[Path], object]  # to its end, in this process
+    command: Callable[[Path], list[str]]
+    calm: Path  # output of an undisturbed run
+    data: Callable[[Path], dict[str, bytes]]  # what must be as in the undisturbed run
+    lost_and_doubled: Callable[[Path], tuple[int, int]]  # rows, against the inputs
+
+
+@pytest.fixture(scope="module")
+def prune_job(prune, made_corpus, tiny_llava, calm, facts) -> Job:
+    return Job(
+        run=lambda output: prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]),
+        command=lambda output: prune_command(made_corpus, tiny_llava, output),
+        calm=calm,
+        data=data_of,
+        lost_and_doubled=lambda output: rows_lost_and_doubled(output, facts),
+    )
+
+
+@pytest.fixture(scope="module")
+def answer_job(ray_session, tiny_llava, calm, tmp_path_factory) -> Job:
+    def run(output: Path) -> None:
+        answer_corpus(AnswerSettings(str(calm), tiny_llava, str(output), **RUN_SETTINGS["answer"]), lambda _: None)
+
+    posed = [row["prompt_id"] for row in rows_of(calm, "prompts") if row["status"] == "ok"]
+    undisturbed = tmp_path_factory.mktemp("calm-answers") / "out"
+    run(undisturbed)
+    return Job(
+        run=run,
+        command=lambda output: answer_command(calm, tiny_llava, output),
+        calm=undisturbed,
+        data=answers_of,
+        lost_and_doubled=lambda output: lost_and_doubled(posed, (r["prompt_id"] for r in rows_of(output, "answers"))),
+    )
+
+
+@pytest.fixture
+def job_of(request) -> Callable[[str], Job]:
+    """The job that a victim works for."""
+    return lambda victim: request.getfixturevalue("answer_job" if "answering" in victim else "prune_job")
 
 
 @dataclass
@@ -47,10 +103,10 @@ class Kill:
     rows_lost: int = -1
     rows_doubled: int = -1
 
-    def judge(self, output: Path, expected: dict[str, bytes], facts: Facts) -> None:
-        """Compare the completed output with the undisturbed one and with the corpus."""
-        self.files_differing = len(differing(data_of(output), expected))
-        self.rows_lost, self.rows_doubled = rows_lost_and_doubled(output, facts)
+    def judge(self, output: Path, job: Job) -> None:
+        """Compare the completed output with the undisturbed one and with the inputs."""
+        self.files_differing = len(differing(job.data(output), job.data(job.calm)))
+        self.rows_lost, self.rows_doubled = job.lost_and_doubled(output)
 
     @property
     def harmless(self) -> bool:
@@ -99,19 +155,18 @@ class WorkerKiller(threading.Thread):
         return self.kill if self.kill is not None and self.kill.commits_before < NUM_SHARDS else None
 
 
-def kill_workers(victim: str, count: int, prune, corpus: str, calm: Path, facts: Facts, folder: Path) -> Iterator[Kill]:
+def kill_workers(victim: str, count: int, job: Job, folder: Path) -> Iterator[Kill]:
     """Kill `count` times, a run each; every run must complete."""
-    expected = data_of(calm)
-    usual_sec = _usual_seconds(prune, corpus, folder / "usual", WORKERS[victim]) if count > 1 else 2.0
+    usual_sec = _usual_seconds(job, folder / "usual", WORKERS[victim]) if count > 1 else 2.0
     met = 0
     for attempt, share in enumerate(attempts(victim, count)):
         output = folder / f"{attempt:02d}"
         killer = WorkerKiller(victim, output, share, usual_sec)
         killer.start()
-        prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+        job.run(output)
         kill = killer.stop()
         if kill is not None:
-            kill.judge(output, expected, facts)
+            kill.judge(output, job)
             yield kill
             met += 1
             if met == count:
@@ -119,7 +174,7 @@ def kill_workers(victim: str, count: int, prune, corpus: str, calm: Path, facts:
     raise AssertionError(f"only {met} of {count} kills met a living {victim} in an unfinished run")
 
 
-def _usual_seconds(prune, corpus: str, output: Path, words: str) -> float:
+def _usual_seconds(job: Job, output: Path, words: str) -> float:
     """From the first appearance of the work named to the end of an undisturbed run."""
     appeared: list[float] = []
     over = threading.Event()
@@ -131,25 +186,23 @@ def _usual_seconds(prune, corpus: str, output: Path, words: str) -> float:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+    job.run(output)
     ended = time.monotonic()
     over.set()
     watcher.join()
     return ended - appeared[0]
 
 
-def kill_drivers(count: int, prune, corpus: str, model: str, calm: Path, facts: Facts, folder: Path) -> Iterator[Kill]:
+def kill_drivers(victim: str, count: int, job: Job, folder: Path) -> Iterator[Kill]:
     """Kill the driver `count` times, a fresh output each; the same job run again must then complete it."""
-    expected = data_of(calm)
     started = time.monotonic()
-    assert run_command(prune_command(corpus, model, folder / "usual")).returncode == 0
+    assert run_command(job.command(folder / "usual")).returncode == 0
     usual_sec = time.monotonic() - started
     met = 0
-    for attempt, share in enumerate(attempts("driver", count)):
+    for attempt, share in enumerate(attempts(victim, count)):
         output = folder / f"{attempt:02d}"
-        command = prune_command(corpus, model, output)
         started = time.monotonic()
-        with subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL) as driver:
+        with subprocess.Popen(job.command(output), cwd=REPO, stderr=subprocess.DEVNULL) as driver:
             try:
                 driver.wait(share * usual_sec)
             except subprocess.TimeoutExpired:
@@ -157,10 +210,10 @@ def kill_drivers(count: int, prune, corpus: str, model: str, calm: Path, facts: 
                 os.kill(driver.pid, signal.SIGKILL)
                 after = round(time.monotonic() - started, 3)
         finished = (output / "_SUCCESS").exists()
-        prune(output, corpus=(corpus,), **RUN_SETTINGS["prune"])
+        job.run(output)
         if driver.returncode == -signal.SIGKILL and not finished:
             kill = Kill(share, after, before)
-            kill.judge(output, expected, facts)
+            kill.judge(output, job)
             yield kill
             met += 1
             if met == count:
@@ -168,9 +221,9 @@ def kill_drivers(count: int, prune, corpus: str, model: str, calm: Path, facts: 
     raise AssertionError(f"only {met} of {count} kills met a living driver in an unfinished run")
 
 
-@pytest.mark.parametrize("victim", ["model actor", "decode task"])
-def test_a_killed_worker_changes_nothing(victim, prune, made_corpus, calm, facts, tmp_path):
-    (kill,) = kill_workers(victim, 1, prune, made_corpus, calm, facts, tmp_path)
+@pytest.mark.parametrize("victim", ["model actor", "decode task", "answering actor"])
+def test_a_killed_worker_changes_nothing(victim, job_of, tmp_path):
+    (kill,) = kill_workers(victim, 1, job_of(victim), tmp_path)
     assert kill.harmless, kill
 
 
@@ -209,13 +262,10 @@ def test_the_calm_run_holds_every_row_once(calm, facts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [*WORKERS, "driver"])
-def test_many_kills(victim, request, prune, made_corpus, tiny_llava, calm, facts, tmp_path):
+@pytest.mark.parametrize("victim", [*WORKERS, *DRIVERS])
+def test_many_kills(victim, request, job_of, tmp_path):
     count = request.config.getoption("--kills", default=20)
-    if victim == "driver":
-        each = kill_drivers(count, prune, made_corpus, tiny_llava, calm, facts, tmp_path)
-    else:
-        each = kill_workers(victim, count, prune, made_corpus, calm, facts, tmp_path)
+    each = (kill_drivers if victim in DRIVERS else kill_workers)(victim, count, job_of(victim), tmp_path)
     kills = []
     for kill in each:
         kills.append(kill)

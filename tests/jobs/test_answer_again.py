@@ -18,7 +18,6 @@ from pipeline.cluster.following import Followed
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import ask, connect
-from schemas.tables import PROMPTS
 
 SHARD = 4
 
@@ -40,7 +39,9 @@ def corpus(tmp_path, jpeg):
 def prune_again(ray_session, tiny_llava):
     def run(output, *inputs, **changes):
         paths = tuple(map(str, inputs))
-        settings = PruneSettings(paths, tiny_llava, str(output), max_tokens="4", shard_size=SHARD, **changes)
+        settings = PruneSettings(
+            corpus=paths, model=tiny_llava, output=str(output), max_tokens="4", shard_size=SHARD, **changes
+        )
         prune_corpus(settings, lambda _: None)
         return output
 
@@ -50,7 +51,16 @@ def prune_again(ray_session, tiny_llava):
 def in_this_process(settings, budget, dtype, source, artifact, pending, progress, say):
     """Stands for `_run_shards`: the same work without Ray."""
     stage = AnswerShards(
-        GenerateSettings(source.root, artifact.root, settings.model, dtype, budget, settings.batch_size, 1)
+        GenerateSettings(
+            pruned=source.root,
+            output=artifact.root,
+            model=settings.model,
+            dtype=dtype,
+            budget=budget,
+            batch_size=settings.batch_size,
+            max_new_tokens=1,
+            stop_file=artifact.root / "stop",
+        )
     )
     for shard in pending:
         stage.answer_shard(shard)
@@ -165,7 +175,7 @@ def drop_a_prompt(artifact: Artifact, shard: int) -> None:
     assert record is not None
     artifact.reopen()
     artifact.forget([shard])
-    rows = pq.read_table(artifact.root / record.files["prompts"].path).to_pylist()[:-1]
-    entry = write_table(artifact.root, "prompts", shard, rows, PROMPTS)
+    rows = pq.read_table(artifact.root / record.files["prompts"].path)
+    entry = write_table(artifact.root, "prompts", shard, rows.slice(0, len(rows) - 1))
     artifact.commit(replace(record, files={**record.files, "prompts": entry}))
     artifact.finish({"num_shards": 5})

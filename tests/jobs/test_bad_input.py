@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import answer_corpus, prune_corpus, query_selections
-from jobs.console import output_path
-from pipeline.answer.job import AnswerSettings
-from pipeline.answer.job import answer_corpus as run_answer
+from pipeline.answer.settings import AnswerSettings
 from pipeline.errors import UserError
-from pipeline.prune.job import PruneSettings
-from pipeline.prune.job import prune_corpus as run_prune
+from pipeline.prune.settings import PruneSettings
 
 REPO = Path(__file__).resolve().parents[2]
 SCENES = "examples/scenes/scenes-000000.tar"
@@ -53,6 +50,17 @@ def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
         ({"shard_size": "0"}, "--shard-size 0: expected at least 1"),
         ({"batch_size": "-1"}, "--batch-size -1: expected at least 1"),
         ({"limit": "0"}, "--limit 0: expected at least 1"),
+        ({"limit": "ten"}, "--limit ten: expected a whole number, at least 1$"),
+        ({"batch_size": "all"}, "--batch-size all: expected a whole number, at least 1, or auto$"),
+        ({"selector": "zo"}, "--selector zo: expected one of zoo, zoo_centered, divprune, .*uniform_grid$"),
+        ({"shard_timeout": "nan"}, "--shard-timeout nan: expected above 0$"),
+        ({"retries": "-1"}, "--retries -1: expected at least 0$"),
+        ({"max_error_rate": "1.5"}, r"--max-error-rate 1\.5: expected between 0 and 1$"),
+        ({"gpus_per_worker": "1.5"}, r"--gpus-per-worker 1\.5: expected 0, a share of 1, or a whole number$"),
+        ({"gpus_per_worker": "nan"}, "--gpus-per-worker nan: expected 0, a share of 1"),
+        ({"output": ""}, "--output '': expected a text that is not empty$"),
+        ({"limit": "0", "retries": "-1"}, "--limit 0: expected at least 1.*--retries -1|--retries -1.*; --limit 0: "),
+        ({"max_tok": "4"}, "No such option '--max-tok'"),
     ],
 )  # fmt: skip
 def test_prune(tmp_path, changes, message):
@@ -101,18 +109,20 @@ def test_urls_in_answer_and_query(tmp_path, monkeypatch):
         query_selections.main(["--pruned", "s3://b/p"])
     with pytest.raises(UserError, match="--answers s3://b/a is a URL"):
         query_selections.main(["--pruned", "p", "--answers", "s3://b/a"])
-    for settings in (PruneSettings(("a.tar",), "m", "s3://b/o"), AnswerSettings("p", "m", "s3://b/o")):
+    for settings, what in ((PruneSettings, {"corpus": ("a.tar",)}), (AnswerSettings, {"pruned": "p"})):
         with pytest.raises(UserError, match="--output s3://b/o is a URL"):
-            (run_prune if isinstance(settings, PruneSettings) else run_answer)(settings, lambda _: None)  # type: ignore[operator]
+            settings(**what, model="m", output="s3://b/o")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_relative_output_of_a_submitted_job(monkeypatch):
-    assert output_path("out") == str(REPO / "out")
+    given = ["--corpus", "nowhere.tar", "--model", MODEL, "--output"]
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert output_path("/data/out") == "/data/out"
-    with pytest.raises(UserError, match=r"give an absolute path"):
-        output_path("out")
+    with pytest.raises(UserError, match=r"--output out is relative.*give an absolute path"):
+        prune_corpus.main([*given, "out"])
+    for accepted in ("/data/out", "~/out"):
+        with pytest.raises(UserError, match=r"--corpus: nowhere\.tar does not exist"):
+            prune_corpus.main([*given, accepted])
 
 
 @pytest.mark.parametrize("job", ["prune_corpus", "answer_corpus", "query_selections"])
@@ -127,9 +137,12 @@ def test_exit_status_and_no_traceback(job, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("job", ["prune_corpus", "answer_corpus", "query_selections"])
-def test_help_has_examples(job):
-    done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "examples:" in done.stdout
-    assert f"jobs.{job}" in done.stdout
+def test_what_was_left_out_or_not_quoted(tmp_path):
+    with pytest.raises(UserError, match=r"^--corpus, --model, --output must be given$"):
+        prune_corpus.main([])
+    with pytest.raises(UserError, match=r"unexpected argument 'b\.tar'; put a pattern or statement in quotes"):
+        prune_corpus.main(["--corpus", "a.tar", "b.tar", "c.tar", "--model", MODEL, "--output", str(tmp_path)])
+    with pytest.raises(UserError, match="'--tokens' requires an argument"):
+        answer_corpus.main(["--tokens"])
+    with pytest.raises(UserError, match=r"--format csv: .*give SQL to get data"):
+        query_selections.main(["--pruned", str(tmp_path), "--format", "csv"])

@@ -15,7 +15,8 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
-from schemas.tables import PROMPTS
+from schemas.columns import table_of
+from schemas.selections import PromptRow
 
 
 def rows_of(root: Path, table: str) -> list[dict]:
@@ -28,7 +29,7 @@ def statuses(root: Path) -> dict[str, str]:
 
 
 def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str | None]]:
-    settings = AnswerSettings(str(pruned), model, str(output), max_new_tokens=2, workers=1)
+    settings = AnswerSettings(pruned=str(pruned), model=model, output=str(output), max_new_tokens=2, workers=1)
     result = answer_corpus(settings, lambda _: None)
     assert result.failures == {}
     return {row["prompt_id"]: (row["finish_reason"], row["message"]) for row in rows_of(output, "answers")}
@@ -84,7 +85,8 @@ def test_a_later_repeat_takes_the_reason_that_encoding_gave(prune, loud_model, j
     artifact = Artifact(output)
     commit = artifact.read_commit(1)
     assert commit is not None
-    entry = write_table(output, "prompts", 1, [{**row, "status": "ok"} for row in rows_of(output, "prompts")], PROMPTS)
+    wrong = [PromptRow(**{**row, "status": "ok"}) for row in rows_of(output, "prompts")]
+    entry = write_table(output, "prompts", 1, table_of(PromptRow, wrong))
     artifact.commit(replace(commit, files={**commit.files, "prompts": entry}))
     assert answers(output, loud_model, tmp_path / "again") == {
         name: ("stop", None) if status == "ok" else ("refused", "its image has no selection in the pruned corpus")

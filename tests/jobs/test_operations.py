@@ -41,7 +41,7 @@ def statuses(output: Path) -> dict[str, str]:
 @pytest.mark.usefixtures("ray_session")
 def test_a_misconfigured_corpus_stops_before_any_image_is_encoded(tmp_path, jpeg, tiny_llava):
     manifest = write_manifest(tmp_path / "c", jpeg, 120, range(50))
-    settings = PruneSettings((str(manifest),), tiny_llava, str(tmp_path / "out"), max_tokens="4")
+    settings = PruneSettings(corpus=(str(manifest),), model=tiny_llava, output=str(tmp_path / "out"), max_tokens="4")
     with pytest.raises(UserError, match=r"70 of the first 120 inputs failed.*missing_file \(70\)"):
         prune_corpus(settings, lambda _: None)
     assert not (tmp_path / "out" / "_index" / "index.json").exists()
@@ -55,7 +55,9 @@ def test_too_many_undecodable_images_stop_the_job(tmp_path, jpeg, tiny_llava):
     manifest = write_manifest(tmp_path / "c", jpeg, 120, range(120))
     for n in range(100):
         (manifest.parent / f"{n:04d}.jpg").write_bytes(b"no image at all %d" % n)
-    settings = PruneSettings((str(manifest),), tiny_llava, str(tmp_path / "out"), max_tokens="4", shard_size=60)
+    settings = PruneSettings(
+        corpus=(str(manifest),), model=tiny_llava, output=str(tmp_path / "out"), max_tokens="4", shard_size=60
+    )
     with pytest.raises(UserError, match=r"inputs failed, more than --max-error-rate 0.5: unreadable_image"):
         prune_corpus(settings, lambda _: None)
     assert not (tmp_path / "out" / "_SUCCESS").exists()

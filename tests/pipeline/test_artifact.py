@@ -14,18 +14,19 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
 from pipeline.storage.files import new_file
+from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord
-from schemas.tables import ERRORS, SCHEMA_VERSION
+from schemas.selections import ErrorRow
+from schemas.tables import SCHEMA_VERSION
 
 REPO = Path(__file__).resolve().parents[2]
 JOB = JobRecord("prune", SCHEMA_VERSION, {"seed": 0, "max_tokens": "64"}, {"config": "abc"}, {"torch": "1"})
 
 
 def commit(artifact: Artifact, shard: int) -> CommitRecord:
-    row = {"source": "s", "reason": "r", "message": "m", "shard": shard}
-    record = CommitRecord(
-        shard, {"errors": write_table(artifact.root, "errors", shard, [row], ERRORS)}, {"samples": 1}, {}
-    )
+    error = ErrorRow(source="s", prompt_id=None, image_id=None, reason="r", message="m", shard=shard)
+    entry = write_table(artifact.root, "errors", shard, table_of(ErrorRow, [error]))
+    record = CommitRecord(shard, {"errors": entry}, {"samples": 1}, {})
     artifact.commit(record)
     return record
 

@@ -10,6 +10,7 @@ from pipeline.artifact.index import Index, read_index, unindexed_inputs
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from pipeline.index.build import extend_index
+from pipeline.storage import LocalStore
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -32,9 +33,9 @@ def corpus(tmp_path: Path, jpeg, write_tar) -> str:
     return str(tmp_path / "c-{0..2}.tar")
 
 
-def build(corpus: str, root: Path, index: Index | None = None, **options) -> Index:
-    inputs = unindexed_inputs(index, resolve_corpus([corpus]), root)
-    return extend_index(root, index, inputs, **{"shard_size": 8, "limit": None, **options})
+def build(corpus: str, store: LocalStore, index: Index | None = None, **options) -> Index:
+    inputs = unindexed_inputs(index, resolve_corpus([corpus]))
+    return extend_index(store, index, inputs, **{"shard_size": 8, "limit": None, **options})
 
 
 def rows_of(index: Index) -> list[dict]:
@@ -42,7 +43,7 @@ def rows_of(index: Index) -> list[dict]:
 
 
 def test_every_sample_once_and_the_lowest_position_owns(corpus, tmp_path):
-    index = build(corpus, tmp_path / "_index")
+    index = build(corpus, LocalStore(tmp_path / "out"))
     rows = rows_of(index)
     assert Counter(row["source"] for row in rows).most_common(1)[0][1] == 1
     assert len(rows) == index.num_samples == 30
@@ -55,22 +56,22 @@ def test_every_sample_once_and_the_lowest_position_owns(corpus, tmp_path):
     assert by_source["025.jpg"]["shard"] == by_source["003.jpg"]["shard"] == 0
     assert by_source["025.jpg"]["slot"] is None
     assert by_source["007"]["reason"] == "no_image"
-    assert read_index(tmp_path / "_index") == index
+    assert read_index(LocalStore(tmp_path / "out")) == index
 
 
 def test_shards_are_the_same_however_the_index_is_split_into_files(corpus, tmp_path):
-    whole = rows_of(build(corpus, tmp_path / "a"))
-    split = build(corpus, tmp_path / "b", shards_per_file=2)
-    assert len(split.files()) == 2
+    whole = rows_of(build(corpus, LocalStore(tmp_path / "a")))
+    split = build(corpus, LocalStore(tmp_path / "b"), shards_per_file=2)
+    assert len(split.parts()) == 2
     assert rows_of(split) == whole
 
 
 def test_growth_adds_shards_and_leaves_the_old_ones_alone(corpus, tmp_path):
-    root = tmp_path / "_index"
-    old = build(corpus.replace("{0..2}", "{0..1}"), root)
-    before = {path: path.read_bytes() for path in old.files()}
-    grown = build(corpus, root, old)
-    assert {path: path.read_bytes() for path in old.files()} == before
+    store = LocalStore(tmp_path / "out")
+    old = build(corpus.replace("{0..2}", "{0..1}"), store)
+    before = {key: store.read(key) for key in old.parts()}
+    grown = build(corpus, store, old)
+    assert {key: store.read(key) for key in old.parts()} == before
     assert grown.num_shards > old.num_shards
     late = next(row for row in rows_of(grown) if row["source"].endswith("025.jpg"))
     assert (late["shard"], late["image_shard"], late["slot"]) == (old.num_shards, 0, None)
@@ -78,17 +79,17 @@ def test_growth_adds_shards_and_leaves_the_old_ones_alone(corpus, tmp_path):
 
 
 def test_a_corpus_may_not_shrink_or_change(corpus, tmp_path):
-    index = build(corpus, tmp_path / "_index")
+    index = build(corpus, LocalStore(tmp_path / "out"))
     with pytest.raises(UserError, match="no longer names"):
-        unindexed_inputs(index, resolve_corpus([corpus.replace("{0..2}", "{0..1}")]), tmp_path)
+        unindexed_inputs(index, resolve_corpus([corpus.replace("{0..2}", "{0..1}")]))
     with open(tmp_path / "c-2.tar", "ab") as stream:
         stream.write(b"\0" * 512)
     with pytest.raises(UserError, match="must not change"):
-        unindexed_inputs(index, resolve_corpus([corpus]), tmp_path)
+        unindexed_inputs(index, resolve_corpus([corpus]))
 
 
 def test_limit_takes_the_first_samples(corpus, tmp_path):
-    rows = rows_of(build(corpus, tmp_path / "_index", limit=13))
+    rows = rows_of(build(corpus, LocalStore(tmp_path / "out"), limit=13))
     assert max(Path(row["source"]).stem for row in rows) == "012"
     assert len(rows) == 13
 
@@ -97,8 +98,8 @@ def test_repeated_prompt_ids_are_named_after_the_first(tmp_path, jpeg, write_tar
     record = {"prompts": [{"id": "same", "prompt": "one ?"}, {"id": f"own{0}", "prompt": "two ?"}]}
     for tar in range(2):
         write_tar(tmp_path / f"d-{tar}.tar", [("a.jpg", jpeg(tar)), ("a.json", record)])
-    index = build(str(tmp_path / "d-0.tar"), tmp_path / "_index")
-    index = build(str(tmp_path / "d-{0..1}.tar"), tmp_path / "_index", index)
+    index = build(str(tmp_path / "d-0.tar"), LocalStore(tmp_path / "out"))
+    index = build(str(tmp_path / "d-{0..1}.tar"), LocalStore(tmp_path / "out"), index)
     statuses = [[p["status"] for p in row["prompts"]] for row in rows_of(index)]
     assert statuses == [["ok", "ok"], ["duplicate_prompt_id", "duplicate_prompt_id"]]
 
@@ -106,7 +107,7 @@ def test_repeated_prompt_ids_are_named_after_the_first(tmp_path, jpeg, write_tar
 def test_an_empty_corpus_is_refused(tmp_path, write_tar):
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(UserError, match="no sample"):
-        build(str(tmp_path / "empty.tar"), tmp_path / "_index")
+        build(str(tmp_path / "empty.tar"), LocalStore(tmp_path / "out"))
 
 
 def names_of(index: Index) -> tuple[list[str], list[str]]:
@@ -126,14 +127,14 @@ def test_names_are_unique_and_stay_when_the_corpus_grows(tmp_path, jpeg, write_t
         line = '{"image": "1.jpg", "prompts": ["what ?"]}\n'
         (folder / "x.jsonl").write_text(line * 3 + '{"image": 5}\n{"image": "none.jpg"}\nno json\n')
     patterns = [str(corpus / "a" / "x.*"), str(corpus / "b" / "x.*")]
-    index = build_all(patterns, tmp_path / "_index")
+    index = build_all(patterns, LocalStore(tmp_path / "out"))
     sources, ids = names_of(index)
     assert "a/x.tar/1.jpg" in sources
     assert "b/x.jsonl@0/1.jpg" in sources
     assert ids[:2] == ["a/x.jsonl@0#0", "a/x.jsonl@42#0"]
     for more in (str(corpus / "b/c/x.*"), str(tmp_path / "data/x.*"), str(tmp_path / "other/x.*")):
         patterns.append(more)
-        index = build_all(patterns, tmp_path / "_index", index)
+        index = build_all(patterns, LocalStore(tmp_path / "out"), index)
         grown = names_of(index)
         assert [names[: len(old)] for names, old in zip(grown, (sources, ids), strict=True)] == [sources, ids]
         sources, ids = grown
@@ -142,9 +143,9 @@ def test_names_are_unique_and_stay_when_the_corpus_grows(tmp_path, jpeg, write_t
     assert "../../other/x.tar/1.jpg" in sources
 
 
-def build_all(patterns: list[str], root: Path, index: Index | None = None) -> Index:
-    inputs = unindexed_inputs(index, resolve_corpus(patterns), root)
-    return extend_index(root, index, inputs, shard_size=8, limit=None)
+def build_all(patterns: list[str], store: LocalStore, index: Index | None = None) -> Index:
+    inputs = unindexed_inputs(index, resolve_corpus(patterns))
+    return extend_index(store, index, inputs, shard_size=8, limit=None)
 
 
 def test_a_key_that_comes_again_has_names_of_its_own(tmp_path, jpeg, write_tar):
@@ -153,7 +154,7 @@ def test_a_key_that_comes_again_has_names_of_its_own(tmp_path, jpeg, write_tar):
         (f"{key}.{kind}", data) for n, key in enumerate("aba") for kind, data in (("jpg", jpeg(n)), ("json", record))
     ]
     write_tar(tmp_path / "x.tar", members)
-    rows = rows_of(build(str(tmp_path / "x.tar"), tmp_path / "_index"))
+    rows = rows_of(build(str(tmp_path / "x.tar"), LocalStore(tmp_path / "out")))
     assert len({row["source"] for row in rows}) == 3
     assert len({p["prompt_id"] for row in rows for p in row["prompts"]}) == 3
     assert [p["status"] for row in rows for p in row["prompts"]] == ["ok"] * 3
@@ -165,7 +166,7 @@ def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg,
     for n in range(10):
         members += [(f"{n}.jpg", jpeg(n)), (f"{n}.txt", b"a cat"), (f"{n}.json", {"caption": "a cat", "url": "x"})]
     write_tar(tmp_path / "laion.tar", members)
-    new = build(str(tmp_path / "laion.tar"), tmp_path / "a").generations[-1]
+    new = build(str(tmp_path / "laion.tar"), LocalStore(tmp_path / "a")).generations[-1]
     assert (new.num_prompts, new.without_prompts) == (0, 10)
     assert new.keys_seen == {".txt": 10, "caption": 10, "url": 10}
     assert "10 of 10 samples have no prompts; in their place: .txt (10), caption (10), url (10);" in new.prompts_note()
@@ -174,21 +175,21 @@ def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg,
     lines += [{"image": "1.jpg", "conversations": [], f"k{n}": 1} for n in range(9)]
     (tmp_path / "1.jpg").write_bytes(jpeg(1))
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    new = build(str(tmp_path / "m.jsonl"), tmp_path / "b").generations[-1]
+    new = build(str(tmp_path / "m.jsonl"), LocalStore(tmp_path / "b")).generations[-1]
     assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 6)
     assert next(iter(new.keys_seen.items())) == ("conversations", 9)
     assert new.prompts_note().startswith("9 of 15 samples have no prompts; in their place: conversations (9), k0 (1)")
 
     for n, line in enumerate(({"image": "1.jpg", "prompts": []}, {"image": "1.jpg"})):
         (tmp_path / f"fine-{n}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*lines[:6], line]))
-        new = build(str(tmp_path / f"fine-{n}.jsonl"), tmp_path / f"c{n}").generations[-1]
+        new = build(str(tmp_path / f"fine-{n}.jsonl"), LocalStore(tmp_path / f"c{n}")).generations[-1]
         assert (new.without_prompts, new.prompts_note()) == (1, None)
 
 
 def test_failed_prompts_are_counted(tmp_path, jpeg, write_tar):
     record = {"prompts": ["what ?", " ", 5, {"id": "a", "prompt": "x"}, {"id": "a", "prompt": "x"}, 6]}
     write_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
-    index = build(str(tmp_path / "x.tar"), tmp_path / "_index")
+    index = build(str(tmp_path / "x.tar"), LocalStore(tmp_path / "out"))
     assert index.generations[-1].failed_prompts == {"bad_prompt": 2, "duplicate_prompt_id": 1, "empty_prompt": 1}
     prompts = [p for row in rows_of(index) for p in row["prompts"]]
     assert [(p["message"] is None) == (p["status"] == "ok") for p in prompts] == [True] * 6
@@ -196,6 +197,6 @@ def test_failed_prompts_are_counted(tmp_path, jpeg, write_tar):
 
 def test_an_index_of_another_version_is_refused(tmp_path):
     for text in ('{"generations": [{"inputs": []}]}', "{}", "{", "[]"):
-        (tmp_path / "index.json").write_text(text)
+        LocalStore(tmp_path).put("_index/index.json", text.encode())
         with pytest.raises(UserError, match=r"index.json was truncated, altered or written by another version"):
-            read_index(tmp_path)
+            read_index(LocalStore(tmp_path))

@@ -8,38 +8,48 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.prune.read import read_bytes
-from pipeline.storage import input_file
-from pipeline.storage.input_file import InputReadError, open_input
+from pipeline.corpus.fetch import hash_image, read_bytes
+from pipeline.storage import LocalStore, input_file
+from pipeline.storage.input_file import InputReadError, PatientFile, open_input
 
 
-class Storage:
-    """Stands for the system's reads: fails as often as told, each time with the next of some errors."""
+class FailingFile(io.FileIO):
+    """A file whose next reads fail, each with the next of some errors; the end of the list comes first."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, name: str, failures: list[int]) -> None:
+        super().__init__(name)
+        self._failures = failures
+
+    def readinto(self, buffer) -> int | None:
+        if self._failures:
+            number = self._failures.pop()
+            raise OSError(number, os.strerror(number))
+        return super().readinto(buffer)
+
+
+class FailingStore(LocalStore):
+    """A store whose reads fail as often as told."""
+
+    def __init__(self, root: Path | str) -> None:
+        super().__init__(root)
         self.failures: list[int] = []
         self.pauses: list[float] = []
-        self._read, self._open = os.preadv, os.open
         self.opened = 0
-        monkeypatch.setattr(input_file.os, "preadv", self.read)
-        monkeypatch.setattr(input_file.os, "open", self.open)
-        monkeypatch.setattr(input_file.time, "sleep", self.pauses.append)
-        monkeypatch.setattr(input_file._InputFile, "_given_up", 0)
 
-    def read(self, *arguments):
-        if self.failures:
-            number = self.failures.pop()
-            raise OSError(number, os.strerror(number))
-        return self._read(*arguments)
-
-    def open(self, *arguments):
+    def raw(self, key: str) -> io.FileIO:
         self.opened += 1
-        return self._open(*arguments)
+        super().raw(key).close()  # refuses what the local store refuses
+        return FailingFile(self.locate(key), self.failures)
 
 
 @pytest.fixture
-def storage(monkeypatch):
-    return Storage(monkeypatch)
+def storage(monkeypatch) -> FailingStore:
+    """Every location lies in this store, and nobody really pauses."""
+    store = FailingStore("/")
+    monkeypatch.setattr(input_file, "at", lambda location: (store, location.lstrip("/")))
+    monkeypatch.setattr(input_file.time, "sleep", store.pauses.append)
+    monkeypatch.setattr(PatientFile, "_given_up", 0)
+    return store
 
 
 @pytest.fixture
@@ -51,9 +61,9 @@ def path(tmp_path) -> Path:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
 def test_a_read_that_fails_in_passing_is_tried_again_on_a_fresh_handle(number, path, storage):
-    with open_input(path) as stream:
+    with open_input(str(path)) as stream:
         assert stream.read(10) == bytes(range(10))
-        storage.failures = [number] * 3
+        storage.failures += [number] * 3
         stream.seek(20_000)
         assert stream.read() == path.read_bytes()[20_000:]
     assert storage.pauses == list(input_file.PAUSES_SEC)
@@ -61,9 +71,9 @@ def test_a_read_that_fails_in_passing_is_tried_again_on_a_fresh_handle(number, p
 
 
 def test_a_read_that_goes_on_failing_is_a_read_error_with_its_place(path, storage):
-    with open_input(path) as stream:
+    with open_input(str(path)) as stream:
         stream.seek(20_000)
-        storage.failures = [errno.EIO] * 4
+        storage.failures += [errno.EIO] * 4
         with pytest.raises(InputReadError, match=r"a\.bin can't be read at byte 20000: Input/output error") as caught:
             stream.read(10)
         assert caught.value.reason == "read_error"
@@ -72,12 +82,12 @@ def test_a_read_that_goes_on_failing_is_a_read_error_with_its_place(path, storag
 
 def test_what_is_missing_or_forbidden_is_not_waited_for(tmp_path, path, storage):
     with pytest.raises(InputReadError, match="does not exist") as caught:
-        open_input(tmp_path / "none")
+        open_input(str(tmp_path / "none"))
     assert caught.value.reason == "missing_file"
     with pytest.raises(InputReadError, match="does not exist"):
         open_input("no\0name")
     with pytest.raises(InputReadError, match="is a folder, not a regular file") as caught:
-        open_input(tmp_path)
+        open_input(str(tmp_path))
     assert caught.value.reason == "not_a_file"
     assert storage.pauses == []
 
@@ -85,20 +95,20 @@ def test_what_is_missing_or_forbidden_is_not_waited_for(tmp_path, path, storage)
 def test_storage_that_is_gone_is_not_waited_for_at_every_read(path, storage):
     """A corpus on a dead mount must come to an end; the first read that succeeds restores the patience."""
     tries = len(input_file.PAUSES_SEC) + 1
-    storage.failures = [errno.EIO] * (input_file.MAX_PATIENCE * tries + 500)
-    with open_input(path) as stream:
+    storage.failures += [errno.EIO] * (input_file.MAX_PATIENCE * tries + 500)
+    with open_input(str(path)) as stream:
         for _ in range(input_file.MAX_PATIENCE + 500):
             with pytest.raises(InputReadError):
                 stream.read(10)
         assert len(storage.pauses) == input_file.MAX_PATIENCE * len(input_file.PAUSES_SEC)
         assert stream.read(2) == b"\0\1"
-    storage.failures = [errno.EIO]
-    with open_input(path) as stream:
+    storage.failures.append(errno.EIO)
+    with open_input(str(path)) as stream:
         assert stream.read(2) == b"\0\1"
 
 
 def test_it_reads_like_a_file(path):
-    with open_input(path) as stream, open(path, "rb") as other:
+    with open_input(str(path)) as stream, open(path, "rb") as other:
         for place, whence, count in ((0, 0, 5), (3, 1, 9000), (-7, 2, 20), (25_000, 0, 2000), (30_000, 0, 1)):
             assert stream.seek(place, whence) == other.seek(place, whence)
             assert stream.read(count) == other.read(count)
@@ -110,8 +120,12 @@ def test_it_reads_like_a_file(path):
     assert isinstance(stream, io.BufferedReader)
 
 
-def test_the_read_stage_tries_again(path, storage):
-    row = {"path": str(path), "offset": 5, "size": 3}
-    row["image_id"] = hashlib.sha256(path.read_bytes()[5:8]).hexdigest()
-    storage.failures = [errno.EIO]
-    assert read_bytes(row) == path.read_bytes()[5:8]
+def test_images_are_fetched_by_patient_reads(path, storage):
+    image_id = hashlib.sha256(path.read_bytes()[5:8]).hexdigest()
+    storage.failures.append(errno.EIO)
+    assert read_bytes(str(path), 5, 3, image_id) == path.read_bytes()[5:8]
+    storage.failures.append(errno.EIO)
+    assert hash_image(str(path), 5, 3) == (image_id, 3)
+    storage.failures.append(errno.EIO)
+    assert hash_image(str(path)) == (hashlib.sha256(path.read_bytes()).hexdigest(), 25_600)
+    assert len(storage.pauses) == 3

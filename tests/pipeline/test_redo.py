@@ -20,6 +20,7 @@ from pipeline.index.build import extend_index
 from pipeline.index.redo import forget_transient_errors
 from pipeline.prune import stages as shards
 from pipeline.prune.stages import Tally, run_shards
+from pipeline.storage import LocalStore
 from schemas.records import CommitRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -38,7 +39,7 @@ def corpus(tmp_path: Path, jpeg) -> Path:
 
 
 def indexed(corpus: Path, artifact: Artifact) -> Index:
-    return extend_index(artifact.root / "_index", None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
+    return extend_index(LocalStore(artifact.root), None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
 
 
 def commit_all(artifact: Artifact, index: Index) -> None:
@@ -65,7 +66,7 @@ def assert_mended(index: Index, artifact: Artifact) -> None:
     assert all(row["image_shard"] == owners[row["image_id"]] for row in rows)
     (generation,) = index.generations
     assert generation.failed_samples == {}
-    assert read_index(artifact.root / "_index") == index
+    assert read_index(LocalStore(artifact.root)) == index
 
 
 def test_counts_are_right_after_a_redo_that_mends_some_and_then_the_rest(corpus, jpeg, tmp_path):
@@ -94,7 +95,7 @@ def test_an_interrupted_redo_is_taken_up_by_the_next(killed_at, corpus, jpeg, tm
         patched.setattr(redo, killed_at, die)
         with pytest.raises(KeyboardInterrupt):
             forget_transient_errors(artifact, index, lambda _: None)
-    index = read_index(artifact.root / "_index")
+    index = read_index(LocalStore(artifact.root))
     assert index is not None
     assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
 
@@ -117,6 +118,7 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
         stream.write('{"image": "a\\u0000b.jpg"}\n')
     artifact = Artifact(tmp_path / "out")
     index = indexed(corpus, artifact)
+    commit_all(artifact, index)
     assert forget_transient_errors(artifact, index, lambda _: None) == index
     assert sum(index.generations[0].failed_samples.values()) == 1
 
@@ -124,9 +126,9 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
 def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Path, monkeypatch) -> None:
     """Follow shards of (samples, failed samples) at an error rate of 0.5."""
     rows = [
-        {"shard": n, "status": Status.COMMITTED, "failure": None, "samples": samples, "failed_samples": failed,
-         "kept": 0, "errors": failed, "images": 0, "device": None, "seconds": "{}",
-         "reasons": json.dumps({"missing_file": failed})}
+        {"shard": n, "status": Status.COMMITTED, "failure": None, "stage": None, "samples": samples,
+         "failed_samples": failed, "kept": 0, "errors": failed, "images": 0, "device": None, "seconds": "{}",
+         "size_bytes": 0, "reasons": json.dumps({"missing_file": failed})}
         for n, (samples, failed) in enumerate(outcomes)
     ]  # fmt: skip
     monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))

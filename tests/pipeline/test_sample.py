@@ -3,21 +3,22 @@
 import json
 import re
 
-import pyarrow as pa
 import pytest
 
-from pipeline.corpus.sample import MAX_KEYS, ScanUnit, parse_record, read_prompts, record_columns, sample_row
-from schemas.tables import SCAN
+from pipeline.corpus.resolve import resolve_corpus
+from pipeline.corpus.sample import MAX_KEYS, keys_instead, parse_record, read_prompts
+from pipeline.corpus.scan import scan, scan_units
+from schemas.columns import table_of
+from schemas.samples import Sample
 
-UNIT = ScanUnit(0, "a.tar", "/a.tar", "tar", 0, 1)
 HUGE = b"9" * 5000
 DEEP = b"[" * 900 + b"]" * 900
 
 
 def stored(text: bytes) -> list[dict]:
     """The prompts of a record, as they come back from Arrow."""
-    row = sample_row(UNIT, 0, "a.tar/1", **record_columns(parse_record(text), "a.tar/1"))
-    (back,) = pa.Table.from_pylist([row], SCAN).to_pylist()
+    row = Sample(input=0, sample=0, source="a.tar/1", prompts=read_prompts(parse_record(text), "a.tar/1"))
+    (back,) = table_of(Sample, [row]).to_pylist()
     return back["prompts"]
 
 
@@ -61,7 +62,7 @@ def test_an_odd_prompt_fails_alone(item, said):
 
 def test_what_is_right_about_a_wrong_prompt_stays():
     (row,) = read_prompts({"prompts": [{"id": 7, "prompt": "how many ?", "references": [2], "type": "count"}]}, "s")
-    assert (row["prompt_id"], row["prompt"], row["type"], row["references"]) == ("7", "how many ?", "count", [])
+    assert (row.prompt_id, row.prompt, row.type, row.references) == ("7", "how many ?", "count", [])
 
 
 @pytest.mark.parametrize(
@@ -74,15 +75,15 @@ def test_what_is_right_about_a_wrong_prompt_stays():
 )
 def test_an_empty_prompt_says_what_it_has(item, said):
     (row,) = read_prompts({"prompts": [item]}, "s")
-    assert row["status"] == "empty_prompt"
-    assert said in row["message"]
+    assert row.status == "empty_prompt"
+    assert said in (row.message or "")
 
 
 @pytest.mark.parametrize("value", ["what ?", {"prompt": "what ?"}, 5, False, 0.5])
 def test_prompts_that_are_no_list_are_one_failed_prompt(value):
     (row,) = read_prompts({"prompts": value}, "s")
-    assert (row["prompt_id"], row["status"]) == ("s#0", "bad_prompt")
-    assert "expected a list" in row["message"]
+    assert (row.prompt_id, row.status) == ("s#0", "bad_prompt")
+    assert "expected a list" in (row.message or "")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +101,19 @@ def test_what_else_a_record_holds_harms_nobody(text):
 
 
 def test_keys_of_a_sample_without_prompts():
-    assert record_columns({"image": "a.jpg", "caption": "a cat", "\ud800": 1}, "s", [".txt"]) == {
-        "keys": [".txt", "caption", "\\ud800"]
-    }
-    assert record_columns({"prompts": [], "width": 5}, "s") == {"keys": ["prompts"]}
-    assert record_columns({"prompts": None, "caption": 5}, "s") == {"keys": ["prompts", "caption"]}
-    assert list(record_columns({"prompts": ["what ?"], "caption": ""}, "s")) == ["prompts"]
-    many = record_columns(json.loads(json.dumps({f"{n}" * 99: n for n in range(999)})), "s")["keys"]
+    record = {"image": "a.jpg", "caption": "a cat", "\ud800": 1}
+    assert keys_instead(record, [".txt"]) == [".txt", "caption", "\\ud800"]
+    assert keys_instead({"prompts": [], "width": 5}) == ["prompts"]
+    assert keys_instead({"prompts": None, "caption": 5}) == ["prompts", "caption"]
+    many = keys_instead(json.loads(json.dumps({f"{n}" * 99: n for n in range(999)})))
     assert (len(many), max(map(len, many))) == (MAX_KEYS, 64)
+
+
+def test_a_sample_with_prompts_has_no_keys(tmp_path, jpeg, write_tar):
+    """`keys` tells what stands in place of prompts: it is empty where there are some, in a tar and in a manifest."""
+    record = {"prompts": ["what ?"], "caption": ""}
+    write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
+    (tmp_path / "m.jsonl").write_text(json.dumps({"image": "1.jpg", **record}))
+    for unit in scan_units(resolve_corpus([str(tmp_path / "*.*")])):
+        (sample,) = scan(unit)
+        assert (len(sample.prompts), sample.keys) == (1, [])

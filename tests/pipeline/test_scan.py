@@ -7,23 +7,21 @@ import os
 import pickle
 import socket
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipeline.corpus.decode import DecodeError
+from pipeline.corpus.fetch import read_bytes
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
-from pipeline.prune.read import read_bytes
 from pipeline.storage.input_file import InputReadError
-from schemas.tables import SCAN
 
 
 def scan_all(path: Path, limit: int | None = None) -> list[dict]:
-    return [row for unit in scan_units(resolve_corpus([str(path)])) for row in scan(unit, limit)]
+    return [asdict(row) for unit in scan_units(resolve_corpus([str(path)])) for row in scan(unit, limit)]
 
 
 def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
@@ -154,7 +152,7 @@ def test_chunks_of_a_manifest_see_every_line_once(tmp_path, step):
     size = path.stat().st_size
     (whole,) = scan_units(resolve_corpus([str(path)]))
     units = [replace(whole, begin=begin, end=min(begin + step, size)) for begin in range(0, size, step)]
-    rows = [row for unit in units for row in scan(unit)]
+    rows = [asdict(row) for unit in units for row in scan(unit)]
     assert [row["source"].partition("/")[2] for row in rows] == [f"{n}.jpg" for n in range(40)]
     assert [row["sample"] for row in rows] == sorted(row["sample"] for row in rows)
     assert len({row["source"] for row in rows}) == 40
@@ -179,7 +177,7 @@ def test_what_is_no_file_is_said_and_never_waited_for(tmp_path, jpeg):
     images = [*not_files, *urls, *odd, "nul\0.jpg", "good.jpg"]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"image": image, "prompts": ["what ?"]}) + "\n" for image in images))
-    rows = pa.Table.from_pylist(scan_all(path), SCAN).to_pylist()
+    rows = scan_all(path)
     assert [row["reason"] for row in rows] == reasons
     assert len({row["source"] for row in rows}) == len(rows)
     assert all(len(row["prompts"]) == 1 for row in rows)
@@ -195,7 +193,7 @@ def test_a_file_that_became_a_fifo_is_not_waited_for(tmp_path, jpeg):
     (tmp_path / "1.jpg").unlink()
     os.mkfifo(tmp_path / "1.jpg")
     with pytest.raises(DecodeError, match="is a FIFO") as caught:
-        read_bytes(row)
+        read_bytes(row["path"], row["offset"], row["size"], row["image_id"])
     assert caught.value.reason == "not_a_file"
 
 

@@ -1,8 +1,16 @@
 """The measured batch size: the smallest beyond which doubling is not worth it."""
 
+import os
+import signal
+from unittest import mock
+
 import pytest
 
-from pipeline.prune.tune import LARGEST, smallest_fast_size
+from pipeline.budget import parse_budget
+from pipeline.errors import UserError
+from pipeline.prune.encode import EncodeSettings
+from pipeline.prune.select import SelectSettings
+from pipeline.prune.tune import LARGEST, find_batch_size, smallest_fast_size
 
 
 @pytest.mark.parametrize(
@@ -18,3 +26,17 @@ from pipeline.prune.tune import LARGEST, smallest_fast_size
 )
 def test_smallest_fast_size(seconds_of, size):
     assert smallest_fast_size(seconds_of) == size
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_measuring_worker_that_dies_is_bad_input_not_a_traceback(tiny_llava):
+    def measure(_settings: EncodeSettings) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 1
+
+    settings = EncodeSettings(tiny_llava, "float32", 0, "model", SelectSettings(parse_budget("16", "")))
+    with (
+        mock.patch("pipeline.prune.tune._measure", measure),
+        pytest.raises(UserError, match="--batch-size auto: the worker that measured it died"),
+    ):
+        find_batch_size(settings, 0.0)

@@ -32,8 +32,12 @@ def test_every_reader_refuses_it(old, small_pruned, small_answers, as_version_1,
     readers = {
         "query": lambda: connect(old),
         "query of answers": lambda: connect(new, [old_answers]),
-        "answer": lambda: answer_corpus(AnswerSettings(str(old), tiny_llava, str(tmp_path / "out")), print),
-        "resume": lambda: prune_corpus(PruneSettings((str(tmp_path / "c.jsonl"),), tiny_llava, str(old)), print),
+        "answer": lambda: answer_corpus(
+            AnswerSettings(pruned=str(old), model=tiny_llava, output=str(tmp_path / "out")), print
+        ),
+        "resume": lambda: prune_corpus(
+            PruneSettings(corpus=(str(tmp_path / "c.jsonl"),), model=tiny_llava, output=str(old)), print
+        ),
         "load": lambda: ShardLoader(Artifact(old)),
     }
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}

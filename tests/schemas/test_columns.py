@@ -1,11 +1,11 @@
 """Rows and tables are of one form: nothing is dropped, nulled or misspelt on the way."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pytest
 
-from schemas.columns import column, list_column, rows_of, schema_of, table_of
+from schemas.columns import column, list_column, row_column, rows_of, schema_of, table_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,6 +18,13 @@ class Part:
 class Whole:
     key: str = column(pa.string())
     parts: list[Part] | None = list_column(Part)
+    first: Part | None = row_column(Part, default=None)
+
+
+@dataclass(slots=True, kw_only=True)
+class Deep:
+    whole: Whole | None = row_column(Whole)
+    wholes: list[Whole] = list_column(Whole)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +33,12 @@ class Larger(Whole):
 
 
 ROWS = [Whole(key="a", parts=[Part(name="x", size=1), Part(name="y")]), Whole(key="b", parts=None)]
+NESTED = [
+    Whole(key="a", parts=[Part(name="x", size=1), Part(name="y")]),
+    Whole(key="b", parts=None, first=Part(name="z")),
+    Whole(key="c", parts=[]),
+    Whole(key="d", parts=[Part(name="v")], first=Part(name="w", size=2)),
+]
 
 
 def test_rows_survive_a_table() -> None:
@@ -33,9 +46,27 @@ def test_rows_survive_a_table() -> None:
     assert rows_of(Whole, table_of(Whole, [])) == []
 
 
+def test_nested_rows_are_what_arrow_makes_of_dictionaries() -> None:
+    table = table_of(Whole, NESTED)
+    table.validate(full=True)
+    assert table.equals(pa.Table.from_pylist([asdict(row) for row in NESTED], schema_of(Whole)))
+    assert rows_of(Whole, table) == NESTED
+    assert rows_of(Whole, table.slice(1, 2)) == NESTED[1:3]
+
+
+def test_rows_are_nested_as_deep_as_you_like() -> None:
+    rows = [Deep(whole=None, wholes=NESTED), Deep(whole=NESTED[3], wholes=[]), Deep(whole=NESTED[1], wholes=ROWS)]
+    table = table_of(Deep, rows)
+    table.validate(full=True)
+    assert table.equals(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(Deep)))
+    assert rows_of(Deep, table) == rows
+
+
 def test_the_schema_is_the_class() -> None:
     part = pa.struct([("name", pa.string()), ("size", pa.int32())])
-    assert schema_of(Larger) == pa.schema([("key", pa.string()), ("parts", pa.list_(part)), ("note", pa.string())])
+    assert schema_of(Larger) == pa.schema(
+        [("key", pa.string()), ("parts", pa.list_(part)), ("first", part), ("note", pa.string())]
+    )
     assert table_of(Whole, ROWS).schema == schema_of(Whole)
 
 
@@ -51,10 +82,15 @@ def test_a_field_that_is_missing_or_misspelt_is_an_error() -> None:
 def test_rows_of_another_class_are_refused() -> None:
     with pytest.raises(TypeError, match="expected rows of Whole, found Larger"):
         table_of(Whole, [Larger(key="a", parts=None)])
+    for wrong in (Deep(whole=Part(name="x"), wholes=[]), Deep(whole=None, wholes=[Part(name="x")])):  # type: ignore
+        with pytest.raises(TypeError, match="expected rows of Whole, found Part"):
+            table_of(Deep, [wrong])
+    with pytest.raises(TypeError, match="expected rows of Whole, found NoneType"):
+        table_of(Whole, [None])  # type: ignore[list-item]
 
 
 def test_a_table_of_another_form_is_refused() -> None:
     table = table_of(Whole, ROWS)
     for other in (table.drop_columns(["key"]), table.append_column("kye", table["key"])):
-        with pytest.raises(ValueError, match="a table of Whole has the columns key, parts; found"):
+        with pytest.raises(ValueError, match="a table of Whole has the columns key, parts, first; found"):
             rows_of(Whole, other)

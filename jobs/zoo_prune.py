@@ -1,0 +1,33 @@
+"""`zoo-prune`: all jobs under one name."""
+
+import click
+
+from jobs import answer_corpus, prune_corpus, query_selections
+from jobs.console import run
+
+
+class Jobs(click.Group):
+    """The jobs in the order in which they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, unsorted."""
+        return list(self.commands)
+
+
+COMMAND = click.version_option(package_name="zoo-prune", prog_name="zoo-prune")(
+    Jobs(
+        "zoo-prune",
+        commands=[prune_corpus.COMMAND, answer_corpus.COMMAND, query_selections.COMMAND],
+        help="Prune the visual tokens of an image-prompt corpus once, answer and query it ever after.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+)
+
+
+def main() -> None:
+    """The console command."""
+    run(COMMAND)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Settings of the answer job."""
+
+from typing import Annotated, Literal
+
+from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text
+
+ANSWERED = "what is answered"
+
+
+class AnswerSettings(ClusterSettings):
+    """Everything the answer job can be told."""
+
+    pruned: Annotated[FolderToRead, Option("the output of a prune job", "FOLDER")]
+    model: Annotated[Text, Option("the checkpoint that pruned it", "PATH|ID")]
+    output: Annotated[FolderToWrite, Option("where the answers lie; the same folder resumes", "FOLDER")]
+
+    tokens: Annotated[
+        BudgetText,
+        Option("visual tokens of an image the model sees; all means all that are stored", "COUNT|RATIO|all", ANSWERED,
+               decides=True),
+    ] = "all"  # fmt: skip
+    max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
+    positions: Annotated[
+        Literal["compact", "original"] | None,
+        Option(
+            "number kept tokens one after the other, or as before pruning; without it the family's own way, compact, "
+            "except Qwen-VL models: they always keep their place on the image's grid",
+            "WAY",
+            ANSWERED,
+            decides=True,
+        ),
+    ] = None
+
+    batch_size: Annotated[Count, Option("prompts a batch", "N", WORK, decides=True)] = 32

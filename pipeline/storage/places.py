@@ -1,0 +1,33 @@
+"""Locations as users and manifests write them: which store one lies in, and what it stands for.
+
+A location is a path today. An issue that adds stores reached by URL plugs its schemes in here.
+"""
+
+import glob
+import os
+
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store
+
+
+def at(location: str) -> tuple[Store, str]:
+    """The store that holds a location, and its key there."""
+    folder, name = os.path.split(location)
+    if name in ("", ".", ".."):
+        return LocalStore(location), ""
+    return LocalStore(folder), name
+
+
+def expand(pattern: str) -> list[str]:
+    """The locations that a pattern with `*?[]` stands for, sorted by name.
+
+    A pattern without wildcards stands for itself, whether or not something is there; so does one that is itself the
+    name of something that is there.
+    """
+    named = not glob.has_magic(pattern) or os.path.exists(pattern)
+    return [pattern] if named else sorted(glob.glob(pattern))
+
+
+def beside(location: str, name: str) -> str:
+    """The location that `name` means where the file at `location` mentions it: relative to that file's folder."""
+    return os.path.join(os.path.dirname(location), name)
