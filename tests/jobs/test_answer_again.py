@@ -49,14 +49,23 @@ def prune_again(ray_session, tiny_llava):
     return run
 
 
-def in_this_process(settings, budget, dtype, source, artifact, pending, say):
+def in_this_process(settings, budget, dtype, source, artifact, pending, progress, say):
     """Stands for `_run_shards`: the same work without Ray."""
     stage = AnswerShards(
-        GenerateSettings(source.root, artifact.root, settings.model, dtype, budget, settings.batch_size, 1)
+        GenerateSettings(
+            pruned=source.root,
+            output=artifact.root,
+            model=settings.model,
+            dtype=dtype,
+            budget=budget,
+            batch_size=settings.batch_size,
+            max_new_tokens=1,
+            stop_file=artifact.root / "stop",
+        )
     )
     for shard in pending:
         stage.answer_shard(shard)
-    return Followed(done=len(pending)), len(pending)
+    return Followed(done=len(pending))
 
 
 @pytest.fixture
