@@ -80,7 +80,7 @@ class Ledger:
         return record
 
     def commit_tags(self) -> dict[int, str]:
-        """The tag of each commit record by the number of its shard, ascending; equal ones mean that none has changed."""
+        """The tag of each commit record by its shard, ascending. The same tags as before: no record has changed."""
         found = ((_COMMIT_KEY.fullmatch(entry.key), entry.tag) for entry in self.store.list(_COMMITS))
         return dict(sorted((int(match[1]), tag) for match, tag in found if match is not None))
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.answer.checks import survey
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
@@ -80,7 +81,7 @@ def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
     assert record is not None
     assert record.counts == {"prompts": 2, "refused": 0, "graded": 2, "correct": 0}
     assert set(record.seconds) == {"load", "generate", "write"}
-    _, hashes = Artifact(tmp_path / "pruned").committed_hashes()
+    hashes = survey(Artifact(tmp_path / "pruned")).hashes
     assert sorted(record.sources) == [
         *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
