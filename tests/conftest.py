@@ -13,6 +13,7 @@ from PIL import Image
 
 from jobs.console import quiet_libraries
 from pipeline.prune.job import PruneSettings, prune_corpus
+from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
 quiet_libraries()

@@ -21,7 +21,6 @@ from pipeline.index.build import extend_index
 from pipeline.index.redo import forget_transient_errors
 from pipeline.prune import stages as shards
 from pipeline.prune.stages import Tally, run_shards
-from pipeline.storage import LocalStore
 from schemas.records import CommitRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -40,7 +39,7 @@ def corpus(tmp_path: Path, jpeg) -> Path:
 
 
 def indexed(corpus: Path, artifact: Artifact) -> Index:
-    return extend_index(LocalStore(artifact.root), None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
+    return extend_index(artifact.store, None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
 
 
 def commit_all(artifact: Artifact, index: Index) -> None:
@@ -67,7 +66,7 @@ def assert_mended(index: Index, artifact: Artifact) -> None:
     assert all(row["image_shard"] == owners[row["image_id"]] for row in rows)
     (generation,) = index.generations
     assert generation.failed_samples == {}
-    assert read_index(LocalStore(artifact.root)) == index
+    assert read_index(artifact.store) == index
 
 
 def test_counts_are_right_after_a_redo_that_mends_some_and_then_the_rest(corpus, jpeg, tmp_path):
@@ -96,7 +95,7 @@ def test_an_interrupted_redo_is_taken_up_by_the_next(killed_at, corpus, jpeg, tm
         patched.setattr(redo, killed_at, die)
         with pytest.raises(KeyboardInterrupt):
             forget_transient_errors(artifact, index, lambda _: None)
-    index = read_index(LocalStore(artifact.root))
+    index = read_index(artifact.store)
     assert index is not None
     assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
 
