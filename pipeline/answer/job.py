@@ -1,4 +1,4 @@
-"""The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
+"""The answer job: it loads, answers and commits the prompts of a pruned corpus, a shard at a time."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -118,7 +118,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
 def _forget_what_changed(
     pruned: Artifact, before: Survey, artifact: Artifact, run: Followed, say: Callable[[str], None]
 ) -> None:
-    """Give up the shards whose pruned files were redone, or came, while the answers were made."""
+    """Give up the shards whose pruned files were redone, or appeared, while the answers were made."""
     found = survey(pruned, before)
     if found is before:
         return
@@ -142,7 +142,7 @@ def _run_shards(
     progress: Progress,
     say: Callable[[str], None],
 ) -> Followed:
-    """Answer the pending shards on the cluster and commit them to `artifact`; how that ended."""
+    """Answer the pending shards on the cluster, commit them to `artifact`, and tell how that ended."""
     placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
     workers = min(settings.workers or placement.workers or cluster_cpus(), len(pending))
 
