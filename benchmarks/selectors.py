@@ -29,11 +29,14 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from jobs.console import quiet_libraries  # noqa: E402
 from pipeline.answer.stage import answer_prompts  # noqa: E402
+from pipeline.answer.transformers_engine import TransformersEngine  # noqa: E402
 from pipeline.budget import Budget  # noqa: E402
 from pipeline.corpus.decode import DecodeError, decode_image  # noqa: E402
 from pipeline.families.base import EncodedImage, KeptImage  # noqa: E402
 from pipeline.families.checkpoint import identity, open_checkpoint  # noqa: E402
 from pipeline.prune.select import Selection, SelectSettings, select_tokens  # noqa: E402
+from schemas.answers import AnswerRow  # noqa: E402
+from schemas.stored import StoredPrompt, StoredSelection  # noqa: E402
 from zoo_ops import SELECTORS  # noqa: E402
 
 RATIOS = (0.5, 0.25, 0.125, 0.0625)
@@ -42,7 +45,7 @@ PICTURE_SELECTORS = ("zoo", "feature_norm", "random")
 PICTURE_RATIO = 0.125
 
 
-def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[dict[str, Any]]]:
+def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[StoredPrompt]]:
     """Distinct images that decode, and the prompts with references about them."""
     images: dict[str, Image.Image] = {}
     prompts = []
@@ -56,8 +59,17 @@ def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[dict[str, 
             continue
         for prompt in record["prompts"]:
             if prompt["prompt"].strip() and prompt["references"]:
-                row = {"prompt_id": prompt["id"], "image_id": image_id, "shard": 0, **prompt}
-                prompts.append(row)
+                prompts.append(
+                    StoredPrompt(
+                        prompt_id=prompt["id"],
+                        image_id=image_id,
+                        prompt=prompt["prompt"],
+                        references=prompt["references"],
+                        type=prompt["type"],
+                        shard=0,
+                        image_shard=0,
+                    )
+                )
     return images, prompts
 
 
@@ -71,9 +83,18 @@ def rank(encoded: dict[str, EncodedImage], projector: Any, selector: str, seed: 
 
 def keep(image_id: str, image: EncodedImage, ranking: list[int]) -> KeptImage:
     indices = torch.tensor(sorted(ranking))
-    structure = {"num_structure": len(image.structure), "structure": list(image.structure)}
-    row = {"num_tokens": len(image.features_ND), "num_kept": len(ranking), **structure}
-    return KeptImage(image_id, row, indices, image.projected_NO[indices], {})
+    rows, cols, tiles = image.grid
+    selection = StoredSelection(
+        image_id=image_id,
+        num_tokens=len(image.features_ND),
+        num_kept=len(ranking),
+        num_structure=len(image.structure),
+        grid={"rows": rows, "cols": cols, "tiles": tiles},
+        segments=[vars(segment) for segment in image.segments],
+        structure=list(image.structure),
+        ranking=ranking,
+    )
+    return KeptImage(image_id, selection, indices, image.projected_NO[indices], {})
 
 
 class Grader:
@@ -83,20 +104,20 @@ class Grader:
         self._place = {image_id: n for n, image_id in enumerate(image_ids)}
         self._resamples = np.random.default_rng(0).integers(0, len(image_ids), (2000, len(image_ids)))
 
-    def grade(self, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    def grade(self, runs: list[list[AnswerRow]]) -> dict[str, Any]:
         """Accuracy in percent over one or several runs (seeds) of the same questions."""
         right = np.zeros(len(self._place))
         asked = np.zeros(len(self._place))
         types: dict[str, list[bool]] = {}
         for rows in runs:
             for row in rows:
-                types.setdefault(row["type"], []).append(row["correct"])
-                if row["type"] != "caption":
-                    right[self._place[row["image_id"]]] += row["correct"]
-                    asked[self._place[row["image_id"]]] += 1
+                types.setdefault(str(row.type), []).append(bool(row.correct))
+                if row.type != "caption":
+                    right[self._place[row.image_id]] += bool(row.correct)
+                    asked[self._place[row.image_id]] += 1
         resampled = right[self._resamples].sum(1) / asked[self._resamples].sum(1)
         low, high = np.percentile(100 * resampled, [2.5, 97.5])
-        per_seed = [100 * float(np.mean([r["correct"] for r in rows if r["type"] != "caption"])) for rows in runs]
+        per_seed = [100 * float(np.mean([r.correct for r in rows if r.type != "caption"])) for rows in runs]
         return {
             "accuracy": round(100 * right.sum() / asked.sum(), 2),
             "interval": [round(float(low), 2), round(float(high), 2)],
@@ -149,19 +170,20 @@ def main() -> None:
     images, prompts = load_corpus(Path(given.manifest))
     if given.limit:
         images = dict(list(images.items())[: given.limit])
-        prompts = [p for p in prompts if p["image_id"] in images]
+        prompts = [p for p in prompts if p.image_id in images]
     preparer = family.preparer(checkpoint)
     encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
     answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
+    engine = TransformersEngine(answerer, batch_size=64)
     encoded = {}
     for image_id, image in images.items():
         (encoded[image_id],) = encoder.encode([preparer.prepare(image)], [(image.height, image.width)])
     grader = Grader(list(images))
     rows: list[dict[str, Any]] = []
 
-    def answer(rankings: dict[str, list[int]]) -> list[dict[str, Any]]:
+    def answer(rankings: dict[str, list[int]]) -> list[AnswerRow]:
         kept = {image_id: keep(image_id, encoded[image_id], ranking) for image_id, ranking in rankings.items()}
-        return answer_prompts(answerer, prompts, kept, batch_size=64, max_new_tokens=48)
+        return answer_prompts(engine, prompts, kept, max_new_tokens=48)
 
     def measure(selector: str, ratio: float, of_seeds: list[dict[str, list[int]]]) -> None:
         runs, seconds = [], []

@@ -24,7 +24,8 @@ def work(settings: AnswerSettings) -> int:
     """Answer, print the accuracy where there are references; the exit status."""
     from jobs.tables import print_table  # here, so that --help need not wait for torch, Ray and Arrow
     from pipeline.answer.job import answer_corpus
-    from pipeline.report.query import accuracy, connect
+    from pipeline.report.query import connect
+    from pipeline.report.summary import accuracy
 
     result = answer_corpus(settings, say)
     if result.shards_done:

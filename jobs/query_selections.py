@@ -25,7 +25,8 @@ EXAMPLES = """examples:
 def work(settings: QuerySettings) -> int:
     """Ask, print; the exit status."""
     from jobs.tables import print_table, write_result  # here, so that --help need not wait for Arrow and DuckDB
-    from pipeline.report.query import ask, connect, summarise
+    from pipeline.report.query import ask, connect
+    from pipeline.report.summary import summarise
 
     db = connect(Path(settings.pruned).resolve(), [Path(path).resolve() for path in settings.answers])
     try:

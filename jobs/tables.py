@@ -1,6 +1,7 @@
 """Result tables on standard output: for people, or as CSV, JSON or Parquet for programs."""
 
 import json
+import math
 import sys
 import unicodedata
 
@@ -38,7 +39,10 @@ def print_table(table: pa.Table, title: str | None = None) -> None:
 
 
 def write_result(table: pa.Table, form: str) -> None:
-    """Write a query's result to standard output as `QuerySettings.format` says; JSON is one object a line."""
+    """Write a query's result to standard output as `QuerySettings.format` says.
+
+    JSON is one object a line; it has no numbers that are not finite, they become null.
+    """
     if form == "table" and table.column_names == ["explain_key", "explain_value"]:
         print("\n".join(table["explain_value"].to_pylist()))
     elif form == "table":
@@ -54,7 +58,15 @@ def write_result(table: pa.Table, form: str) -> None:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(_finite(value), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(table: pa.Table) -> pa.Table:

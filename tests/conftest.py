@@ -18,6 +18,7 @@ import ray
 from PIL import Image
 
 from jobs.console import quiet_libraries
+from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -15,6 +15,7 @@ from pipeline.families.base import KeptImage
 from pipeline.loader.payloads import payloads_in_parquet, payloads_in_tar
 from schemas.columns import rows_of, schema_of
 from schemas.records import CommitRecord
+from schemas.statuses import PromptStatus
 from schemas.stored import StoredPrompt, StoredSelection
 
 
@@ -79,7 +80,7 @@ class _Reading:
     def prompts(self, record: CommitRecord) -> list[StoredPrompt]:
         with self.artifact.opened(record, "prompts", self.sources) as stream:
             table = pq.read_table(stream, columns=["status", *schema_of(StoredPrompt).names])
-        return rows_of(StoredPrompt, table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"]))
+        return rows_of(StoredPrompt, table.filter(pc.equal(table["status"], PromptStatus.OK)).drop_columns(["status"]))
 
     def images(self, record: CommitRecord, wanted: set[str]) -> dict[str, KeptImage]:
         with self.artifact.opened(record, "selections", self.sources) as stream:

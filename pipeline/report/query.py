@@ -1,35 +1,29 @@
-"""Asking an artifact questions in SQL: DuckDB views over its committed files, read-only."""
+"""Asking an artifact questions in SQL, through DuckDB views that only read its committed files."""
 
 import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs
 
 from pipeline.artifact.artifact import Artifact, made_from
+from pipeline.budget import Budget, parse_budget
 from pipeline.errors import UserError
+from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
-from schemas.views import quoted, tokens_view
+from schemas.views import STAGES, ShardRow, quoted, tokens_view
 
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
 _BLANK = r"(?:\s|--[^\n]*|/\*.*?\*/)*+"
 _EXPLAIN = re.compile(
     rf"{_BLANK}explain\b{_BLANK}(analyze\b|\(\s*(?:analyze|format)\b[\w\s,]*\)|)(.*)", re.DOTALL | re.IGNORECASE
 )
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The answer when no SQL is given: a few named tables."""
-
-    tables: dict[str, pa.Table]
 
 
 def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnection:
@@ -41,7 +35,7 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
 
     Args:
         pruned: output of a prune job.
-        answers: outputs of answer jobs over it, any number; their rows differ in `tokens`.
+        answers: outputs of answer jobs over it, any number; the column `budget` of the view tells them apart.
 
     Raises:
         UserError: a folder is no sound artifact of that kind, or the answers are not about what `pruned` holds.
@@ -49,7 +43,7 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     artifact = Artifact(pruned)
     artifact.require_job("prune", "--pruned")
     files: dict[str, list[str]] = {table: [] for _, table, _ in _TABLES}
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardRow] = []
     hashes: dict[str, str] = {}
     for record in artifact.checked_commits():
         for table, paths in files.items():
@@ -59,8 +53,8 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     db = duckdb.connect()
     for view, table, schema in _TABLES:
         db.register(view, ds.dataset(files[table], schema=schema, format="parquet"))
-    db.register("answers", ds.dataset(list(_answer_files(artifact, hashes, answers)), schema=ANSWERS, format="parquet"))
-    db.register("shards", pa.Table.from_pylist(shards, _SHARDS))
+    db.register("answers", _answers(artifact, hashes, answers))
+    db.register("shards", table_of(ShardRow, shards))
     db.execute(tokens_view())
     db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")
     db.execute("set python_enable_replacements = false")
@@ -69,13 +63,27 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     return db
 
 
-def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> Iterator[str]:
-    """Files of all answers, each made from files that the pruned artifact holds now."""
-    owner_of: dict[str, Path] = {}
+def _answers(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> ds.Dataset:
+    """All answers, with the budget that was asked for beside what each row saw of its image.
+
+    The number of tokens alone does not say which answers a row belongs to: where an image has 64 tokens stored, those
+    at `64` and those at `all` have seen the same ones.
+    """
+    form, local = ds.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
+    fragments = [
+        form.make_fragment(path, local, ds.field("budget") == budget)
+        for budget, path in _answer_files(artifact, hashes, answers)
+    ]
+    return ds.FileSystemDataset(fragments, ANSWERS.append(pa.field("budget", pa.string())), form, local)
+
+
+def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """The budget and the path of each file of answers, all made from files that the pruned artifact holds now."""
+    owner_of: dict[Budget, Path] = {}
     for path in answers:
         answered = Artifact(path)
         tokens = str(answered.require_job("answer", "--answers").settings["tokens"])
-        other = owner_of.setdefault(tokens, path)
+        other = owner_of.setdefault(parse_budget(tokens, "--tokens"), path)
         if other is not path:
             raise UserError(
                 f"--answers {other} and {path} both hold answers at --tokens {tokens}, which could not be told apart; "
@@ -88,11 +96,11 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
                     "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
                     "run jobs.answer_corpus again"
                 )
-            yield answered.file_of(record, "answers")
+            yield tokens, answered.file_of(record, "answers")
 
 
 def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
-    """The result of one reading statement; a column name that comes again gets a number.
+    """The result of one reading statement, in which a column name that comes again gets a number.
 
     Raises:
         UserError: not SQL, a statement that would write, or several statements.
@@ -106,7 +114,11 @@ def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
 
 
 def _reading(sql: str) -> str:
-    """The one statement in `sql`; raises unless it is a SELECT or the EXPLAIN of one."""
+    """The one statement in `sql`, which must be a SELECT or the EXPLAIN of one.
+
+    Raises:
+        UserError: it is neither.
+    """
     kind = _only_kind(sql)
     if kind == "SELECT":
         return sql
@@ -142,87 +154,18 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return list(unique)
 
 
-def summarise(db: duckdb.DuckDBPyConnection) -> Summary:
-    """What most people want to know first."""
-    queries = {
-        "images": """
-            select count(*) as images, sum(num_tokens) as tokens, sum(num_kept) as kept,
-                   round(100 * sum(num_kept) / sum(num_tokens), 2) as kept_percent,
-                   (select count(*) from shards) as shards,
-                   (select sum(size_bytes) from shards)::bigint as size_bytes
-            from images""",
-        "selections per image": """
-            select num_tokens as tokens, num_kept as kept, count(*) as images,
-                   round(avg(sensitivity_mean), 4) as sensitivity_mean,
-                   round(avg(sensitivity_max / nullif(sensitivity_mean, 0)), 2) as max_over_mean,
-                   round(avg(last_gain), 4) as last_gain
-            from images group by all order by images desc, tokens, kept limit 10""",
-        "prompts": """
-            select coalesce(type, '-') as type, count(*) as prompts, count(*) filter (status = 'ok') as ok
-            from prompts group by type order by type""",
-        "errors": "select reason, count(*) as inputs, min(source) as example from errors group by reason order by all",
-        "seconds per stage": """
-            select sum(seconds.read) as read, sum(seconds.decode) as decode, sum(seconds.encode) as encode,
-                   sum(seconds.score) as score, sum(seconds."select") as "select", sum(seconds.write) as write
-            from shards""",
-    }
-    if db.sql("select * from answers limit 1").fetchall():
-        return Summary({**{name: ask(db, sql) for name, sql in queries.items()}, "accuracy, %": accuracy(db)})
-    return Summary({name: ask(db, sql) for name, sql in queries.items()})
-
-
-def accuracy(db: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Exact-match accuracy in percent: one row a prompt type and one for all, one column a number of visual tokens.
-
-    Prompts without references do not count; no column where nothing could be graded.
-    """
-    rows = (
-        db.sql("""
-        select coalesce(type, '-') as type, tokens, count(*) as graded, 100 * avg(correct::integer) as accuracy
-        from (select type, tokens, correct from answers union all select 'all', tokens, correct from answers)
-        where correct is not null group by all
-    """)
-        .order("tokens, type = 'all', type")
-        .to_arrow_table()
-        .to_pylist()
+def _shard_row(record: CommitRecord) -> ShardRow:
+    return ShardRow(
+        shard=record.shard,
+        images=record.files["selections"].rows,
+        samples=record.counts.get("samples", 0),
+        prompts=record.files["prompts"].rows,
+        errors=record.files["errors"].rows,
+        size_bytes=sum(entry.size_bytes for entry in record.files.values()),
+        seconds={stage: record.seconds.get(stage, 0.0) for stage in STAGES},
     )
-    table: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        line = table.setdefault(row["type"], {"type": row["type"], "graded": row["graded"]})
-        line[f"{row['tokens']} tokens"] = round(row["accuracy"], 1)
-    columns = [f"{tokens} tokens" for tokens in dict.fromkeys(row["tokens"] for row in rows)]
-    return pa.Table.from_pylist(
-        list(table.values()),
-        pa.schema([("type", pa.string()), ("graded", pa.int64()), *((name, pa.float64()) for name in columns)]),
-    )
-
-
-def _shard_row(record: CommitRecord) -> dict[str, Any]:
-    return {
-        "shard": record.shard,
-        "images": record.files["selections"].rows,
-        "samples": record.counts.get("samples", 0),
-        "prompts": record.files["prompts"].rows,
-        "errors": record.files["errors"].rows,
-        "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
-        "seconds": {stage: record.seconds.get(stage, 0.0) for stage in _STAGES},
-    }
-
-
-_STAGES = ("read", "decode", "encode", "score", "select", "write")
-_SHARDS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("images", pa.int64()),
-        ("samples", pa.int64()),
-        ("prompts", pa.int64()),
-        ("errors", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("seconds", pa.struct([(stage, pa.float64()) for stage in _STAGES])),
-    ]
-)
 
 
 def _message(error: Exception) -> str:
-    """DuckDB's message without its picture of the statement, on one line."""
+    """What DuckDB says, on one line and without its picture of the statement."""
     return " ".join(str(error).split("\n\nLINE ")[0].split())

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.answer import job as answer_module
+from pipeline.answer.checks import survey
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
@@ -48,14 +49,23 @@ def prune_again(ray_session, tiny_llava):
     return run
 
 
-def in_this_process(settings, budget, dtype, source, artifact, pending, say):
+def in_this_process(settings, budget, dtype, source, artifact, pending, progress, say):
     """Stands for `_run_shards`: the same work without Ray."""
     stage = AnswerShards(
-        GenerateSettings(source.root, artifact.root, settings.model, dtype, budget, settings.batch_size, 1)
+        GenerateSettings(
+            pruned=source.root,
+            output=artifact.root,
+            model=settings.model,
+            dtype=dtype,
+            budget=budget,
+            batch_size=settings.batch_size,
+            max_new_tokens=1,
+            stop_file=artifact.root / "stop",
+        )
     )
     for shard in pending:
         stage.answer_shard(shard)
-    return Followed(done=len(pending)), len(pending)
+    return Followed(done=len(pending))
 
 
 @pytest.fixture
@@ -80,7 +90,7 @@ def inodes(output: Path) -> dict[int, int]:
 
 
 def sources_are_in_force(pruned: Path, output: Path) -> bool:
-    _, hashes = Artifact(pruned).committed_hashes()
+    hashes = survey(Artifact(pruned)).hashes
     return all(record.sources.items() <= hashes.items() for record in Artifact(output).commits())
 
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.report.query import ask, connect, summarise
+from pipeline.report.query import ask, connect
+from pipeline.report.summary import summarise
 
 REPO = Path(__file__).resolve().parents[2]
 

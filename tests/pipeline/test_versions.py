@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from pipeline.loader.images import load_images, load_prompts
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
-from pipeline.budget import parse_budget
 from pipeline.errors import UserError
+from pipeline.loader.shard import ShardLoader
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import connect
 
@@ -39,8 +38,7 @@ def test_every_reader_refuses_it(old, small_pruned, small_answers, as_version_1,
         "resume": lambda: prune_corpus(
             PruneSettings(corpus=(str(tmp_path / "c.jsonl"),), model=tiny_llava, output=str(old)), print
         ),
-        "load prompts": lambda: load_prompts(Artifact(old), 0),
-        "load images": lambda: load_images(Artifact(old), {"0000" * 16: 0}, parse_budget("1", "--tokens")),
+        "load": lambda: ShardLoader(Artifact(old)),
     }
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     for name, read in readers.items():

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
-from pipeline.report.query import ask, connect, summarise
+from pipeline.report.query import ask, connect
+from pipeline.report.summary import summarise
 
 SECRET = "the-secret-in-the-file"
 VARIABLE = "the-secret-in-the-environment"

@@ -1,4 +1,4 @@
-"""A small artifact of two shards, written without Ray."""
+"""Fixtures: a small artifact of two shards, and answers over it, written without Ray."""
 
 import json
 from collections.abc import Callable
@@ -78,11 +78,17 @@ def small_pruned() -> Callable[..., Path]:
 def small_answers() -> Callable[..., Path]:
     """Write a finished output of an answer job over an output of `small_pruned`."""
 
-    def write(root: Path, pruned: Path, tokens: str = "all") -> Path:
+    def write(root: Path, pruned: Path, tokens: str = "all", types: tuple[str | None, str | None] = ("t", "t")) -> Path:
         artifact, source = Artifact(root), Artifact(pruned)
         artifact.adopt_job(JobRecord("answer", SCHEMA_VERSION, {"tokens": tokens}, {"config": "c"}, {}))
         for record in source.commits():
-            row = {"prompt_id": f"p{record.shard}-0", "answer": "x", "tokens": 2, "type": "t", "correct": True}
+            row = {
+                "prompt_id": f"p{record.shard}-0",
+                "answer": "x",
+                "tokens": 2,
+                "type": types[record.shard],
+                "correct": True,
+            }
             files = {"answers": write_table(root, "answers", record.shard, pa.Table.from_pylist([row], ANSWERS))}
             sources = {entry.path: entry.sha256 for name, entry in record.files.items() if name != "errors"}
             artifact.commit(CommitRecord(record.shard, files, {"prompts": 1}, sources=sources))

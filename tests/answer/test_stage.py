@@ -1,0 +1,101 @@
+"""A shard from its prompts to its commit, with an engine that needs no model."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.answer.checks import survey
+from pipeline.answer.engine import Question, Reply
+from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
+from pipeline.artifact.artifact import Artifact
+from pipeline.budget import Budget
+from pipeline.loader.shard import ShardLoader
+from schemas.answers import FinishReason
+from schemas.stored import StoredPrompt
+from schemas.tables import ANSWERS
+from tests.answer.fakes import kept
+
+
+class Echo:
+    """Replies with the prompt; refuses where it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+
+    def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
+        self.asked += questions
+        return [
+            Reply.refusal("told to") if "no" in q.prompt else Reply(q.prompt, [max_new_tokens], FinishReason.STOP, 0.5)
+            for q in questions
+        ]
+
+
+def prompt(number: int, text: str, image: str = "a", references: list[str] | None = None) -> StoredPrompt:
+    return StoredPrompt(
+        prompt_id=f"p{number}", image_id=image, prompt=text, references=references, type="t", shard=3, image_shard=1
+    )
+
+
+def test_rows_come_in_the_order_of_the_prompts_and_are_graded():
+    engine = Echo()
+    prompts = [
+        prompt(0, "red", references=["Red."]),
+        prompt(1, "blue", image="gone", references=["blue"]),
+        prompt(2, "no", references=["no"]),
+        prompt(3, "green", image="b", references=["red"]),
+        prompt(4, "free"),
+    ]
+    rows = answer_prompts(engine, prompts, {"a": kept("a", 2), "b": kept("b", 3)}, max_new_tokens=5)
+    assert [(r.prompt_id, r.answer, r.finish_reason.value, r.tokens, r.correct, r.message) for r in rows] == [
+        ("p0", "red", "stop", 2, True, None),
+        ("p1", None, "refused", 0, None, "its image has no selection in the pruned corpus"),
+        ("p2", None, "refused", 2, None, "told to"),
+        ("p3", "green", "stop", 3, False, None),
+        ("p4", "free", "stop", 2, None, None),
+    ]
+    assert [q.prompt for q in engine.asked] == ["red", "no", "green", "free"]
+    assert {(r.shard, r.type) for r in rows} == {(3, "t")}
+    assert [(r.answer_tokens, r.seconds) for r in rows[:2]] == [([5], 0.5), ([], 0.0)]
+
+
+@pytest.fixture
+def stage(small_pruned, tmp_path, monkeypatch):
+    """The stage over a small artifact, its model replaced."""
+    monkeypatch.setattr(AnswerShards, "_load", lambda self: (ShardLoader(Artifact(self._settings.pruned)), Echo()))
+    pruned = small_pruned(tmp_path / "pruned")
+    return AnswerShards(
+        GenerateSettings(
+            pruned=pruned, output=tmp_path / "out", model="m", dtype="float32", budget=Budget("count", 1),
+            batch_size=4, max_new_tokens=6, stop_file=tmp_path / "stop",
+        )
+    )  # fmt: skip
+
+
+def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
+    (outcome,) = stage.answer_shard(1).to_pylist()
+    assert (outcome["shard"], outcome["prompts"], outcome["refused"], outcome["failure"]) == (1, 2, 0, None)
+    artifact = Artifact(tmp_path / "out")
+    record = artifact.read_commit(1)
+    assert record is not None
+    assert record.counts == {"prompts": 2, "refused": 0, "graded": 2, "correct": 0}
+    assert set(record.seconds) == {"load", "generate", "write"}
+    hashes = survey(Artifact(tmp_path / "pruned")).hashes
+    assert sorted(record.sources) == [
+        *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
+        *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
+    ]
+    assert record.sources.items() <= hashes.items()
+    table = pq.read_table(artifact.root / record.files["answers"].path)
+    assert table.schema.equals(ANSWERS)
+    assert table.select(["prompt_id", "answer", "tokens", "correct"]).to_pylist() == [
+        {"prompt_id": f"p1-{n}", "answer": "what?", "tokens": 1, "correct": False} for n in (0, 1)
+    ]
+
+
+def test_no_shard_begins_once_the_run_is_to_stop(stage, tmp_path):
+    (tmp_path / "stop").touch()
+    (outcome,) = stage(pa.table({"shard": [0]})).to_pylist()
+    assert outcome["status"] == "stopped"
+    assert Artifact(tmp_path / "out").committed_shards() == []
