@@ -129,6 +129,7 @@ def test_a_measured_batch_size_is_kept(prune, tmp_path):
     assert not any("fastest" in line for line in said)
 
 
+@pytest.mark.ray
 def test_sigterm_finishes_the_shards_in_flight(scenes_tars, tiny_llava, tmp_path):
     output = tmp_path / "out"
     command = [
