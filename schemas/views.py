@@ -1,6 +1,27 @@
-"""SQL for DuckDB: the view `tokens`, and paths as literals."""
+"""What queries see beside the artifact's own tables: the views `shards` and `tokens`; and paths as SQL literals."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas.columns import column
+
+STAGES = ("read", "decode", "encode", "score", "select", "write")
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardRow:
+    """One committed shard of a pruned artifact."""
+
+    shard: int = column(pa.int32())
+    images: int = column(pa.int64())
+    samples: int = column(pa.int64())
+    prompts: int = column(pa.int64())
+    errors: int = column(pa.int64())
+    size_bytes: int = column(pa.int64())  # of all its files
+    seconds: dict[str, float] = column(pa.struct([(stage, pa.float64()) for stage in STAGES]))
+
 
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """

@@ -1,7 +1,8 @@
-"""A checkpoint's own generation settings: harmless in a batch, honoured one prompt at a time, or refused by name.
+"""What a checkpoint's own generation settings mean for answering.
 
-What is promised is what `generate` of the untouched model gives, greedily, for a prompt alone. A setting of a newer
-Transformers that is in none of the lists below is refused.
+A setting is harmless in a batch, or it is followed by answering one prompt at a time, or it is refused by name. The
+promise is that every answer is the one which `generate` of the untouched model gives, greedily, for that prompt alone.
+A setting that a newer Transformers may bring and that is in none of the lists below is refused.
 """
 
 import json

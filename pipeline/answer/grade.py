@@ -1,4 +1,4 @@
-"""Is a generated answer right? Exact match with one of the references, after the usual normalisation."""
+"""Whether a generated answer is right: it must equal one of the references after the usual normalisation."""
 
 import re
 import string
@@ -8,12 +8,12 @@ _EDGES = string.punctuation + string.whitespace
 
 
 def normalise(text: str) -> str:
-    """Case folded, white space collapsed, punctuation at both ends dropped."""
+    """The text with its case folded, white space collapsed, and punctuation at both ends dropped."""
     return re.sub(r"\s+", " ", text.casefold()).strip(_EDGES)
 
 
 def is_correct(answer: str, references: Sequence[str] | None) -> bool | None:
-    """Whether the answer equals a reference; None where there is none to compare with."""
+    """Whether the answer equals a reference, or None where there is no reference to compare with."""
     if not references:
         return None
     return normalise(answer) in {normalise(reference) for reference in references}

@@ -1,4 +1,4 @@
-"""The answer job: a pruned corpus -> load -> generate -> write, a shard at a time on Ray Data, with its own commits."""
+"""The answer job: it loads, answers and commits the prompts of a pruned corpus, a shard at a time."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -114,7 +114,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
 
 
 def _forget_what_changed(pruned: Artifact, artifact: Artifact, run: Followed, say: Callable[[str], None]) -> None:
-    """Give up the shards whose pruned files were redone, or came, while the answers were made."""
+    """Give up the shards whose pruned files changed, or appeared, while the answers were made."""
     num_shards, sources = pruned.committed_hashes()
     resume = artifact.resume(num_shards, sources=sources)
     if resume.pending:
@@ -133,7 +133,7 @@ def _run_shards(
     progress: Progress,
     say: Callable[[str], None],
 ) -> Followed:
-    """Answer the pending shards on the cluster and commit them to `artifact`; how that ended."""
+    """Answer the pending shards on the cluster, commit them to `artifact`, and tell how that ended."""
     placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
     workers = min(settings.workers or placement.workers or cluster_cpus(), len(pending))
 

@@ -1,4 +1,4 @@
-"""The model families: one adapter file each, one line here."""
+"""The model families. Each has one adapter file, and one line here."""
 
 from importlib import import_module
 

@@ -1,4 +1,7 @@
-"""The answering side that families with one-dimensional positions share: kept tokens and newlines as one sequence."""
+"""The answering side of the families whose positions have one dimension.
+
+Kept tokens and newlines form one sequence, which stands in place of the image in the prompt.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +27,8 @@ def kept_places(image: KeptImage) -> Tensor:
 class PackedAnswerer:
     """Tokenizer and language model of a family whose images are one run of tokens with one-dimensional positions.
 
-    positions `compact`: kept tokens are numbered consecutively; `original`: they keep the places they had before
-    pruning, and the text behind them begins where it began.
+    With positions `compact` the kept tokens are numbered consecutively. With `original` they keep the positions that
+    they had before pruning, and the text behind them begins where it began then.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class PackedAnswerer:
         as_list: bool = True,
         add_special_tokens: bool = True,
     ) -> None:
-        """Load.
+        """Load tokenizer and language model.
 
         Args:
             part: the language side, see `part_of`.
@@ -75,7 +78,7 @@ class PackedAnswerer:
         self._newline_O = None if newline is None else newline(self.model)
 
     def render(self, prompt: str) -> str:
-        """The prompt in the checkpoint's chat template, else in the family's, with one image placeholder."""
+        """The prompt with one image placeholder, in the checkpoint's chat template or, without one, in the family's."""
         text = render_prompt(
             self.tokenizer,
             prompt,
@@ -86,14 +89,14 @@ class PackedAnswerer:
         return self._expand(text)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
-        """The prompt with K + S image tokens."""
+        """Token ids of the prompt, with K + S image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         count = len(image.indices_K) + image.selection.num_structure
         return ids[:place] + [self.image_token_id] * count + ids[place + 1 :]
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-        """The kept features, newlines between them, in place of the vision tower's output."""
+        """Arguments that give the model kept features and newlines where it expects its vision tower's output."""
         features = [self._sequence(image) for image in images]
         output = BaseModelOutputWithPooling(pooler_output=features if self._as_list else torch.cat(features))  # type: ignore[arg-type]
         inputs: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
@@ -104,7 +107,7 @@ class PackedAnswerer:
         return inputs
 
     def _sequence(self, image: KeptImage) -> Tensor:
-        """Kept features (K + S, O), every newline at its place."""
+        """Features (K + S, O) of the kept tokens, with every newline at its place between them."""
         features_KO = image.features_KO.to(self.model.device, self.model.dtype)
         structure = image.selection.structure
         if not structure:
@@ -129,7 +132,8 @@ class PackedAnswerer:
 def around_image(is_image_T: Tensor, places: Tensor, length: int) -> Tensor:
     """Positions of a prompt whose image tokens lie at `places` (..., K) from where the image begins and span `length`.
 
-    Text before the image counts from 0, text behind it goes on from the image's beginning plus `length`.
+    The text before the image is numbered from 0. The text behind it goes on from the image's first position plus
+    `length`.
     """
     start = int(is_image_T.int().argmax())
     count = places.shape[-1]

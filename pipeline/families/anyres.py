@@ -1,7 +1,7 @@
 """What LLaVA-NeXT and LLaVA-OneVision share: an overview and tiles that the model packs into one sequence.
 
-How an image is packed is learnt from the model itself: its own `pack_image_features` packs the tokens' numbers, with
-NaN for the newline, and the result says which token lies where and where the newlines are.
+How an image is packed is learnt from the model itself. Its own `pack_image_features` is given the tokens' numbers in
+place of their features, and NaN as the newline; the result says which token lies where and where the newlines are.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Pack = Callable[[Any, Tensor, Tensor, Tensor, bool], Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image is packed."""
+    """How the tokens of one image are packed into a sequence."""
 
     tokens_N: Tensor | None  # number of each visual token among the tiles' tokens; None: the model resized the grid
     structure: tuple[int, ...]
@@ -34,7 +34,7 @@ class Layout:
 
 
 class AnyresEncoder:
-    """Vision tower, projector and newline."""
+    """Runs the vision tower, the projector and the packing with newlines."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class AnyresEncoder:
         kinds: Sequence[str],
         group_by_tile: bool,
     ) -> None:
-        """Load.
+        """Load the vision side.
 
         Args:
             part: the vision side, see `part_of`.
@@ -66,7 +66,7 @@ class AnyresEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the tiles of all images."""
+        """Encode all images in one pass of the tower over their tiles."""
         device = self._model.device
         tiles = torch.cat([normalised(self._processor, one) for one in pixels])
         sizes_B2 = torch.tensor(sizes, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""What a model family must provide: three small roles, each loading only its part of a checkpoint.
+"""What a model family must provide: three small roles, each of which loads only its own part of a checkpoint.
 
     Preparer   CPU, in decode tasks   PIL image -> the uint8 pixels that the model's own processor would keep
     Encoder    model actor            pixels -> per-image tokens at the projector's input and output
@@ -27,9 +27,9 @@ from zoo_ops import ProjectorSpec
 class Segment:
     """A run of the visual tokens, from token `first` on, that is a raster of rows x cols.
 
-    (row, col) is where it begins in the grid of the whole image; an overview of the image has a grid of its own, so it
-    begins at (0, 0). A raster over several tiles also says how large they are, how many lie side by side, and how many
-    of their rows above it and columns left of it were padding; `tile` is then the first of them.
+    (row, col) is where it begins in the grid of the whole image. An overview of the image has a grid of its own, so it
+    begins at (0, 0). A raster that covers several tiles also says how large the tiles are, how many of them lie side
+    by side, and how many rows above the raster and columns left of it were padding; `tile` is then the first of them.
     """
 
     first: int
@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image as the language model would see it before pruning; structure tokens (newlines) excluded."""
+    """One image as the language model would see it before pruning, without its structure tokens (newlines)."""
 
     features_ND: Tensor  # projector input
     projected_NO: Tensor  # projector output, in the model's dtype
@@ -73,7 +73,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class KeptImage:
-    """One stored image at one budget, tokens in raster order."""
+    """One stored image at one budget. Its tokens are in raster order."""
 
     image_id: str
     selection: StoredSelection  # what its row of the selections table says about its tokens
@@ -83,23 +83,29 @@ class KeptImage:
 
 
 class Preparer(Protocol):
-    """Built as `Preparer(checkpoint)`."""
+    """Makes pixels of images. It is built as `Preparer(checkpoint)`."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """The uint8 pixels the encoder takes. Raises `UnusableImageError` where the family can't take the image."""
 
 
 class Encoder(Protocol):
-    """Built as `Encoder(checkpoint, device, dtype)`; holds vision tower and projector only."""
+    """Makes tokens of pixels.
+
+    Built as `Encoder(checkpoint, device, dtype)`, it holds vision tower and projector only.
+    """
 
     projector: ProjectorSpec
 
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """Encode prepared images; `sizes` are (height, width) of the decoded images."""
+        """Encode prepared images, whose height and width before preparation are `sizes`."""
 
 
 class Answerer(Protocol):
-    """Built as `Answerer(checkpoint, device, dtype, positions)`; holds tokenizer and language model only."""
+    """Makes of a prompt and a kept image what `generate` needs.
+
+    Built as `Answerer(checkpoint, device, dtype, positions)`, it holds tokenizer and language model only.
+    """
 
     tokenizer: Any  # a Transformers tokenizer
     model: Any  # a Transformers model with `generate`
@@ -110,7 +116,7 @@ class Answerer(Protocol):
         """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-        """Keyword arguments of `generate` that carry the images, one image a row."""
+        """Keyword arguments of `generate` that carry the images; each row of the batch has one image."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,11 @@ class Family:
 
 
 class UnusableImageError(Exception):
-    """The family can't encode this image; becomes an errors row."""
+    """The family can't encode this image, which becomes a row of the errors table."""
 
 
 class UnusablePromptError(Exception):
-    """The family can't pose this prompt; becomes the prompt's status."""
+    """The family can't pose this prompt, which is refused with this message in place of an answer."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,12 @@ class Checkpoint:
 
     @property
     def pinned(self) -> str:
-        """The name under which a worker, here or on another node, opens these very files: a folder or a commit."""
+        """The name under which a worker on any node opens these very files: their folder, or a commit of the hub."""
         return str(self.path) if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`"float32"` and the like as a torch dtype."""
+    """The torch dtype of a name such as `float32`."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {name!r} is no floating dtype of torch; use float32, float16 or bfloat16")

@@ -1,4 +1,4 @@
-"""Which model: from `--model` to a folder, its family, and an identity that two runs can compare."""
+"""From what `--model` says to a folder, the family that handles it, and an identity that two runs can compare."""
 
 import hashlib
 import json
@@ -70,14 +70,14 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
 
 
 def weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors files that make up a checkpoint: those of its index, else its only one.
+    """The safetensors files that make up a checkpoint: those of its index or, without an index, its only one.
 
     Args:
         path: its folder.
         name: as the user gave it.
 
     Raises:
-        UserError: none, some missing, or shards that the index does not know.
+        UserError: there is none, some are missing, or there are shards that the index does not know.
     """
     found = {file.name for file in path.glob("*.safetensors")}
     index = path / "model.safetensors.index.json"
@@ -110,7 +110,7 @@ def weight_files(path: Path, name: str) -> list[Path]:
 
 
 def _download(name: str) -> Path:
-    """The snapshot's folder, whose name is the commit."""
+    """The folder of a snapshot in the hub's cache; its name is the commit."""
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or Path(name).parent.is_dir():
         raise UserError(f"--model {name}: no such folder, and not a hub id of the form org/name or org/name@revision")
@@ -122,7 +122,9 @@ def _download(name: str) -> Path:
 
 
 def identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
-    """What must be the same for two prune runs to use the same model: all but the language model's own tensors.
+    """What must be the same for two prune runs to use the same model.
+
+    That is everything but the language model's own tensors.
 
     Returns:
         `family` and lower-case hex sha256 values: `config` (config.json as canonical JSON), `image_processor`,
@@ -139,7 +141,9 @@ def identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
 
 
 def answering_identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
-    """What must be the same for two answer runs to use the same model: all but the vision tower, which is not read.
+    """What must be the same for two answer runs to use the same model.
+
+    That is everything but the vision tower, which answering does not read.
 
     Returns:
         as `identity`, with `language` (the language model's tensors), `prompting` (tokenizer and chat template) and
@@ -158,7 +162,7 @@ def answering_identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]
 
 
 def _identity(checkpoint: Checkpoint, family: Family, **parts: Callable[[str], bool]) -> dict[str, str]:
-    """Family, config, headers, projector and the named parts of the tensors; each tensor is read once."""
+    """Hashes of config, headers, projector and the named parts of the tensors, of which each is read once."""
     headers = hashlib.sha256()
     parts["projector"] = lambda name: bool(re.search(family.projector_weights, name))
     wanted: list[tuple[Path, int, str, dict[str, Any]]] = []
@@ -213,7 +217,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Header of a safetensors file without its metadata, and the byte offset at which the tensors' data begins.
 
     Raises:
-        UserError: not a safetensors file, or cut short.
+        UserError: the file is no safetensors file, or it was cut short.
     """
     size = file.stat().st_size
     try:

@@ -1,7 +1,7 @@
 """Gemma 3: SigLIP tower at one size, projector of 4 x 4 pooling, RMSNorm and one matrix; image tokens see each other.
 
 A token's vision feature is the pooled one. The norm makes the Jacobian differ from token to token, but there is no
-closed form: the sensitivity is `directional`. Pan and scan is off, as it is by default.
+closed form of it, so the sensitivity is estimated by `directional`. Pan and scan is off, as it is by default.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ BEGIN, TOKEN, END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 
 
 class _NormAndMatrix(nn.Module):
-    """The part of the stock projector behind its pooling; holds the stock parameters."""
+    """The part of the stock projector that follows its pooling, with the stock parameters."""
 
     def __init__(self, projector: Any) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def _spec_of(projector: Any) -> ProjectorSpec:
 
 
 class Gemma3Encoder:
-    """Vision tower and projector."""
+    """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
@@ -53,7 +53,7 @@ class Gemma3Encoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the batch; all images have the same prepared size."""
+        """Encode all images in one pass of the tower; they all have the same prepared size."""
         inputs = torch.stack([normalised(self._processor, one) for one in pixels])
         projector = self._model.multi_modal_projector
         with captured(projector.mm_soft_emb_norm) as norm, captured(projector) as whole:

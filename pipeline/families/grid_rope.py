@@ -25,13 +25,13 @@ TEMPLATE = f"<|im_start|>user\n{INLINE}{{prompt}}<|im_end|>\n<|im_start|>assista
 
 
 class GridPreparer:
-    """Resizes as the checkpoint's image processor does, and stays in uint8."""
+    """Resizes images as the checkpoint's image processor does, and leaves them in uint8."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Pixels (3, height, width) uint8."""
+        """The resized pixels (3, height, width) as uint8."""
         processor = self._processor
         pixels = processor.process_image(image, do_convert_rgb=processor.do_convert_rgb)
         if not processor.do_resize:
@@ -44,7 +44,7 @@ class GridPreparer:
 
 
 class GridEncoder:
-    """Vision tower with its merger, which is the projector."""
+    """Runs the vision tower with its merger, which is the projector."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class GridEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the patches of all images."""
+        """Encode all images in one pass of the tower over their patches."""
         inputs = self._processor(
             list(pixels), do_resize=False, input_data_format="channels_first", return_tensors="pt"
         ).to(self._model.device)
@@ -103,9 +103,9 @@ class GridEncoder:
 
 
 class GridAnswerer:
-    """Tokenizer and language model; kept tokens stay where they are on the image's grid, always.
+    """Tokenizer and language model of a family whose kept tokens always stay where they are on the image's grid.
 
-    Position ids go along with the features: without them the model would count in one dimension and say nothing.
+    Position ids go along with the features, because without them the model would silently count in one dimension.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class GridAnswerer:
         self._output = output or _pooled
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
-        """The prompt with K image tokens."""
+        """Token ids of the prompt, with K image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-        """The kept features and the position of every token: text positions first, then time, row and column."""
+        """Arguments with the kept features and, for every token, its text position, time, row and column."""
         positions_4BT = torch.zeros(4, *input_ids_BT.shape, dtype=torch.int64, device=input_ids_BT.device)
         for number, image in enumerate(images):
             real_T = mask_BT[number].bool()

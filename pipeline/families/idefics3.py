@@ -1,7 +1,7 @@
 """Idefics3 (and SmolVLM): square tiles and an overview, each a block of tokens behind its own tag; linear projector.
 
-The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing: selectors that need it
-are refused. The tags are text of the prompt and stay, also of a tile of which no token was kept.
+The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing; selectors that need it
+are refused. The tags are text of the prompt and stay there, even that of a tile of which no token was kept.
 """
 
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ TEMPLATE = f"<|im_start|>User:{PLACEHOLDER}{{prompt}}<end_of_utterance>\nAssista
 
 
 def spec_of(connector: Any) -> ProjectorSpec:
-    """Of a stock connector, behind its pixel shuffle."""
+    """The form of a stock connector behind its pixel shuffle."""
     return ProjectorSpec(connector.modality_projection.proj, None, None)
 
 
 class TilePreparer:
-    """Resizes and splits as the checkpoint's image processor does, and stays in uint8."""
+    """Resizes and splits images as the checkpoint's image processor does, and leaves them in uint8."""
 
     def __init__(self, checkpoint: Checkpoint, kinds: Sequence[str]) -> None:
         self._processor = image_processor(checkpoint, kinds)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Pixels (rows + 1, cols, 3, side, side) uint8: the tiles, and a last row that begins with the overview."""
+        """Pixels (rows + 1, cols, 3, side, side) as uint8: the tiles, then a last row that begins with the overview."""
         try:
             inputs = self._processor(
                 image, do_rescale=False, do_normalize=False, return_row_col_info=True, return_tensors="np"
@@ -58,7 +58,7 @@ class TilePreparer:
 
 
 class TileEncoder:
-    """Vision tower and connector."""
+    """Runs the vision tower and the connector, which is the projector."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class TileEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the tiles of all images; tokens compete within their tile."""
+        """Encode all images in one pass of the tower over their tiles. Tokens are ranked within their tile."""
         shapes = [one.shape[:2] for one in pixels]
         counts = [(below - 1) * across + 1 for below, across in shapes]
         tiles = [one.reshape(-1, *one.shape[2:])[:count] for one, count in zip(pixels, counts, strict=True)]
@@ -104,7 +104,7 @@ def _image(features_TnD: Tensor, projected_TnO: Tensor, rows: int, cols: int) ->
 
 
 class TileAnswerer:
-    """Tokenizer and language model; a tag before the kept tokens of every tile."""
+    """Tokenizer and language model. In the prompt a tag stands before the kept tokens of every tile."""
 
     def __init__(
         self,
@@ -130,12 +130,12 @@ class TileAnswerer:
         self.shares_beginnings = attends_causally(checkpoint.config)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
-        """The prompt with the tags of all tiles and K image tokens."""
+        """Token ids of the prompt, with the tags of all tiles and K image tokens in the place of the image."""
         self._poser.ids(prompt)  # refuses what it must
         return tokenise(self.tokenizer, self._render(prompt).replace(PLACEHOLDER, _blocks(image)))
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-        """The kept features in place of the vision tower's output."""
+        """Arguments that give the model the kept features where it expects its vision tower's output."""
         features: Any = [image.features_KO.to(self.model.device, self.model.dtype) for image in images]
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 

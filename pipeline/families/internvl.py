@@ -29,7 +29,7 @@ def _spec_of(projector: Any) -> ProjectorSpec:
 
 
 class InternVLEncoder:
-    """Vision tower, pixel shuffle and projector."""
+    """Runs the vision tower, the pixel shuffle and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
@@ -38,7 +38,7 @@ class InternVLEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the tiles of all images; tokens compete within their tile."""
+        """Encode all images in one pass of the tower over their tiles. Tokens are ranked within their tile."""
         inputs = torch.cat([normalised(self._processor, one) for one in pixels])
         with captured(self._model.multi_modal_projector) as seen:
             self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
@@ -66,7 +66,7 @@ class InternVLEncoder:
         )
 
     def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Tiles side by side and one below the other, as the processor lays them."""
+        """How many tiles the processor lays side by side, and how many one below the other."""
         tile = self._processor.size
         return get_optimal_tiled_canvas(
             size, (tile["height"], tile["width"]), self._processor.min_patches, self._processor.max_patches

@@ -23,12 +23,15 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def spec_of(projector: Any) -> ProjectorSpec:
-    """Of a stock LLaVA projector."""
+    """The form of a stock LLaVA projector."""
     return ProjectorSpec(linear_in=projector.linear_1, activation=projector.act, linear_out=projector.linear_2)
 
 
 def refusal(config: Any) -> str | None:
-    """Why this LLaVA config can't be handled: another tower, or a class token among the visual tokens."""
+    """Why this LLaVA config can't be handled, None if it can.
+
+    It may have another tower, or a class token among the visual tokens.
+    """
     tower = config.vision_config.model_type
     if tower not in TOWERS:
         return f"its vision tower is a {tower}; LLaVA models are handled with {' or '.join(TOWERS)}"
@@ -41,7 +44,7 @@ def refusal(config: Any) -> str | None:
 
 
 class LlavaEncoder:
-    """Vision tower and projector."""
+    """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
@@ -51,7 +54,7 @@ class LlavaEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the batch; all images have the same prepared size."""
+        """Encode all images in one pass of the tower; they all have the same prepared size."""
         inputs = torch.stack([normalised(self._processor, one) for one in pixels])
         with captured(self._model.multi_modal_projector) as seen:
             self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))

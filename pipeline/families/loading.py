@@ -1,4 +1,4 @@
-"""Loading a part of a checkpoint, and watching a module at work without touching it."""
+"""Loading a part of a checkpoint, and recording what a module does without changing it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from pipeline.families.base import Checkpoint
 
 @dataclass
 class Captured:
-    """A module's own input and output, as seen in its last call."""
+    """The input and the output of a module in its last call."""
 
     input: Tensor
     output: Tensor
@@ -24,7 +24,7 @@ class Captured:
 
 @contextmanager
 def captured(module: nn.Module) -> Iterator[Captured]:
-    """Record what goes into and comes out of `module` in the block; fails if it was not called."""
+    """Record what goes into and comes out of `module` while the block runs, in which it must be called once."""
     seen = Captured(torch.empty(0), torch.empty(0))
     calls = []
 
@@ -41,7 +41,7 @@ def captured(module: nn.Module) -> Iterator[Captured]:
 
 
 def part_of(stock: type[Any], *without: str) -> type[Any]:
-    """A stock Transformers model that leaves some of its submodules out and is otherwise the stock model.
+    """A stock Transformers model without some of its submodules, which is the stock model otherwise.
 
     Transformers builds models on no device before it reads weights, so what is left out never takes memory, and its
     tensors are never read.
@@ -67,13 +67,13 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
 
 
 def projector_form(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """A projector built from a config on no device: its form without its weights."""
+    """A projector built from a config on no device, which has the form of the projector but not its weights."""
     with torch.device("meta"):
         return build(config)
 
 
 def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """`part.from_pretrained`, quiet, in evaluation mode, complete or refused.
+    """Load a part of a checkpoint in evaluation mode, quietly, and refuse it unless it is complete.
 
     Args:
         part: a `PreTrainedModel` class that holds some modules of the stock architecture under their stock names (see
@@ -110,9 +110,10 @@ def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dty
 
 
 def attends_causally(config: Any) -> bool:
-    """Whether a token sees all tokens before it, however they are padded, and nothing else: no sliding window.
+    """Whether every token sees exactly the tokens before it, however they are padded.
 
-    A window counts places, padding between a beginning and its continuation too.
+    It is not so with a sliding window, which counts places, those of padding between a beginning and its continuation
+    among them.
     """
     text = config.get_text_config()
     return not getattr(text, "sliding_window", None) and "sliding_attention" not in (
@@ -121,7 +122,10 @@ def attends_causally(config: Any) -> bool:
 
 
 def fixed_rotation_limit(model: Any) -> int | None:
-    """The text length from which on the rotation of positions depends on the longest text of a batch; None: never."""
+    """The text length from which on the rotation of positions depends on the longest text of the batch.
+
+    None where it never does.
+    """
     limits = []
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
@@ -137,9 +141,9 @@ def fixed_rotation_limit(model: Any) -> int | None:
 
 @torch.inference_mode()
 def forget_long_texts(model: Any) -> None:
-    """Bring the rotation of positions back to what it is for short texts: a longer text before leaves its own behind.
+    """Bring the rotation of positions back to what it is for short texts, after a long text has changed it.
 
-    Transformers does so itself when the model reads a text below the limit; here it is one token long.
+    Transformers itself does so when the model reads a text below the limit, so the model is given one token to read.
     """
     if fixed_rotation_limit(model) is not None:
         zero = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
@@ -153,5 +157,5 @@ def limit_threads(num_threads: int) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its class where it has none."""
+    """The first line of an error's message, or its class where it has no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

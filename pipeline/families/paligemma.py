@@ -1,6 +1,6 @@
 """PaliGemma 1 and 2: SigLIP tower at one size, a linear projector; image and prompt are one bidirectional prefix.
 
-The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing: selectors that need it
+The projector is linear, so every token has the same Jacobian and the sensitivity tells nothing; selectors that need it
 are refused.
 """
 
@@ -32,7 +32,7 @@ def _spec_of(projector: Any) -> ProjectorSpec:
 
 
 class PaliGemmaEncoder:
-    """Vision tower and projector."""
+    """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
@@ -41,7 +41,7 @@ class PaliGemmaEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """One tower pass over the batch; all images have the same prepared size."""
+        """Encode all images in one pass of the tower; they all have the same prepared size."""
         inputs = torch.stack([normalised(self._processor, one) for one in pixels])
         with captured(self._model.multi_modal_projector) as seen:
             self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
@@ -53,10 +53,13 @@ class PaliGemmaEncoder:
 
 
 class PaliGemmaAnswerer(PackedAnswerer):
-    """Image first, then a beginning of sequence, the prompt and a line break; no chat template, as its processor."""
+    """Writes prompts as the model's processor does, without a chat template.
+
+    The image comes first, then a beginning of sequence, the prompt and a line break.
+    """
 
     def render(self, prompt: str) -> str:
-        """The text with one placeholder."""
+        """The text of a prompt, with one image placeholder."""
         if self.tokenizer.chat_template:
             return super().render(prompt)
         text = render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template="<image>{prompt}")

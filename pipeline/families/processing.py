@@ -1,7 +1,7 @@
-"""Images to pixels with the checkpoint's own image processor, cut in two: geometry in uint8, arithmetic in float.
+"""Images to pixels with the checkpoint's own image processor, whose work is done in two halves.
 
-Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint8; the model actor does the rest. Both
-halves call the processor's own methods, and together they give its bits.
+Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint8. The model actor does the arithmetic
+in float. Both halves call the processor's own methods, and together they give the same bits as the processor.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
         kinds: class names the family works with, without a backend's suffix.
 
     Raises:
-        UserError: none in the folder, or one of another kind.
+        UserError: the folder holds no image processor, or one of another kind.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil")
@@ -45,7 +45,7 @@ def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
 
 
 class UintPreparer:
-    """The processor's geometry on one image: every step but rescaling and normalising."""
+    """Does to an image every step of the processor but rescaling and normalising."""
 
     def __init__(
         self, checkpoint: Checkpoint, kinds: Sequence[str], *, an_entry_each: bool = True, **options: Any
@@ -62,7 +62,7 @@ class UintPreparer:
         self._options = options
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Pixels (3, height, width), or (tiles, 3, height, width) of a processor that tiles; uint8."""
+        """Pixels as uint8: (3, height, width), or (tiles, 3, height, width) where the processor makes tiles."""
         check_resized_size(self._processor, image)
         try:
             pixels = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np", **self._options)[
@@ -101,7 +101,7 @@ def unusable(image: Image.Image, error: Exception) -> UnusableImageError:
 
 
 def normalised(processor: Any, pixels: np.ndarray) -> Tensor:
-    """Rescaled and normalised float pixels of uint8 pixels, with as many axes."""
+    """Rescale and normalise uint8 pixels to float pixels of the same shape."""
     tiles = pixels if pixels.ndim == 4 else pixels[None]
     done = []
     for tile in tiles:

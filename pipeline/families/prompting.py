@@ -1,4 +1,4 @@
-"""From a user's prompt to the text the model was trained on: the checkpoint's chat template, one image placeholder."""
+"""From a user's prompt to the text that the model was trained on: the checkpoint's chat template around one image."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer, with the chat template of its processor where that has one of its own.
 
     Raises:
-        UserError: no tokenizer that can be used.
+        UserError: the checkpoint has no tokenizer that can be used.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
@@ -34,12 +34,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 class Poser:
-    """Prompts to token ids; a prompt that brings image or video tokens of its own is refused, text is text."""
+    """Makes token ids of prompts.
+
+    What a prompt says is text. A prompt that brings image or video tokens of its own is refused.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, tokenizer: Any, render: Callable[[str], str], *, add_special_tokens: bool = True
     ) -> None:
-        """Pose a prompt to see that the chat template takes one.
+        """Pose a prompt at once, to see that the chat template takes one.
 
         Args:
             checkpoint: whose config says which tokens stand for images and videos.
@@ -48,7 +51,7 @@ class Poser:
             add_special_tokens: as the model's own processor asks its tokenizer.
 
         Raises:
-            UserError: it does not.
+            UserError: the chat template takes none.
         """
         self._tokenizer, self._render, self._add_special_tokens = tokenizer, render, add_special_tokens
         names = ("image_token_id", "video_token_id")
@@ -127,7 +130,7 @@ def render_prompt(
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a rendered prompt; a beginning of sequence that the template wrote is not added again.
+    """Token ids of a rendered prompt. A beginning of sequence that the template wrote is not added again.
 
     Raises:
         UnusablePromptError: the tokenizer does not take the text.

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL with an RMSNorm in the merger; the tower works in windows, their order is undone."""
+"""Qwen2.5-VL: as Qwen2-VL with an RMSNorm in the merger. The tower works in windows, whose order is undone."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Qwen3-VL: as Qwen2-VL, and features of earlier tower layers (deepstack) go into the first language-model layers."""
+"""Qwen3-VL: as Qwen2-VL, but features of earlier tower layers (deepstack) go into the first language-model layers."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""SmolVLM and SmolVLM2, images: built as Idefics3 is, under names of its own."""
+"""SmolVLM and SmolVLM2 on images: they are built as Idefics3 is, under names of their own."""
 
 from functools import partial
 

@@ -1,1 +1,1 @@
-"""Looking at artifacts and answers: SQL over views, summaries."""
+"""Looking at artifacts and answers, by SQL over views or in a summary."""

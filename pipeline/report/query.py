@@ -1,11 +1,10 @@
-"""Asking an artifact questions in SQL: DuckDB views over its committed files, read-only."""
+"""Asking an artifact questions in SQL, through DuckDB views that only read its committed files."""
 
 import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -15,9 +14,10 @@ import pyarrow.fs
 from pipeline.artifact.artifact import Artifact, made_from
 from pipeline.budget import Budget, parse_budget
 from pipeline.errors import UserError
+from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
-from schemas.views import quoted, tokens_view
+from schemas.views import STAGES, ShardRow, quoted, tokens_view
 
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
 _BLANK = r"(?:\s|--[^\n]*|/\*.*?\*/)*+"
@@ -43,7 +43,7 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     artifact = Artifact(pruned)
     artifact.require_job("prune", "--pruned")
     files: dict[str, list[str]] = {table: [] for _, table, _ in _TABLES}
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardRow] = []
     hashes: dict[str, str] = {}
     for record in artifact.checked_commits():
         for table, paths in files.items():
@@ -54,7 +54,7 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     for view, table, schema in _TABLES:
         db.register(view, ds.dataset(files[table], schema=schema, format="parquet"))
     db.register("answers", _answers(artifact, hashes, answers))
-    db.register("shards", pa.Table.from_pylist(shards, _SHARDS))
+    db.register("shards", table_of(ShardRow, shards))
     db.execute(tokens_view())
     db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")
     db.execute("set python_enable_replacements = false")
@@ -100,7 +100,7 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
 
 
 def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
-    """The result of one reading statement; a column name that comes again gets a number.
+    """The result of one reading statement, in which a column name that comes again gets a number.
 
     Raises:
         UserError: not SQL, a statement that would write, or several statements.
@@ -114,7 +114,11 @@ def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
 
 
 def _reading(sql: str) -> str:
-    """The one statement in `sql`; raises unless it is a SELECT or the EXPLAIN of one."""
+    """The one statement in `sql`, which must be a SELECT or the EXPLAIN of one.
+
+    Raises:
+        UserError: it is neither.
+    """
     kind = _only_kind(sql)
     if kind == "SELECT":
         return sql
@@ -150,32 +154,18 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return list(unique)
 
 
-def _shard_row(record: CommitRecord) -> dict[str, Any]:
-    return {
-        "shard": record.shard,
-        "images": record.files["selections"].rows,
-        "samples": record.counts.get("samples", 0),
-        "prompts": record.files["prompts"].rows,
-        "errors": record.files["errors"].rows,
-        "size_bytes": sum(entry.size_bytes for entry in record.files.values()),
-        "seconds": {stage: record.seconds.get(stage, 0.0) for stage in _STAGES},
-    }
-
-
-_STAGES = ("read", "decode", "encode", "score", "select", "write")
-_SHARDS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("images", pa.int64()),
-        ("samples", pa.int64()),
-        ("prompts", pa.int64()),
-        ("errors", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("seconds", pa.struct([(stage, pa.float64()) for stage in _STAGES])),
-    ]
-)
+def _shard_row(record: CommitRecord) -> ShardRow:
+    return ShardRow(
+        shard=record.shard,
+        images=record.files["selections"].rows,
+        samples=record.counts.get("samples", 0),
+        prompts=record.files["prompts"].rows,
+        errors=record.files["errors"].rows,
+        size_bytes=sum(entry.size_bytes for entry in record.files.values()),
+        seconds={stage: record.seconds.get(stage, 0.0) for stage in STAGES},
+    )
 
 
 def _message(error: Exception) -> str:
-    """DuckDB's message without its picture of the statement, on one line."""
+    """What DuckDB says, on one line and without its picture of the statement."""
     return " ".join(str(error).split("\n\nLINE ")[0].split())

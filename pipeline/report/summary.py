@@ -12,13 +12,13 @@ from pipeline.report.query import ask
 
 @dataclass(frozen=True)
 class Summary:
-    """The answer when no SQL is given: a few named tables."""
+    """What is shown when no SQL is given: a few tables by their titles."""
 
     tables: dict[str, pa.Table]
 
 
 def summarise(db: duckdb.DuckDBPyConnection) -> Summary:
-    """What most people want to know first."""
+    """The tables that most people want to see first; accuracy is among them where there are answers."""
     queries = {
         "images": """
             select count(*) as images, sum(num_tokens) as tokens, sum(num_kept) as kept,
