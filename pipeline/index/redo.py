@@ -75,11 +75,12 @@ def _unhashed(index: Index) -> list[Unhashed]:
     """Samples whose image could not be read in the scan, whether their shard is committed or not, in their order."""
     if not index.parts():
         return []
-    found = duckdb.execute(
-        f'select shard, input, sample, path, "offset", size from {_rows(index.store, index.parts())} '
-        f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard, input, sample"
-    )
-    return rows_of(Unhashed, found.to_arrow_table())
+    with duckdb.connect() as db:
+        found = db.sql(
+            f'select shard, input, sample, path, "offset", size from {_rows(index.store, index.parts())} '
+            f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard, input, sample"
+        )
+        return rows_of(Unhashed, found.to_arrow_table())
 
 
 def _rows(store: Store, parts: list[str]) -> str:
