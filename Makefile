@@ -1,15 +1,19 @@
 # Everything a contributor or CI runs. Needs only Python >= 3.11 with venv and pip.
 #   make demo                         the whole story on the bundled corpus
 #   make test TORCH_INDEX=<url>       take torch from another wheel index (a CPU or a CUDA build)
+#   make test TEST_PROCESSES=0        one test after another (default: two processes, each with a Ray of its own)
 PYTHON      ?= python3
 VENV        ?= .venv
 OUT         ?= out
 TORCH_INDEX ?=
+TEST_PROCESSES ?= 2
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
+# Whole files go to a process, in the order of tests/conftest.py.
+PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
+.PHONY: help install test test-fast lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -27,7 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: $(STAMP)   ## run the whole suite (without the slow marker)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-fast: $(STAMP) ## the tests that need no Ray: the inner loop
+	$(PYTEST) -m "not slow and not ray"
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

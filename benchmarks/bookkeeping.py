@@ -58,7 +58,7 @@ def measure_shards(shards: int, root: Path) -> dict[str, Any]:
             path = root / name.format(shard)
             path.write_bytes(b"x")
             digest = hashlib.sha256(b"x").hexdigest()
-            entries[table] = FileEntry(name.format(shard), 512, 1, path.stat().st_mtime_ns, digest)
+            entries[table] = FileEntry(name.format(shard), 512, 1, str(path.stat().st_mtime_ns), digest)
         counts = {"images": 512, "samples": 512, "samples.ok": 512, "prompts": 2560, "prompts.ok": 2560}
         seconds = dict.fromkeys(STAGES, 1.234567)
         records.append(CommitRecord(shard, entries, counts, seconds, 1.7e9 + shard / 7, 1.7e9 + shard / 6))

@@ -45,7 +45,7 @@ def exit_status(failures: dict[int, str], stopped_by: int | None, left_out: int 
     """
     if failures:
         numbers = ", ".join(map(str, sorted(failures)))
-        say(f"{len(failures):,} shards were given up: {numbers}; their tracebacks are in _log.jsonl")
+        say(f"{len(failures):,} shards were given up: {numbers}; their tracebacks are in _failures/")
     incomplete = bool(failures) or left_out > 0
     if incomplete or stopped_by is not None:
         say("run the same command again to resume")

@@ -56,7 +56,7 @@ class FileEntry:
     path: str  # relative to the artifact's root, "/" between parts
     rows: int
     size_bytes: int
-    mtime_ns: int  # as written; another one means: compare the sha256 before trusting the file
+    tag: str  # of the store, as written; another one means: compare the sha256 before trusting the file
     sha256: str
 
 
@@ -92,7 +92,7 @@ class CommitRecord:
                 path=path,
                 rows=_take(entry, "rows", int, where),
                 size_bytes=_take(entry, "size_bytes", int, where),
-                mtime_ns=_take(entry, "mtime_ns", int, where),
+                tag=_take(entry, "tag", str, where),
                 sha256=_take(entry, "sha256", str, where),
             )
         return cls(
@@ -105,6 +105,17 @@ class CommitRecord:
             sources=_take_dict(data, "sources", str, where),
             device=data.get("device"),
         )
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """Why a shard was given up. The record goes when the shard is committed; nothing reads it but people."""
+
+    shard: int
+    time: float  # seconds since the epoch
+    status: str  # as in the outcome of the shard
+    stage: str
+    message: str  # a sentence; the traceback follows where there is one
 
 
 @dataclass(frozen=True)

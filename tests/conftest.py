@@ -1,5 +1,11 @@
-"""Shared by the whole suite: the bundled model and corpus, one Ray session, one pruned artifact a form."""
+"""Shared by the whole suite: the bundled model and corpus, one Ray a process, one pruned artifact a form.
 
+`make test` runs two processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly artifacts
+are made once, by the process that needs them first. Tests on Ray carry the marker `ray`: those that take the fixture
+`ray_session` get it here, those that start a program which starts Ray carry it themselves.
+"""
+
+import fcntl
 import io
 import json
 import tarfile
@@ -12,11 +18,50 @@ import ray
 from PIL import Image
 
 from jobs.console import quiet_libraries
-from pipeline.prune.job import PruneSettings, prune_corpus
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 quiet_libraries()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests on Ray, and begin with their files: the short ones fill up what the processes have left."""
+    for item in items:
+        if "ray_session" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("ray")
+    long_files = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_but_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test-fast` stays fast: a test without the marker can't start Ray."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("this test starts Ray: take the fixture ray_session, or carry the marker ray")
+
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MadeOnce:
+    """A folder that is filled by the first of the suite's processes that asks for it by this name."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if hasattr(request.config, "workerinput") else base  # the folder of all processes
+
+    def get(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, filled = base / name, base / f"{name}.filled"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not filled.exists():
+                assert not folder.exists(), f"another process failed to make {name}"
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +90,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prune(ray_session: None, tiny_llava: str, scenes_tars: str) -> Callable[..., list[str]]:
     """Run the prune job on the bundled corpus; returns what it said."""
+    from pipeline.prune.job import PruneSettings, prune_corpus  # here, because most tests need no job
 
     def run(output: Path, **changes: object) -> list[str]:
         said: list[str] = []
@@ -56,19 +102,15 @@ def prune(ray_session: None, tiny_llava: str, scenes_tars: str) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def pruned_all(prune: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned_all(prune: Callable[..., list[str]], made_once: MadeOnce) -> Path:
     """The bundled corpus with every token kept, features in both forms."""
-    output = tmp_path_factory.mktemp("pruned") / "all"
-    prune(output, max_tokens="all", features="both")
-    return output
+    return made_once("pruned-all", lambda output: prune(output, max_tokens="all", features="both"))
 
 
 @pytest.fixture(scope="session")
-def pruned_64(prune: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned_64(prune: Callable[..., list[str]], made_once: MadeOnce) -> Path:
     """The bundled corpus at 64 tokens."""
-    output = tmp_path_factory.mktemp("pruned") / "64"
-    prune(output, max_tokens="64")
-    return output
+    return made_once("pruned-64", lambda output: prune(output, max_tokens="64"))
 
 
 @pytest.fixture

@@ -92,3 +92,93 @@ def test_only_jobs_read_the_environment(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_is_pickled(path: Path) -> None:
     assert not packages_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+
+
+# Modules whose whole purpose is files. An import of one is a file call.
+_FILE_MODULES = {"fcntl", "glob", "shutil", "tempfile"}
+_FILE_FUNCTIONS = {
+    "io": {"open", "FileIO"},
+    "os": {
+        *("access", "chmod", "fsync", "link", "listdir", "lstat", "makedirs", "mkdir", "mkfifo", "open", "remove"),
+        *("removedirs", "rename", "renames", "replace", "rmdir", "scandir", "stat", "symlink", "truncate", "unlink"),
+        *("utime", "walk"),
+    },
+    "path": {"exists", "getmtime", "getsize", "isdir", "isfile", "islink", "lexists", "samefile"},
+}
+_PATH_METHODS = {
+    *("exists", "glob", "hardlink_to", "is_dir", "is_file", "is_symlink", "iterdir", "lstat", "mkdir", "read_bytes"),
+    *("read_text", "rename", "rglob", "rmdir", "symlink_to", "touch", "unlink", "write_bytes", "write_text"),
+}
+# Of a path as of other things; of these they open no file by its name.
+_SHARED_METHODS = {"open", "stat"}
+_NO_PATHS = {"Image", "store", "_store"}
+# Files that are neither of a corpus nor of an artifact.
+_OF_ITS_OWN = {
+    "pipeline/cluster/session.py": ["tempfile"],  # what native code says on standard error while Ray starts
+    "pipeline/report/query.py": ["tempfile"],  # where DuckDB spills
+}
+
+
+def _called_on(function: ast.Attribute) -> str:
+    """The last name before the method: `store` of `artifact.store.open`."""
+    owner = function.value
+    return owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+
+
+def file_calls(text: str) -> list[str]:
+    """The calls of a module that open, write, rename, list, lock or look for a file."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in _FILE_MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            banned = _FILE_FUNCTIONS.get((node.module or "").rpartition(".")[2], set())
+            found += [alias.name for alias in node.names if alias.name in banned or node.module in _FILE_MODULES]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+            found.append("open")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, name = _called_on(node.func), node.func.attr
+            on_file_object = owner == "tarfile" and any(keyword.arg == "fileobj" for keyword in node.keywords)
+            if (
+                name in _FILE_FUNCTIONS.get(owner, ())
+                or name in _PATH_METHODS
+                or (name in _SHARED_METHODS and owner not in _NO_PATHS and not on_file_object)
+            ):
+                found.append(f"{owner}.{name}")
+    return found
+
+
+def test_file_calls_are_seen() -> None:
+    for call in (
+        *("open(p)", "p.open()", "Path(p).read_text()", "(a / b).stat()", "p.stat()", "self.path.mkdir(parents=True)"),
+        *("os.replace(a, b)", "os.path.exists(p)", "path.isfile(p)", "import shutil", "from tempfile import mkdtemp"),
+        *("from os import replace", "from os.path import exists", "tarfile.open(p)", "io.FileIO(p)", "import glob"),
+    ):
+        assert len(file_calls(call)) == 1, call
+    for call in (
+        *(
+            "store.open(key)",
+            "self._store.stat(key)",
+            "artifact.store.stat(key)",
+            "Image.open(stream)",
+            "replace(a, b)",
+        ),
+        *(
+            "tarfile.open(fileobj=stream)",
+            "read_bytes(p)",
+            "text.replace(a, b)",
+            "os.path.join(a, b)",
+            "from os import getpid",
+        ),
+    ):
+        assert file_calls(call) == [], call
+
+
+def _may_open_files(path: Path) -> bool:
+    """Storage does; families read the folder of a model; jobs read and print what the user names."""
+    return "jobs" in path.parts or path.parent.name in ("storage", "families")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if not _may_open_files(p)], ids=name_of)
+def test_only_storage_touches_files(path: Path) -> None:
+    assert file_calls(path.read_text()) == _OF_ITS_OWN.get(name_of(path), [])

@@ -11,7 +11,6 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.budget import Budget
 from pipeline.errors import UserError
-from pipeline.storage import LocalStore
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted
 from schemas.views import quoted
@@ -24,6 +23,7 @@ _MODEL_PARTS = ("family", "config", "weights", "projector")
 class Survey:
     """What the commit records of a pruned artifact say, after one reading of all of them."""
 
+    tags: dict[int, str]  # of the commit records that were read
     num_shards: int = 0
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 of each committed file, by its path in the artifact
     counts: Counter[str] = field(default_factory=Counter)  # of all shards together
@@ -31,13 +31,16 @@ class Survey:
     selections: list[str] = field(default_factory=list)  # where the selections of each shard lie
 
 
-def survey(pruned: Artifact) -> Survey:
-    """Read every commit record once.
+def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
+    """Read every commit record once, unless an earlier survey has read the same ones.
 
     Raises:
         UserError: a record is damaged, differs from the manifest, or names selections that are not there.
     """
-    found = Survey()
+    tags = pruned.commit_tags()
+    if earlier is not None and earlier.tags == tags:
+        return earlier
+    found = Survey(tags)
     for record in pruned.checked_commits():
         found.num_shards = record.shard + 1
         found.hashes.update((entry.path, entry.sha256) for entry in record.files.values())
@@ -80,7 +83,7 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
         statuses = sorted(Counted.PROMPTS.per_status(counts).items())
         why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
-    index = read_index(LocalStore(pruned.root))
+    index = read_index(pruned.store)
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
 
@@ -118,7 +121,7 @@ def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> 
 
 def corpus_of(pruned: Artifact) -> dict[str, Any] | None:
     """The input files that the artifact began with, which stay the same when shards are redone or added."""
-    index = read_index(LocalStore(pruned.root))
+    index = read_index(pruned.store)
     if index is None:
         return None
     inputs = [[item.path, item.size_bytes] for item in index.generations[0].inputs]

@@ -1,12 +1,12 @@
 """The answer job: it loads, answers and commits the prompts of a pruned corpus, a shard at a time."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.answer.checks import check_model, check_prompts, check_stored, corpus_of, survey
-from pipeline.answer.generation_settings import check_generation
+from pipeline.answer.checks import Survey, check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
@@ -15,6 +15,7 @@ from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.following import Followed, follow
+from pipeline.cluster.outcomes import Status
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
 from pipeline.cluster.session import cluster_cpus, ray_session
@@ -22,8 +23,9 @@ from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
+from pipeline.families.generation_settings import check_generation
 from pipeline.settings import deciding
-from schemas.records import JobRecord
+from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
 
 
@@ -83,7 +85,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             return AnswerResult(0, found.num_shards)
     with artifact.locked():
         artifact.adopt_job(job)
-        found = survey(pruned)  # again: until the lock was held, the pruned corpus could grow
+        found = survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
         num_shards = found.num_shards
         resume = artifact.resume(num_shards, sources=found.hashes)
         pending = resume.pending
@@ -105,7 +107,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
                 run = _run_shards(pinned, budget, dtype, pruned, artifact, pending, progress, say)
                 prompts = progress.done
         if run.done == len(pending):
-            _forget_what_changed(pruned, artifact, run, say)
+            _forget_what_changed(pruned, found, artifact, run, say)
             if not run.failures:
                 artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
         elif not run.failures and run.stopped_by is None:
@@ -113,14 +115,21 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     return AnswerResult(run.done, num_shards - len(pending), prompts, run.failures, run.stopped_by)
 
 
-def _forget_what_changed(pruned: Artifact, artifact: Artifact, run: Followed, say: Callable[[str], None]) -> None:
-    """Give up the shards whose pruned files changed, or appeared, while the answers were made."""
-    num_shards, sources = pruned.committed_hashes()
-    resume = artifact.resume(num_shards, sources=sources)
+def _forget_what_changed(
+    pruned: Artifact, before: Survey, artifact: Artifact, run: Followed, say: Callable[[str], None]
+) -> None:
+    """Give up the shards whose pruned files were redone, or appeared, while the answers were made."""
+    found = survey(pruned, before)
+    if found is before:
+        return
+    resume = artifact.resume(found.num_shards, sources=found.hashes)
     if resume.pending:
         artifact.forget(resume.damaged)
         say(f"{len(resume.pending):,} shards of {pruned.root} changed while they were answered")
-        run.failures.update((shard, f"{pruned.root} changed while it was answered") for shard in resume.pending)
+        for shard in resume.pending:
+            failure = f"{pruned.root} changed while it was answered"
+            artifact.give_up(FailureRecord(shard, time.time(), Status.GIVEN_UP, "generate", failure))
+            run.failures[shard] = failure
 
 
 def _run_shards(

@@ -16,6 +16,7 @@ from pipeline.budget import Budget
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
+from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -49,7 +50,7 @@ class GenerateSettings:
     budget: Budget
     batch_size: int  # prompts a batch
     max_new_tokens: int
-    stop_file: Path  # while it exists no further shard is begun
+    stop_file: StopFile  # while it exists no further shard is begun
     positions: str | None = None  # of the family's; None: its default
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
@@ -83,7 +84,7 @@ class AnswerShards:
         (shard,) = batch["shard"].to_pylist()
         if self._refused is not None:
             return ended_shard(shard, ANSWERED, Status.REFUSED, self._refused, "generate")
-        if self._settings.stop_file.exists():
+        if self._settings.stop_file.is_there:
             return stopped_shard(shard, ANSWERED, "generate")
         return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
 
@@ -104,9 +105,10 @@ class AnswerShards:
             "write": time.perf_counter() - generated_at,
         }
         device = self._device.type
-        self._output.commit(
-            CommitRecord(shard, {"answers": entry}, counts, seconds, sources=loaded.sources, device=device)
+        record = CommitRecord(
+            shard, {"answers": entry}, counts, seconds, committed=time.time(), sources=loaded.sources, device=device
         )
+        self._output.commit(record)
         outcome = {
             "shard": shard,
             "status": Status.COMMITTED,

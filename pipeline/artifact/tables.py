@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 
-from pipeline.storage.files import new_file, sha256_of
+from pipeline.artifact.ledger import store_of
+from pipeline.storage import NewFile, Store
 from schemas.records import FileEntry
 from schemas.tables import SELECTIONS
 
@@ -19,30 +20,29 @@ _SAMPLE_FIELDS = [
 ]
 
 
-def write_table(root: Path, table: str, shard: int, rows: pa.Table) -> FileEntry:
+def write_table(root: Path | Store, table: str, shard: int, rows: pa.Table) -> FileEntry:
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
-    path = root / table / f"part-{shard:08d}.parquet"
-    with new_file(path) as temporary:
-        with pq.ParquetWriter(temporary, rows.schema, compression="zstd") as writer:
+    with store_of(root).new_file(f"{table}/part-{shard:08d}.parquet") as new:
+        with pq.ParquetWriter(new.path, rows.schema, compression="zstd") as writer:
             if len(rows):  # an empty file has no row group: some readers stumble over one without rows
                 writer.write_table(rows, row_group_size=len(rows))
-        return _entry(root, path, temporary, len(rows))
+        sha256 = new.sha256()
+    return _file_entry(new, len(rows), sha256)
 
 
-def write_features_tar(root: Path, shard: int, selections: pa.Table, features: pa.Table) -> FileEntry:
+def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, features: pa.Table) -> FileEntry:
     """Write the kept features as `features/shard-<shard>.tar`; the same rows give the same bytes.
 
     Args:
-        root: of the artifact.
+        root: the folder of the artifact, or the store that holds it.
         shard: number.
         selections: rows of `SELECTIONS`.
         features: rows of `FEATURES` of the same images in the same order.
     """
     assert selections["image_id"].equals(features["image_id"]), "selections and features are of the same images"
-    path = root / "features" / f"shard-{shard:08d}.tar"
     samples = selections.select(_SAMPLE_FIELDS).to_pylist()
-    with new_file(path) as temporary:
-        with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:
+    with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
+        with wds.TarWriter(str(new.path), encoder=False, mtime=0, user="", group="") as writer:
             for sample, payload in zip(samples, features["features"], strict=True):
                 writer.write(
                     {
@@ -51,9 +51,10 @@ def write_features_tar(root: Path, shard: int, selections: pa.Table, features: p
                         "json": json.dumps(sample, sort_keys=True, ensure_ascii=False).encode(),
                     }
                 )
-        return _entry(root, path, temporary, len(selections))
+        sha256 = new.sha256()
+    return _file_entry(new, len(selections), sha256)
 
 
-def _entry(root: Path, path: Path, temporary: Path, rows: int) -> FileEntry:
-    status = temporary.stat()
-    return FileEntry(path.relative_to(root).as_posix(), rows, status.st_size, status.st_mtime_ns, sha256_of(temporary))
+def _file_entry(new: NewFile, rows: int, sha256: str) -> FileEntry:
+    assert new.entry is not None, "it is in the store"
+    return FileEntry(new.entry.key, rows, new.entry.size_bytes, new.entry.tag, sha256)

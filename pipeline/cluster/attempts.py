@@ -15,14 +15,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 import ray
 
 from pipeline.cluster.outcomes import Status, ended_shard
-from pipeline.cluster.run_folder import Tries
+from pipeline.cluster.run_folder import Tries, TriesFolder
 from pipeline.errors import UserError
 
 # A call that holds the interpreter lock holds up the time-out's thread too; so long after it the process ends anyway.
@@ -38,7 +37,7 @@ class Policy:
     retries: int = 2
     timeout_sec: float = 3600.0
     pause_sec: float = 1.0  # before the first retry; doubled before each further one
-    tries: Path | None = None  # `RunFolder.tries`; None: tries are counted in this process alone
+    tries: TriesFolder | None = None  # `RunFolder.tries`; None: tries are counted in this process alone
 
 
 class StageRunner:
@@ -62,13 +61,15 @@ class StageRunner:
         try:
             return self._run(shard, schema, function)
         except UserError as error:
-            return ended_shard(shard, schema, Status.REFUSED, str(error), self._stage)
+            if not error.passing:
+                return ended_shard(shard, schema, Status.REFUSED, str(error), self._stage)
+            return ended_shard(shard, schema, Status.GIVEN_UP, f"stage {self._stage}: {error}", self._stage)
         except OSError as error:
-            failure = f"stage {self._stage}: its tries can't be written down: {error}"
+            failure = f"stage {self._stage}: its tries can't be read: {error}"
             return ended_shard(shard, schema, Status.GIVEN_UP, failure, self._stage)
 
     def _run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
-        tries = self._tries(f"{shard:08d}", self._stage)
+        tries = self._policy.tries.of_shard(shard, self._stage) if self._policy.tries else None
         failures = tries.failures() if tries else []
         while len(failures) <= self._policy.retries:
             if failures:
@@ -94,9 +95,9 @@ class StageRunner:
         Raises:
             UserError: this actor died in it as often as a shard is tried.
         """
-        tries = self._tries("load", str(ray.get_runtime_context().get_actor_id())) if self._policy.tries else None
-        if tries is None:
+        if self._policy.tries is None:
             return function()
+        tries = self._policy.tries.of_load(str(ray.get_runtime_context().get_actor_id()))
         failures = tries.failures()
         if len(failures) > self._policy.retries:
             raise UserError(
@@ -107,9 +108,6 @@ class StageRunner:
         loaded = function()
         tries.forget()
         return loaded
-
-    def _tries(self, folder: str, name: str) -> Tries | None:
-        return Tries(self._policy.tries / folder, name) if self._policy.tries else None
 
     @contextmanager
     def _time_limit(self, tries: Tries | None, number: int) -> Iterator[None]:

@@ -1,6 +1,5 @@
-"""What a driver does while shards come back: log each, collect those given up, stop where going on makes no sense."""
+"""What a driver does while shards come back: note those given up, and stop where going on makes no sense."""
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ from pipeline.cluster.outcomes import Status
 from pipeline.cluster.run_folder import RunFolder
 from pipeline.cluster.stopping import StopRequest, stop_on_signals
 from pipeline.errors import UserError
-from pipeline.storage.files import append_line
+from schemas.records import FailureRecord
 
 MAX_FAILED_SHARDS = 10
-_JSON_COLUMNS = ("seconds", "reasons")
 
 
 @dataclass
@@ -38,7 +36,7 @@ def follow(
     """Drain the outcomes of shards, each a row with `shard`, `status`, `failure` and counts.
 
     Args:
-        artifact: that the shards are committed to; gets a JSON line a shard in `_log.jsonl`.
+        artifact: that the shards are committed to; gets a record of each shard that is given up.
         folder: of this run.
         outcomes: starts the work and yields rows as shards finish.
         take: sees each committed shard's row; may ask to stop.
@@ -60,8 +58,7 @@ def follow(
                 refused = refused or outcome["failure"]
                 stop.make()
                 continue
-            append_line(artifact.root / "_log.jsonl", _log_line(outcome))
-            folder.forget(outcome["shard"])
+            folder.tries.forget(outcome["shard"])
             if status is Status.COMMITTED:
                 run.done += 1
                 note = placement.note(outcome["device"])
@@ -71,6 +68,7 @@ def follow(
                 take(outcome, stop)
                 continue
             failure = outcome["failure"]
+            artifact.give_up(FailureRecord(outcome["shard"], time.time(), status, outcome["stage"], failure))
             run.failures[outcome["shard"]] = failure
             say(f"shard {outcome['shard']:08d} is given up: {failure.splitlines()[0]}")
             if len(run.failures) > MAX_FAILED_SHARDS:
@@ -82,11 +80,6 @@ def follow(
         last = run.failures[max(run.failures)].splitlines()[0]
         raise UserError(
             f"{len(run.failures)} shards failed after all retries, the last in {last}; their tracebacks are in "
-            f"{artifact.root / '_log.jsonl'}; run the same command again when it is mended"
+            f"{artifact.failures}; run the same command again when it is mended"
         )
     return run
-
-
-def _log_line(outcome: dict[str, Any]) -> str:
-    line = {"time": round(time.time(), 3), **{name: value for name, value in outcome.items() if value is not None}}
-    return json.dumps({n: json.loads(v) if n in _JSON_COLUMNS else v for n, v in line.items()}, sort_keys=True)

@@ -1,17 +1,20 @@
-"""What the processes of one run leave each other in the output folder: the request to stop, and the tries of shards.
+"""What the processes of one run leave each other in the output: the request to stop, and the tries of shards.
 
 Every run has a folder of its own, so what a killed run left can't be taken for a word of this one, and what workers of
 a killed run still write (they can outlive their driver by seconds) is not read. Small files, each written whole.
 """
 
-import shutil
+import contextlib
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.storage.files import replace_file, writing
+from pipeline.artifact.ledger import store_of
+from pipeline.errors import UserError
+from pipeline.storage import Store
+
+_RUNS = "_runs/"
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,15 @@ class Tries:
     A file holds why its try failed; as long as nobody says otherwise, that its process died.
     """
 
-    folder: Path
-    name: str
+    store: Store
+    prefix: str  # of the keys, which end in the number of the try
 
     def failures(self) -> list[str]:
         """Why the earlier tries failed."""
         found: list[str] = []
         while True:
             try:
-                found.append(self._file(len(found)).read_text())
+                found.append(self.store.read(self._key(len(found))).decode())
             except FileNotFoundError:
                 return found
 
@@ -39,52 +42,77 @@ class Tries:
         Raises:
             UserError: the output can't be written.
         """
-        replace_file(self._file(number), failure.encode())
+        self.store.put(self._key(number), failure.encode())
 
     def forget(self) -> None:
         """The work is done: a later try counts from zero."""
         for number in range(len(self.failures())):
-            self._file(number).unlink()
+            self.store.delete(self._key(number))
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{self.name}-{number}"
+    def _key(self, number: int) -> str:
+        return f"{self.prefix}-{number}"
+
+
+@dataclass(frozen=True)
+class TriesFolder:
+    """Where the tries of a run are kept."""
+
+    store: Store
+    prefix: str = ""
+
+    def of_shard(self, shard: int, stage: str) -> Tries:
+        """The tries of a stage on a shard."""
+        return Tries(self.store, f"{self._folder(shard)}{stage}")
+
+    def of_load(self, actor: str) -> Tries:
+        """The tries of an actor to load its model."""
+        return Tries(self.store, f"{self.prefix}load/{actor}")
+
+    def forget(self, shard: int) -> None:
+        """The driver has a shard's outcome: it will not be tried again in this run."""
+        _clear(self.store, self._folder(shard))
+
+    def _folder(self, shard: int) -> str:
+        return f"{self.prefix}{shard:08d}/"
+
+
+@dataclass(frozen=True)
+class StopFile:
+    """While this file exists, workers begin no further shard."""
+
+    store: Store
+    key: str
+
+    @property
+    def is_there(self) -> bool:
+        return self.store.stat(self.key) is not None
+
+    def write(self) -> None:
+        """Raises UserError where the output can't be written."""
+        self.store.put(self.key, b"")
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
-    path: Path
-
-    @property
-    def stop_file(self) -> Path:
-        """While it exists, workers begin no further shard."""
-        return self.path / "stop"
-
-    @property
-    def tries(self) -> Path:
-        """Where tries are kept, in a folder a shard; see `Tries`."""
-        return self.path / "tries"
-
-    def forget(self, shard: int) -> None:
-        """The driver has a shard's outcome: it will not be tried again in this run."""
-        # Not an error: a try of a lost worker may still be writing here. The whole folder goes in the end.
-        shutil.rmtree(self.tries / f"{shard:08d}", ignore_errors=True)
+    stop_file: StopFile
+    tries: TriesFolder
 
 
-@contextmanager
-def run_folder(root: Path) -> Iterator[RunFolder]:
-    """A new run of the output folder `root`, for the time of the block; the caller holds the folder's lock.
-
-    Raises:
-        UserError: the output can't be written.
-    """
-    runs = root / "_runs"
-    shutil.rmtree(runs, ignore_errors=True)  # of killed runs; what stays is never read
-    path = runs / uuid.uuid4().hex
-    with writing(path):
-        path.mkdir(parents=True)
+@contextlib.contextmanager
+def run_folder(root: Path | Store) -> Iterator[RunFolder]:
+    """A new run of the artifact at `root`, for the time of the block; the caller holds the artifact's lock."""
+    store = store_of(root)
+    _clear(store, _RUNS)  # of killed runs; what stays is never read
+    run = f"{_RUNS}{uuid.uuid4().hex}/"
     try:
-        yield RunFolder(path)
+        yield RunFolder(StopFile(store, f"{run}stop"), TriesFolder(store, f"{run}tries/"))
     finally:
-        shutil.rmtree(runs, ignore_errors=True)
+        _clear(store, _RUNS)
+
+
+def _clear(store: Store, prefix: str) -> None:
+    # What can't be removed is no error: a worker that was lost may still be writing here, and nobody reads it.
+    with contextlib.suppress(UserError):
+        store.clear(prefix)

@@ -5,31 +5,29 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-from pipeline.storage.files import writing
+from pipeline.cluster.run_folder import StopFile
 
 
 @dataclass
 class StopRequest:
     """Whether to stop, seen by workers as a file in the run's folder."""
 
-    file: Path
+    file: StopFile
     signal_number: int | None = None  # which signal asked for it
 
     @property
     def made(self) -> bool:
-        return self.file.exists()
+        return self.file.is_there
 
     def make(self) -> None:
         """Ask every worker to begin no further shard."""
-        with writing(self.file):
-            self.file.touch()
+        self.file.write()
 
 
 @contextlib.contextmanager
-def stop_on_signals(file: Path, say: Callable[[str], None]) -> Iterator[StopRequest]:
+def stop_on_signals(file: StopFile, say: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a stop request, the second into KeyboardInterrupt.
 
     Outside the main thread signals can't be handled; the request can still be made by hand.

@@ -1,7 +1,9 @@
 """Shards through stages on Ray Data, and single functions on a worker: the only way work reaches the cluster."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -27,9 +29,7 @@ class Stage:
     Two neighbouring stages of a stream must differ in `num_cpus`, else Ray fuses them and they no longer overlap.
     """
 
-    work: Callable[
-        ..., Any
-    ]  # a function (table, settings), run in tasks, or a class, built once an actor from settings
+    work: Callable[..., Any]  # a function of table and settings, run in tasks; or a class, made of settings by an actor
     settings: Any
     num_cpus: float
     processes: int | None = None  # at most so many at once; None: as many as there is room for. A class needs a number
@@ -58,7 +58,9 @@ def stream_items(items: Sequence[dict[str, Any]], stages: Sequence[Stage]) -> It
 
 
 def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.Dataset:
-    options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus or None}
+    options: dict[str, Any] = {"num_cpus": stage.num_cpus}
+    if stage.num_gpus:  # not `num_gpus=`, which refuses whole blocks; docs/decisions/0004-gpus-of-whole-blocks.md
+        options["ray_remote_args_fn"] = partial(dict, num_gpus=stage.num_gpus)
     if isinstance(stage.work, type):
         assert stage.processes is not None, "a pool of actors has a size"
         options.update(
@@ -68,9 +70,9 @@ def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.
         if stage.processes is not None:
             options["compute"] = TaskPoolStrategy(size=stage.processes)
         options["fn_args"] = (stage.settings,)
-    # `map_batches` itself refuses whole blocks beside `num_gpus`: it wants a number of rows, which would merge small
-    # shards, or "auto", which slices large ones. This is `map_batches` without that check, as `map_groups` uses it.
-    return dataset.map_batches_internal(stage.work, batch_size=None, batch_format="pyarrow", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the deprecation that the decision weighs
+        return dataset.map_batches(stage.work, batch_size=None, batch_format="pyarrow", **options)
 
 
 def run_on_worker(function: Callable[..., T], *arguments: Any, num_gpus: float = 0.0, **named: Any) -> T:

@@ -1,38 +1,28 @@
 """The prune job: index, then read -> decode -> encode -> score -> select -> write, a shard at a time on Ray Data."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.artifact.index import Index, drop_generation, read_index, unindexed_inputs
-from pipeline.budget import parse_budget
+from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import Placement, place
-from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.run_folder import run_folder
 from pipeline.cluster.session import cluster_cpus, ray_session
-from pipeline.corpus.resolve import CorpusInput, resolve_corpus
-from pipeline.errors import UserError
-from pipeline.families.checkpoint import identity, open_checkpoint
-from pipeline.index.build import extend_index
 from pipeline.index.redo import forget_transient_errors
 from pipeline.prune.encode import EncodeSettings
+from pipeline.prune.indexing import complete_index, known, left_out
+from pipeline.prune.plan import Plan, plan
 from pipeline.prune.read import ReadSettings
-from pipeline.prune.select import SelectSettings, resolve_estimator
 from pipeline.prune.settings import PruneSettings
 from pipeline.prune.settle import settle
-from pipeline.prune.stages import StreamSettings, Tally, run_shards, share_that_failed, too_many_fail
+from pipeline.prune.stages import StreamSettings, Tally, run_shards
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
-from pipeline.settings import deciding
-from pipeline.storage import LocalStore
-from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
 Say = Callable[[str], None]
-MAX_TOLD = 10  # input files told one by one
 
 
 @dataclass(frozen=True)
@@ -58,116 +48,46 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     Raises:
         UserError: bad input; nothing was harmed.
     """
-    inputs = resolve_corpus(settings.corpus)
-    checkpoint, family = open_checkpoint(settings.model)
-    estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
-    family.preparer(checkpoint)  # so that a wrong image processor shows before any work
-    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    planned = plan(settings)
     artifact = Artifact(Path(settings.output).resolve())
-    job = JobRecord(
-        kind="prune",
-        schema_version=SCHEMA_VERSION,
-        settings={**deciding(settings), "dtype": dtype, "estimator": estimator},
-        model=identity(checkpoint, family),
-        environment=environment(checkpoint),
-        notes=[note] if note else [],
-    )
-    artifact.check_job(job)
-    index, new_inputs = _known(artifact, inputs)
-    if index is not None and artifact.finished and not (new_inputs or settings.verify or settings.redo_errors):
-        artifact.adopt_job(job)
-        if not artifact.resume(index.num_shards).pending:
-            say(f"all {index.num_shards} shards of {artifact.root} are there already; nothing to do")
-            return PruneResult(0, index.num_shards)
-    if note:
+    artifact.check_job(planned.job)
+    if not (settings.verify or settings.redo_errors) and (done := _nothing_to_do(artifact, planned, say)) is not None:
+        return done
+    for note in planned.job.notes:
         say(note)
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
-        index, new_inputs = _known(artifact, inputs)  # again: until the lock was held, another job could change it
         placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
-        encode = EncodeSettings(
-            model=checkpoint.pinned,
-            dtype=dtype,
-            batch_size=0,
-            feature_dtype=settings.feature_dtype,
-            select=SelectSettings(
-                budget=parse_budget(settings.max_tokens, "--max-tokens"),
-                selector=settings.selector,
-                estimator=estimator,
-                seed=settings.seed,
-            ),
-            device=placement.device,
-        )
-        encode = replace(encode, batch_size=_batch_size(settings, artifact, job, encode, placement, say))
-        index = _index(settings, artifact, index, new_inputs, say)
+        encode = planned.encode(placement.device, _batch_size(settings, artifact, planned, placement, say))
+        index = complete_index(settings, artifact, planned.inputs, say)
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
-        left_out = {path: why for path, why in index.left_out.items() if path in {item.path for item in inputs}}
-        _tell_left_out(left_out, say)
-        return replace(_run(settings, artifact, index, encode, placement, not left_out, say), left_out=left_out)
+        missing = left_out(index, planned.inputs, say)
+        return replace(_run(settings, artifact, index, encode, placement, not missing, say), left_out=missing)
 
 
-def _known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
-    """The index as it is now, and the inputs that are not in it."""
-    index = read_index(LocalStore(artifact.root))
-    return index, unindexed_inputs(index, inputs)
+def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult | None:
+    """The result of a job whose shards are all there already, which the user is told; None where work is left."""
+    index, new_inputs = known(artifact, planned.inputs)
+    if index is None or new_inputs or not artifact.finished:
+        return None
+    artifact.adopt_job(planned.job)
+    if artifact.resume(index.num_shards).pending:
+        return None
+    say(f"all {index.num_shards} shards of {artifact.root} are there already; nothing to do")
+    return PruneResult(0, index.num_shards)
 
 
-def _batch_size(
-    settings: PruneSettings, artifact: Artifact, job: JobRecord, encode: EncodeSettings, placement: Placement, say: Say
-) -> int:
+def _batch_size(settings: PruneSettings, artifact: Artifact, planned: Plan, placement: Placement, say: Say) -> int:
     """The batch size in force; writes the job record, which holds it when it was measured."""
-    old = artifact.read_job()
     if settings.batch_size != "auto":
-        artifact.adopt_job(job)
+        artifact.adopt_job(planned.job)
         return int(settings.batch_size)
-    if old is None:
-        measured = find_batch_size(encode, placement.gpus_per_worker)
+    job = artifact.check_job(planned.job)
+    if job is None:
+        measured = find_batch_size(planned.encode(placement.device, batch_size=1), placement.gpus_per_worker)
         say(f"batch size {measured}, the fastest on this hardware; kept for this output")
-        job = replace(job, resolved={**job.resolved, "batch_size": measured})
-    return int(artifact.adopt_job(job).resolved["batch_size"])
-
-
-def _index(
-    settings: PruneSettings, artifact: Artifact, index: Index | None, new_inputs: list[CorpusInput], say: Say
-) -> Index:
-    """The index with the new inputs in it."""
-    if not new_inputs:
-        assert index is not None, "a corpus has at least one input"
-        return index
-    if index is not None and settings.limit is not None:
-        raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
-    say(f"indexing {len(new_inputs):,} input files")
-    artifact.reopen()
-    store = LocalStore(artifact.root)
-    index = extend_index(store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
-    new = index.generations[-1]
-    failed = sum(new.failed_samples.values())
-    if too_many_fail(failed, new.num_samples, settings.max_error_rate):
-        drop_generation(index)
-        share = share_that_failed(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate)
-        raise UserError(f"{share}; mend the cause and run again, or raise the rate")
-    say(
-        f"indexed {index.num_samples:,} samples: {index.num_images:,} distinct images in "
-        f"{index.num_shards:,} shards, {index.num_prompts:,} prompts"
-    )
-    if new.failed_prompts:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in new.failed_prompts.items())
-        say(f"{sum(new.failed_prompts.values()):,} prompts can't be posed: {reasons}; the errors table says why")
-    if (note := new.prompts_note()) is not None:
-        say(note)
-    if new.unread_bytes:
-        say(f"{new.unread_bytes:,} bytes of tars were not read, see the errors table")
-    return index
-
-
-def _tell_left_out(left_out: dict[str, str], say: Say) -> None:
-    for why in list(left_out.values())[:MAX_TOLD]:
-        say(f"left out: {why}")
-    if left_out:
-        say(
-            f"{len(left_out):,} input files are left out, because their storage does not give their bytes; "
-            "the next run tries them again, and without them in --corpus the output can be finished"
-        )
+        job = artifact.adopt_job(planned.with_batch_size(measured))
+    return int(job.resolved["batch_size"])
 
 
 def _run(
@@ -179,6 +99,7 @@ def _run(
     whole_corpus: bool,
     say: Say,
 ) -> PruneResult:
+    """Prune the shards that are not committed; with the whole corpus in the index the artifact is finished."""
     resume = artifact.resume(index.num_shards, deep=settings.verify)
     for reason in resume.reasons:
         say(reason)

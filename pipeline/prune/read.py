@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from PIL import Image
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import Ending, stopped_shard
+from pipeline.cluster.run_folder import StopFile
 from pipeline.corpus.decode import DecodeError, decode_image
 from pipeline.corpus.fetch import read_bytes
 from pipeline.families.base import Preparer, UnusableImageError
@@ -28,14 +28,14 @@ class ReadSettings:
 
     index: Index
     model: str
-    stop_file: Path  # while it exists no further shard is begun
+    stop_file: StopFile  # while it exists no further shard is begun
     policy: Policy = Policy()
 
 
 def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
     """A table of one row, `shard`, to the shard's table of `DECODED`."""
     (shard,) = batch["shard"].to_pylist()
-    if settings.stop_file.exists():
+    if settings.stop_file.is_there:
         return stopped_shard(shard, DECODED, "read")
     return _runner(settings.policy).run(shard, DECODED, lambda: read_shard(shard, settings))
 

@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +59,12 @@ class LocalStore:
             for item in sorted(found, key=lambda one: one.name):
                 if item.is_file() and not _is_unfinished(item.name):
                     yield _entry(f"{prefix}{item.name}", item.stat())
+
+    def names(self) -> Sequence[str]:
+        """The finished files and the folders of the root; none where the root is no folder."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root) as found:
+            return sorted(f"{one.name}/" if one.is_dir() else one.name for one in found if not _is_unfinished(one.name))
+        return []
 
     def read(self, key: str) -> bytes:
         """All bytes of a file."""

@@ -6,8 +6,9 @@ Nothing else may be relied on: an object store has no rename, no file lock and n
 A store is handed to workers on other nodes, so it can be pickled, and it opens nothing before it is used.
 """
 
+import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ class NewFile:
 
     path: Path
     entry: Entry | None = None
+
+    def sha256(self) -> str:
+        """Lower-case hex sha256 of what is written; only before the file is in the store."""
+        with open(self.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class HeldError(Exception):
@@ -57,6 +63,10 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """The files directly under a prefix that ends in "/" (or under the root), in the order of their keys."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """What lies directly under the root, half-written files excepted: files, and prefixes that end in "/"."""
         ...
 
     def read(self, key: str) -> bytes:

@@ -23,12 +23,19 @@ def test_a_survey_reads_each_record_once(pruned, monkeypatch):
     monkeypatch.setattr(Artifact, "read_commit", lambda self, shard: read.append(shard) or own(self, shard))
     found = survey(pruned)
     assert read == [0, 1]
+    assert found.hashes == {e.path: e.sha256 for record in pruned.commits() for e in record.files.values()}
     assert found.num_shards == 2
     assert found.posable == {0: 2, 1: 2}
     assert found.counts["images"] == 6
     assert found.selections == [str(pruned.root / f"selections/part-0000000{n}.parquet") for n in (0, 1)]
     check_prompts(pruned, found)
-    assert (found.num_shards, found.hashes) == pruned.committed_hashes()
+    read.clear()
+    assert survey(pruned, found) is found
+    assert read == []
+    pruned.forget([1])
+    pruned.reopen()
+    assert survey(pruned, found).num_shards == 1
+    assert read == [0]
 
 
 def test_missing_selections_are_found_before_any_work(pruned):

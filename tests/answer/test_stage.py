@@ -6,11 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.answer.checks import survey
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
+from pipeline.cluster.run_folder import StopFile
 from pipeline.loader.shard import ShardLoader
+from pipeline.storage import LocalStore
 from schemas.answers import FinishReason
 from schemas.stored import StoredPrompt
 from schemas.tables import ANSWERS
@@ -67,7 +70,7 @@ def stage(small_pruned, tmp_path, monkeypatch):
     return AnswerShards(
         GenerateSettings(
             pruned=pruned, output=tmp_path / "out", model="m", dtype="float32", budget=Budget("count", 1),
-            batch_size=4, max_new_tokens=6, stop_file=tmp_path / "stop",
+            batch_size=4, max_new_tokens=6, stop_file=StopFile(LocalStore(tmp_path), "stop"),
         )
     )  # fmt: skip
 
@@ -80,7 +83,7 @@ def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
     assert record is not None
     assert record.counts == {"prompts": 2, "refused": 0, "graded": 2, "correct": 0}
     assert set(record.seconds) == {"load", "generate", "write"}
-    _, hashes = Artifact(tmp_path / "pruned").committed_hashes()
+    hashes = survey(Artifact(tmp_path / "pruned")).hashes
     assert sorted(record.sources) == [
         *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),

@@ -21,9 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+def made_corpus(made_once: Callable[..., Path]) -> str:
     """320 samples: 306 distinct good images, 8 damaged ones, 6 repeats; 640 prompts."""
-    return make_corpus(tmp_path_factory.mktemp("corpus"), RUN_SETTINGS["images"], samples_per_tar=100, with_faults=True)
+
+    def make(folder: Path) -> str:
+        return make_corpus(folder, RUN_SETTINGS["images"], samples_per_tar=100, with_faults=True)
+
+    return make(made_once("made-corpus", make))
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +36,6 @@ def facts(made_corpus: str) -> Facts:
 
 
 @pytest.fixture(scope="session")
-def calm(prune: Callable[..., list[str]], made_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calm(prune: Callable[..., list[str]], made_corpus: str, made_once: Callable[..., Path]) -> Path:
     """The made corpus pruned in 40 shards with nobody disturbing it."""
-    output = tmp_path_factory.mktemp("calm") / "out"
-    prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"])
-    return output
+    return made_once("calm", lambda output: prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]))

@@ -87,7 +87,7 @@ def answer_job(ray_session, tiny_llava, calm, tmp_path_factory) -> Job:
 
 
 @pytest.fixture
-def job_of(request) -> Callable[[str], Job]:
+def job_of(request, ray_session) -> Callable[[str], Job]:
     """The job that a victim works for."""
     return lambda victim: request.getfixturevalue("answer_job" if "answering" in victim else "prune_job")
 

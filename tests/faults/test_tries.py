@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 from fault_tools import REPO
-from ray.data import ActorPoolStrategy
 
-from pipeline.cluster.attempts import BAD_INPUT, Policy, StageRunner, failure_of
-from pipeline.cluster.run_folder import Tries
-from pipeline.cluster.session import map_shards, quiet_ray_data
+from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.outcomes import ENDING, Status
+from pipeline.cluster.run_folder import Tries, TriesFolder
+from pipeline.cluster.session import quiet_ray_data
+from pipeline.cluster.stream import Stage, stream_items
 from pipeline.errors import UserError
+from pipeline.storage import LocalStore
 
-SCHEMA = pa.schema([("shard", pa.int32()), ("pid", pa.int64()), ("failure", pa.string())])
+SCHEMA = pa.schema([("shard", pa.int32()), ("pid", pa.int64()), *ENDING])
 
 
-def outcomes(stage, count: int, **options) -> dict[int, dict]:
-    """Rows by shard after `stage` on Ray, a block a shard."""
+def outcomes(work, count: int, processes: int | None = None) -> dict[int, dict]:
+    """Rows by shard after a stage on Ray, a block a shard."""
     quiet_ray_data()
-    numbers = ray.data.from_items([{"shard": shard} for shard in range(count)], override_num_blocks=count)
-    rows = list(map_shards(numbers, stage, **options).iter_rows())
+    stage = Stage(work, None, num_cpus=0.5, processes=processes)
+    rows = list(stream_items([{"shard": shard} for shard in range(count)], [stage]))
     assert sorted(row["shard"] for row in rows) == list(range(count))
     return {row["shard"]: row for row in rows}
 
@@ -39,11 +40,12 @@ def tries_of(folder: Path) -> dict[int, int]:
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("place", ["task", "actor"])
 def test_a_shard_that_costs_its_worker_every_time_is_given_up_alone(place, tmp_path):
-    schema, policy = SCHEMA, Policy(retries=1, timeout_sec=2.0, pause_sec=0.0, tries=tmp_path)
+    tries = TriesFolder(LocalStore(tmp_path))
+    schema, policy = SCHEMA, Policy(retries=1, timeout_sec=2.0, pause_sec=0.0, tries=tries)
     kills, sticks = 1, 3
 
     # Nested, so that it is pickled by value: workers can't import this file.
-    def stage(batch: pa.Table) -> pa.Table:
+    def stage(batch: pa.Table, _settings: None) -> pa.Table:
         (shard,) = batch["shard"].to_pylist()
 
         def function() -> pa.Table:
@@ -55,16 +57,21 @@ def test_a_shard_that_costs_its_worker_every_time_is_given_up_alone(place, tmp_p
 
         return StageRunner("work", policy).run(shard, schema, function)
 
-    class Stage:
+    class Actor:
+        def __init__(self, _settings: None) -> None:
+            pass
+
         def __call__(self, batch: pa.Table) -> pa.Table:
-            return stage(batch)
+            return stage(batch, None)
 
     if place == "task":
-        rows = outcomes(stage, 5, num_cpus=0.5)
+        rows = outcomes(stage, 5)
     else:
-        rows = outcomes(Stage, 5, num_cpus=0.5, compute=ActorPoolStrategy(size=1))
+        rows = outcomes(Actor, 5, processes=1)
         assert rows[4]["pid"] != rows[2]["pid"] or rows[0]["pid"] != rows[2]["pid"], "the stuck process went on"
-    killed, stuck = rows.pop(kills)["failure"], rows.pop(sticks)["failure"]
+    given_up = [rows.pop(kills), rows.pop(sticks)]
+    assert {(row["status"], row["stage"]) for row in given_up} == {(Status.GIVEN_UP, "work")}
+    killed, stuck = (row["failure"] for row in given_up)
     assert killed.startswith("stage work: its worker (process ")
     assert killed.endswith("died: killed, or out of memory\n(tried 2 times)")
     assert stuck.startswith("stage work took longer than 2 s (--shard-timeout); it was at\n")
@@ -76,10 +83,10 @@ def test_a_shard_that_costs_its_worker_every_time_is_given_up_alone(place, tmp_p
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_actor_that_dies_while_it_loads_ends_the_run_with_one_sentence(tmp_path):
-    schema, policy = SCHEMA, Policy(retries=1, pause_sec=0.0, tries=tmp_path)
+    schema, policy = SCHEMA, Policy(retries=1, pause_sec=0.0, tries=TriesFolder(LocalStore(tmp_path)))
 
-    class Stage:
-        def __init__(self) -> None:
+    class Actor:
+        def __init__(self, _settings: None) -> None:
             self.refused = ""
             try:
                 StageRunner("work", policy).load(lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -89,7 +96,7 @@ def test_an_actor_that_dies_while_it_loads_ends_the_run_with_one_sentence(tmp_pa
         def __call__(self, batch: pa.Table) -> pa.Table:
             return pa.Table.from_pylist([{"shard": batch["shard"][0].as_py(), "failure": self.refused}], schema)
 
-    rows = outcomes(Stage, 2, num_cpus=0.5, compute=ActorPoolStrategy(size=1))
+    rows = outcomes(Actor, 2, processes=1)
     (failure,) = {row["failure"] for row in rows.values()}
     assert failure.startswith("a worker of stage work was started 2 times and each time, before the model was loaded,")
     assert "--workers" in failure
@@ -102,9 +109,12 @@ import re, time, pyarrow as pa
 from pathlib import Path
 from pipeline.cluster import attempts
 from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.outcomes import ENDING
+from pipeline.cluster.run_folder import TriesFolder
+from pipeline.storage import LocalStore
 attempts._LOCKED_GRACE_SEC = {grace_sec}
-policy = Policy(retries=0, timeout_sec={timeout_sec}, tries=Path({str(folder)!r}))
-StageRunner("work", policy).run(7, pa.schema([("shard", pa.int32()), ("failure", pa.string())]), lambda: {body})
+policy = Policy(retries=0, timeout_sec={timeout_sec}, tries=TriesFolder(LocalStore(Path({str(folder)!r}))))
+StageRunner("work", policy).run(7, pa.schema([("shard", pa.int32()), *ENDING]), lambda: {body})
 print("ended by itself")
 """
     return subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, timeout=60)
@@ -113,7 +123,7 @@ print("ended by itself")
 def test_a_stuck_process_ends_and_says_where_it_was(tmp_path):
     done = run_stuck(tmp_path, "time.sleep(50)", 0.3)
     assert (done.returncode, done.stdout) == (1, "")
-    (failure,) = Tries(tmp_path / "00000007", "work").failures()
+    (failure,) = TriesFolder(LocalStore(tmp_path)).of_shard(7, "work").failures()
     assert failure.splitlines()[0] == "stage work took longer than 0.3 s (--shard-timeout); it was at"
     assert "in <lambda>" in failure
 
@@ -121,32 +131,40 @@ def test_a_stuck_process_ends_and_says_where_it_was(tmp_path):
 def test_a_process_stuck_in_a_call_that_holds_the_interpreter_ends_too(tmp_path):
     done = run_stuck(tmp_path, "re.match('(a*)*b', 'a' * 40)", 0.3, grace_sec=0.5)
     assert (done.returncode, done.stdout) == (1, "")
-    assert len(Tries(tmp_path / "00000007", "work").failures()) == 1
+    assert len(TriesFolder(LocalStore(tmp_path)).of_shard(7, "work").failures()) == 1
 
 
 def test_a_new_run_counts_from_zero_and_a_finished_load_is_forgotten(tmp_path):
-    tries = Tries(tmp_path / "run", "load")
+    store = LocalStore(tmp_path)
+    tries = Tries(store, "run/load")
     tries.note(0, "its worker died")
     tries.note(1, "its worker died")
     assert tries.failures() == ["its worker died"] * 2
-    assert Tries(tmp_path / "other-run", "load").failures() == []
+    assert Tries(store, "other-run/load").failures() == []
     tries.forget()
     assert tries.failures() == []
 
 
+def cannot_be_written(passing: bool) -> UserError:
+    error = UserError("out can't be written: what the system said")
+    error.passing = passing
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "beginning"),
+    ("error", "status", "beginning"),
     [
-        (UserError("out can't be written: No space left on device"), f"{BAD_INPUT}out can't be written"),
-        (OSError(errno.EIO, "Input/output error"), "stage work: its tries can't be written down: "),
+        (cannot_be_written(False), Status.REFUSED, "out can't be written"),
+        (cannot_be_written(True), Status.GIVEN_UP, "stage work: out can't be written"),
+        (OSError(errno.EIO, "Input/output error"), Status.GIVEN_UP, "stage work: its tries can't be read: "),
     ],
 )
-def test_a_try_that_cannot_be_written_down_is_not_begun(error, beginning, monkeypatch, tmp_path):
-    def refuse(_path: Path, _data: bytes) -> None:
-        raise error
+def test_a_try_that_cannot_be_written_down_is_not_begun(error, status, beginning, tmp_path):
+    class Refusing(LocalStore):
+        def put(self, _key: str, _data: bytes):
+            raise error
 
-    monkeypatch.setattr("pipeline.cluster.run_folder.replace_file", refuse)
-    runner = StageRunner("work", Policy(retries=5, pause_sec=0.0, tries=tmp_path))
-    failure = failure_of(runner.run(7, SCHEMA, lambda: pytest.fail("it began")))
-    assert failure is not None
-    assert failure.startswith(beginning)
+    runner = StageRunner("work", Policy(retries=5, pause_sec=0.0, tries=TriesFolder(Refusing(tmp_path))))
+    (row,) = runner.run(7, SCHEMA, lambda: pytest.fail("it began")).to_pylist()
+    assert row["status"] == status
+    assert row["failure"].startswith(beginning)

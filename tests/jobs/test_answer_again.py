@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.answer import job as answer_module
+from pipeline.answer.checks import survey
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.cluster.following import Followed
+from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import ask, connect
@@ -59,7 +61,7 @@ def in_this_process(settings, budget, dtype, source, artifact, pending, progress
             budget=budget,
             batch_size=settings.batch_size,
             max_new_tokens=1,
-            stop_file=artifact.root / "stop",
+            stop_file=StopFile(artifact.store, "stop"),
         )
     )
     for shard in pending:
@@ -89,7 +91,7 @@ def inodes(output: Path) -> dict[int, int]:
 
 
 def sources_are_in_force(pruned: Path, output: Path) -> bool:
-    _, hashes = Artifact(pruned).committed_hashes()
+    hashes = survey(Artifact(pruned)).hashes
     return all(record.sources.items() <= hashes.items() for record in Artifact(output).commits())
 
 

@@ -80,6 +80,7 @@ def test_the_wheel_holds_every_module(wheel):
     assert held == {str(path.relative_to(REPO)) for package in PACKAGES for path in (REPO / package).rglob("*.py")}
 
 
+@pytest.mark.ray
 def test_the_command_runs_where_only_the_wheel_is(environment, tiny_llava, scenes_tars, tmp_path):
     where = call(
         environment, tmp_path, "python", "-c", "import jobs, pipeline; print(jobs.__file__, pipeline.__file__)"

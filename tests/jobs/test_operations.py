@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.prune.write import failed_samples
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -105,11 +107,14 @@ def test_verify_reads_every_byte_and_mends(pruned_64, prune, tmp_path):
     assert path.read_bytes() == (pruned_64 / "features" / "shard-00000002.tar").read_bytes()
 
 
-def test_the_log_has_a_line_a_shard(pruned_64):
-    lines = [json.loads(line) for line in (pruned_64 / "_log.jsonl").read_text().splitlines()]
-    assert sorted(line["shard"] for line in lines) == list(range(5))
-    assert all(set(line["seconds"]) == {"read", "decode", "encode", "score", "select", "write"} for line in lines)
-    assert sum(line["kept"] for line in lines) == 307
+def test_what_a_shard_took_and_held_stands_in_its_commit_record(pruned_64):
+    records = list(Artifact(pruned_64).commits())
+    assert [record.shard for record in records] == list(range(5))
+    assert all(set(record.seconds) == {"read", "decode", "encode", "score", "select", "write"} for record in records)
+    assert sum(record.files["selections"].rows for record in records) == 307
+    failed = sum(sum(failed_samples(record).values()) for record in records)
+    assert failed == sum(record.counts["samples"] - record.counts["samples.ok"] for record in records) > 0
+    assert not (pruned_64 / "_failures").exists()
 
 
 def test_a_measured_batch_size_is_kept(prune, tmp_path):
@@ -124,6 +129,7 @@ def test_a_measured_batch_size_is_kept(prune, tmp_path):
     assert not any("fastest" in line for line in said)
 
 
+@pytest.mark.ray
 def test_sigterm_finishes_the_shards_in_flight(scenes_tars, tiny_llava, tmp_path):
     output = tmp_path / "out"
     command = [

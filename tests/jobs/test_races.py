@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.cluster.run_folder import Tries
+from pipeline.cluster.run_folder import TriesFolder
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.storage import LocalStore
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def just_before_the_lock(job):
 
 
 def settings_of(output, tars, model) -> PruneSettings:
-    return PruneSettings(tuple(tars), model, str(output), max_tokens="4", shard_size=4)
+    return PruneSettings(corpus=tuple(tars), model=model, output=str(output), max_tokens="4", shard_size=4)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -82,7 +83,7 @@ def test_what_a_killed_run_left_stops_no_new_one(prune, tmp_path):
     killed = output / "_runs" / "killed"
     killed.mkdir(parents=True)
     (killed / "stop").touch()
-    tries = Tries(killed / "tries" / "00000000", "encode")
+    tries = TriesFolder(LocalStore(killed / "tries")).of_shard(0, "encode")
     for number in range(9):
         tries.note(number, "its worker died")
     over = threading.Event()

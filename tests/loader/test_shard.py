@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.answer.checks import survey
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import pack_features
 from pipeline.budget import parse_budget
@@ -27,7 +28,7 @@ def test_what_was_read_is_noted_with_its_hash(small_pruned, tmp_path):
         *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
     ]
-    _, hashes = artifact.committed_hashes()
+    hashes = survey(artifact).hashes
     assert loaded.sources.items() <= hashes.items()
     assert [image.features_KO.tolist() for image in images.values()] == [[[3.0, 3.0, 3.0]]] * 2
     assert all(torch.equal(image.indices_K, torch.tensor([3])) for image in images.values())
@@ -99,7 +100,7 @@ def replace_rows(artifact: Artifact, shard: int, table: str, change) -> None:
     entry = replace(
         record.files[table],
         size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        tag=str(status.st_mtime_ns),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     artifact.commit(replace(record, files={**record.files, table: entry}))

@@ -3,9 +3,11 @@
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ import pytest
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
-from pipeline.storage.files import new_file
+from pipeline.storage import LocalStore
 from schemas.columns import table_of
-from schemas.records import CommitRecord, JobRecord
+from schemas.records import CommitRecord, FailureRecord, JobRecord, RecordError
 from schemas.selections import ErrorRow
 from schemas.tables import SCHEMA_VERSION
 
@@ -67,7 +69,7 @@ def test_pending_shards_are_those_without_a_sound_commit(tmp_path):
     ]
 
 
-def test_a_flipped_byte_is_found_by_its_time_of_change_or_by_a_deep_check(tmp_path):
+def test_a_flipped_byte_is_found_by_its_tag_or_by_a_deep_check(tmp_path):
     artifact = Artifact(tmp_path)
     record = commit(artifact, 0)
     path = tmp_path / "errors" / "part-00000000.parquet"
@@ -75,7 +77,7 @@ def test_a_flipped_byte_is_found_by_its_time_of_change_or_by_a_deep_check(tmp_pa
     data[10] ^= 1
     path.write_bytes(data)
     assert "sha256" in str(artifact.problem_of(record))
-    os.utime(path, ns=(record.files["errors"].mtime_ns,) * 2)
+    os.utime(path, ns=(int(record.files["errors"].tag),) * 2)
     assert artifact.problem_of(record) is None
     assert "sha256" in str(artifact.problem_of(record, deep=True))
 
@@ -93,17 +95,6 @@ def test_a_commit_record_can_not_point_outside(tmp_path):
     entry = dataclasses.replace(record.files["errors"], path="../../etc/passwd")
     artifact.commit(dataclasses.replace(record, files={"errors": entry}))
     assert artifact.resume(1).pending == [0]
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def write_half() -> None:
-        with new_file(tmp_path / "a") as temporary:
-            temporary.write_bytes(b"half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_half()
-    assert list(tmp_path.iterdir()) == []
 
 
 HOLD_LOCK = """
@@ -156,3 +147,90 @@ def test_a_shard_made_from_other_files_is_pending_and_outdated(tmp_path):
     assert artifact.resume(4).pending == []
     resume = artifact.resume(5, sources={"a": "1", "b": "2"})
     assert (resume.pending, resume.outdated, resume.damaged, resume.reasons) == ([2, 3, 4], [2, 3], [2, 3], [])
+
+
+class CountingStore(LocalStore):
+    """Counts what is asked of it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: Counter[str] = Counter()
+
+    def stat(self, key: str):
+        self.asked["stat"] += 1
+        return super().stat(key)
+
+    def list(self, prefix: str = ""):
+        self.asked[f"list {prefix}"] += 1
+        return super().list(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.asked[f"read {key}"] += 1
+        return super().read(key)
+
+
+def test_resuming_lists_each_folder_once_and_reads_each_record_once(tmp_path):
+    artifact = Artifact(tmp_path)
+    for shard in range(5):
+        commit(artifact, shard)
+    store = CountingStore(tmp_path)
+    assert Artifact(store).resume(6).pending == [5]
+    records = {f"read _commits/{shard:08d}.json": 1 for shard in range(5)}
+    assert store.asked == {"list _commits/": 1, "list errors/": 1, **records}
+
+
+def test_a_file_is_hashed_only_where_its_tag_is_another(tmp_path):
+    record = commit(Artifact(tmp_path), 0)
+    path = tmp_path / record.files["errors"].path
+    store = CountingStore(tmp_path)
+    with Artifact(store).opened(record, "errors") as stream:
+        assert stream.read() == path.read_bytes()
+    os.utime(path, ns=(1, 1))
+    with Artifact(store).opened(record, "errors") as stream:
+        assert stream.read() == path.read_bytes()
+    path.write_bytes(b"x" * record.files["errors"].size_bytes)
+    with pytest.raises(RecordError, match="differs from the sha256"), Artifact(store).opened(record, "errors"):
+        pass
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(tmp_path):
+    artifact = Artifact(tmp_path)
+    record = commit(artifact, 0)
+    before = (tmp_path / record.files["errors"].path).read_bytes()
+    with artifact.opened(record, "errors") as stream:
+        artifact.store.put(record.files["errors"].path, b"another")
+        assert stream.read() == before
+
+
+def test_why_a_shard_was_given_up_is_kept_until_it_is_committed(tmp_path):
+    artifact = Artifact(tmp_path)
+    failure = FailureRecord(3, 1.5, "given_up", "encode", "stage encode: it broke\nTraceback ...")
+    artifact.give_up(failure)
+    path = tmp_path / "_failures" / "00000003.json"
+    assert json.loads(path.read_text()) == dataclasses.asdict(failure)
+    commit(artifact, 2)
+    assert path.exists()
+    commit(artifact, 3)
+    assert not path.exists()
+    artifact.give_up(failure)  # of a worker that died between its commit and its word of it
+    artifact.finish({})
+    assert not path.parent.exists()
+
+
+def test_a_folder_that_holds_only_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(UserError, match=r"holds files but no _job\.json"):
+        Artifact(tmp_path).adopt_job(JOB)
+
+
+def test_a_record_half_written_by_a_killed_first_run_is_no_foreign_file(tmp_path):
+    (tmp_path / "._job.json.0123.tmp").write_bytes(b"{")
+    assert Artifact(tmp_path).check_job(JOB) is None
+
+
+@pytest.mark.parametrize(("there", "message"), [(True, "holds no _job.json"), (False, "is empty, or does not exist")])
+def test_what_is_no_artifact_is_told(there, message, tmp_path):
+    if there:
+        (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=rf"--pruned {tmp_path}: {message}; name the --output of jobs.prune_corpus"):
+        Artifact(tmp_path).require_job("prune", "--pruned")

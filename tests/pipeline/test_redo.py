@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact.artifact import Artifact
@@ -20,7 +21,6 @@ from pipeline.index.build import extend_index
 from pipeline.index.redo import forget_transient_errors
 from pipeline.prune import stages as shards
 from pipeline.prune.stages import Tally, run_shards
-from pipeline.storage import LocalStore
 from schemas.records import CommitRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -39,7 +39,7 @@ def corpus(tmp_path: Path, jpeg) -> Path:
 
 
 def indexed(corpus: Path, artifact: Artifact) -> Index:
-    return extend_index(LocalStore(artifact.root), None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
+    return extend_index(artifact.store, None, resolve_corpus([str(corpus)]), shard_size=2, limit=None)
 
 
 def commit_all(artifact: Artifact, index: Index) -> None:
@@ -66,7 +66,7 @@ def assert_mended(index: Index, artifact: Artifact) -> None:
     assert all(row["image_shard"] == owners[row["image_id"]] for row in rows)
     (generation,) = index.generations
     assert generation.failed_samples == {}
-    assert read_index(LocalStore(artifact.root)) == index
+    assert read_index(artifact.store) == index
 
 
 def test_counts_are_right_after_a_redo_that_mends_some_and_then_the_rest(corpus, jpeg, tmp_path):
@@ -95,7 +95,7 @@ def test_an_interrupted_redo_is_taken_up_by_the_next(killed_at, corpus, jpeg, tm
         patched.setattr(redo, killed_at, die)
         with pytest.raises(KeyboardInterrupt):
             forget_transient_errors(artifact, index, lambda _: None)
-    index = read_index(LocalStore(artifact.root))
+    index = read_index(artifact.store)
     assert index is not None
     assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
 
@@ -121,6 +121,56 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
     commit_all(artifact, index)
     assert forget_transient_errors(artifact, index, lambda _: None) == index
     assert sum(index.generations[0].failed_samples.values()) == 1
+
+
+class Counted:
+    """Counts the calls of a function."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
+        self.calls = 0
+        self._real = getattr(where, name)
+        monkeypatch.setattr(where, name, self)
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        self.calls += 1
+        return self._real(*arguments, **named)
+
+
+@pytest.mark.parametrize("many", [2, 20])
+def test_a_redo_looks_at_the_whole_index_once_however_many_rows_it_mends(many, jpeg, tmp_path, monkeypatch):
+    """A look for rows without hash, one for owners, one to count; every part read and written once."""
+    names = [f"{n}.jpg" for n in range(many)]
+    (tmp_path / "there.jpg").write_bytes(jpeg(0))
+    lines = [json.dumps({"image": name}) + "\n" for name in ["there.jpg", *names]]
+    (tmp_path / "m.jsonl").write_text("".join(lines))
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(tmp_path / "m.jsonl", artifact)
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(jpeg(n // 2))  # all but the first two come twice; those are there already
+    looks = Counted(monkeypatch, redo, "parquet_files")
+    reads = Counted(monkeypatch, redo.pq, "ParquetFile")
+    writes = Counted(monkeypatch, redo, "write_part")
+    index = forget_transient_errors(artifact, index, lambda _: None)
+    assert looks.calls == 3
+    assert reads.calls == writes.calls == len(index.parts()) == 1
+    rows = [row for shard in range(index.num_shards) for row in index.read_shard(shard).to_pylist()]
+    assert [row["reason"] for row in rows] == [None] * (many + 1)
+    assert sum(row["slot"] is not None for row in rows) == index.num_images == many // 2
+
+
+def test_an_index_with_its_columns_in_another_order_is_mended(corpus, jpeg, tmp_path):
+    """As versions before this one wrote it."""
+    artifact = Artifact(tmp_path / "out")
+    index = indexed(corpus, artifact)
+    for key in index.parts():
+        file = pq.ParquetFile(index.store.locate(key))
+        order = sorted(file.schema_arrow.names)
+        groups = [file.read_row_group(n).select(order) for n in range(file.num_row_groups)]
+        with pq.ParquetWriter(index.store.locate(key), groups[0].schema) as writer:
+            for group in groups:
+                writer.write_table(group)
+    find_the_missing(corpus, jpeg)
+    assert_mended(forget_transient_errors(artifact, index, lambda _: None), artifact)
 
 
 def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage import Entry, HeldError, LocalStore, Store
+from pipeline.storage.paths import NotAFileError
 
 
 @pytest.fixture
@@ -129,14 +131,15 @@ def test_a_file_system_without_locks_is_said(store, monkeypatch, number):
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 def test_a_place_that_cannot_be_written_is_said(store, monkeypatch, number):
     def replace(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("os.replace", replace)
-    with pytest.raises(UserError, match=f"a can't be written: {os.strerror(number)}"):
+    with pytest.raises(UserError, match=f"a can't be written: {os.strerror(number)}") as caught:
         store.put("a", b"1")
+    assert caught.value.passing == (number == errno.EIO)
     assert os.listdir(Path(store.locate())) == []
 
 
@@ -154,3 +157,41 @@ def test_scratch_folders_go_and_what_killed_writers_left_is_cleared(store):
     assert not left.exists()
     assert not abandoned.exists()
     assert names(store, "table/") == ["table/part"]
+
+
+def test_a_full_disk_in_a_scratch_folder_is_said_of_the_store(store):
+    with pytest.raises(UserError, match=r"store can't be written: No space left"), store.scratch():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(Path(store.locate())) == []
+
+
+def test_clearing_a_prefix_takes_everything_under_it(store):
+    for key in ("a/b", "a/c/d", "ab"):
+        store.put(key, b"")
+    Path(store.locate("a/c/.x.0.tmp")).write_bytes(b"half")
+    store.clear("a/")
+    store.clear("none/")
+    assert os.listdir(Path(store.locate())) == ["ab"]
+
+
+def test_what_is_no_regular_file_is_never_read(store):
+    store.put("a/b", b"")
+    os.mkfifo(store.locate("fifo"))
+    for key, kind in (("fifo", "a FIFO"), ("a", "a folder")):
+        assert store.stat(key) is None
+        for read in (store.read, store.open, store.raw):
+            with pytest.raises(NotAFileError, match=f"is {kind}, not a regular file"):
+                read(key)
+
+
+def test_a_raw_stream_reads_and_seeks_without_a_buffer(store):
+    store.put("a", b"012345")
+    with store.raw("a") as stream:
+        assert (stream.seek(2), stream.read(2)) == (2, b"23")
+        Path(store.locate("a")).write_bytes(b"012xyz")
+        assert stream.read(2) == b"yz"
+
+
+def test_a_store_travels_to_other_processes(store):
+    store.put("a", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"

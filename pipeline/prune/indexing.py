@@ -1,0 +1,75 @@
+"""The corpus of a prune job and its index: what is indexed, what is new, what had to be left out."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.index import Index, drop_generation, read_index, unindexed_inputs
+from pipeline.corpus.resolve import CorpusInput
+from pipeline.errors import UserError
+from pipeline.index.build import extend_index
+from pipeline.prune.settings import PruneSettings
+from pipeline.prune.stages import share_that_failed, too_many_fail
+
+MAX_TOLD = 10  # input files told one by one
+
+
+def known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
+    """The index as it is now, and the inputs that are not in it.
+
+    Raises:
+        UserError: the index is damaged, or what it was made from has changed.
+    """
+    index = read_index(artifact.store)
+    return index, unindexed_inputs(index, inputs)
+
+
+def complete_index(
+    settings: PruneSettings, artifact: Artifact, inputs: list[CorpusInput], say: Callable[[str], None]
+) -> Index:
+    """The index with all inputs in it; the caller holds the artifact's lock. Needs Ray.
+
+    Raises:
+        UserError: as `known` and `extend_index` do; too many of the new samples can't be used.
+    """
+    index, new_inputs = known(artifact, inputs)
+    if not new_inputs:
+        assert index is not None, "a corpus has at least one input"
+        return index
+    if index is not None and settings.limit is not None:
+        raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
+    say(f"indexing {len(new_inputs):,} input files")
+    artifact.reopen()
+    index = extend_index(artifact.store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    new = index.generations[-1]
+    failed = sum(new.failed_samples.values())
+    if too_many_fail(failed, new.num_samples, settings.max_error_rate):
+        drop_generation(index)
+        share = share_that_failed(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate)
+        raise UserError(f"{share}; mend the cause and run again, or raise the rate")
+    say(
+        f"indexed {index.num_samples:,} samples: {index.num_images:,} distinct images in "
+        f"{index.num_shards:,} shards, {index.num_prompts:,} prompts"
+    )
+    if new.failed_prompts:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in new.failed_prompts.items())
+        say(f"{sum(new.failed_prompts.values()):,} prompts can't be posed: {reasons}; the errors table says why")
+    if (note := new.prompts_note()) is not None:
+        say(note)
+    if new.unread_bytes:
+        say(f"{new.unread_bytes:,} bytes of tars were not read, see the errors table")
+    return index
+
+
+def left_out(index: Index, inputs: list[CorpusInput], say: Callable[[str], None]) -> dict[str, str]:
+    """The inputs that can't be read, each with the reason; tells the user of them."""
+    asked = {item.path for item in inputs}
+    found = {path: why for path, why in index.left_out.items() if path in asked}
+    for why in list(found.values())[:MAX_TOLD]:
+        say(f"left out: {why}")
+    if found:
+        say(
+            f"{len(found):,} input files are left out, because their storage does not give their bytes; "
+            "the next run tries them again, and without them in --corpus the output can be finished"
+        )
+    return found

@@ -1,0 +1,69 @@
+"""What a prune job is to do, settled before it starts Ray or writes a byte."""
+
+from dataclasses import dataclass, replace
+
+from pipeline.budget import parse_budget
+from pipeline.cluster.environment import environment, own_dtype
+from pipeline.corpus.resolve import CorpusInput, resolve_corpus
+from pipeline.families.checkpoint import identity, open_checkpoint
+from pipeline.prune.encode import EncodeSettings
+from pipeline.prune.select import SelectSettings, resolve_estimator
+from pipeline.prune.settings import PruneSettings
+from pipeline.settings import deciding
+from schemas.records import JobRecord
+from schemas.tables import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The corpus and the model of a job, and how they are put together."""
+
+    inputs: list[CorpusInput]
+    job: JobRecord
+    model: str  # the checkpoint, pinned to the commit that was found here
+    dtype: str  # that the model runs in
+    feature_dtype: str
+    select: SelectSettings
+
+    def encode(self, device: str, batch_size: int) -> EncodeSettings:
+        """The settings of a model actor."""
+        return EncodeSettings(
+            model=self.model,
+            dtype=self.dtype,
+            batch_size=batch_size,
+            feature_dtype=self.feature_dtype,
+            select=self.select,
+            device=device,
+        )
+
+    def with_batch_size(self, batch_size: int) -> JobRecord:
+        """The job record of a job whose batch size was measured."""
+        return replace(self.job, resolved={**self.job.resolved, "batch_size": batch_size})
+
+
+def plan(settings: PruneSettings) -> Plan:
+    """Resolve the corpus and the model.
+
+    Raises:
+        UserError: bad input; nothing was begun.
+    """
+    inputs = resolve_corpus(settings.corpus)
+    checkpoint, family = open_checkpoint(settings.model)
+    estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
+    family.preparer(checkpoint)  # so that a wrong image processor shows before any work
+    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    job = JobRecord(
+        kind="prune",
+        schema_version=SCHEMA_VERSION,
+        settings={**deciding(settings), "dtype": dtype, "estimator": estimator},
+        model=identity(checkpoint, family),
+        environment=environment(checkpoint),
+        notes=[note] if note else [],
+    )
+    select = SelectSettings(
+        budget=parse_budget(settings.max_tokens, "--max-tokens"),
+        selector=settings.selector,
+        estimator=estimator,
+        seed=settings.seed,
+    )
+    return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, select)

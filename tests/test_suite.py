@@ -1,0 +1,53 @@
+"""The suite's own promises: tests on Ray are marked, others can't start it, and what is costly is made once."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+
+def test_a_test_without_the_marker_cannot_start_ray():
+    with pytest.raises(pytest.fail.Exception, match="carry the marker ray"):
+        ray.init(num_cpus=1)
+
+
+def test_tests_that_take_the_session_are_marked(request):
+    """By fixtures of fixtures too; among all that are collected here, so the whole suite when it runs whole."""
+    items = request.session.items
+    assert all(item.get_closest_marker("ray") for item in items if "ray_session" in item.fixturenames)
+    assert request.node.get_closest_marker("ray") is None
+
+
+def test_what_is_made_once_is_made_by_the_first_and_waited_for(made_once, request):
+    fillings: list[Path] = []
+
+    def fill(folder: Path) -> None:
+        fillings.append(folder)
+        folder.mkdir()
+        time.sleep(0.2)
+        (folder / "whole").touch()
+
+    def get() -> None:
+        seen.append((made_once(name, fill) / "whole").exists())
+
+    name, seen = f"once-{request.node.name}", []
+    threads = [threading.Thread(target=get) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (seen, len(fillings)) == ([True] * 4, 1)
+
+
+def test_what_could_not_be_made_is_not_taken_for_whole(made_once, request):
+    def fail(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError("no room")
+
+    name = f"broken-{request.node.name}"
+    with pytest.raises(OSError, match="no room"):
+        made_once(name, fail)
+    with pytest.raises(AssertionError, match="another process failed to make"):
+        made_once(name, fail)
