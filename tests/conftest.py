@@ -9,10 +9,12 @@ import fcntl
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
@@ -21,6 +23,9 @@ from jobs.console import quiet_libraries
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from pipeline.cluster.stream import Stage  # not at run time: most tests need no Ray Data
+
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 quiet_libraries()
 
@@ -85,6 +90,24 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def indexed_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is made in this process: for tests of what it holds, not of how the work is spread."""
+
+    def stream_items(items: Sequence[dict[str, Any]], stages: "Sequence[Stage]") -> Iterator[dict[str, Any]]:
+        for item in items:
+            table = pa.Table.from_pylist([item])
+            for stage in stages:
+                table = stage.work(table, stage.settings)
+            yield from table.to_pylist()
+
+    monkeypatch.setattr("pipeline.index.build.stream_items", stream_items)
+    monkeypatch.setattr(
+        "pipeline.index.build.run_on_worker", lambda function, *given, **named: function(*given, **named)
+    )
+    monkeypatch.setattr("pipeline.index.build.cluster_cpus", lambda: 2)
 
 
 @pytest.fixture(scope="session")
