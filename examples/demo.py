@@ -5,22 +5,39 @@ python examples/demo.py --output out
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 CORPUS = "examples/scenes/scenes-{000000..000002}.tar"
 MODEL = "examples/tiny-llava"
 BUDGETS = ("all", "64", "32")
+FIRST = "select row, col, count(*) as images from tokens where pick = 0 group by all order by images desc limit 5"
+WRONG = 'select prompt, answer, a."references" from answers a join prompts using (prompt_id) where not correct limit 9'
+
+
+def shown(*arguments: str) -> str:
+    """A command as a user would type it, each option with its value on a line of its own."""
+    lines = [f"zoo-prune {arguments[0]}"]
+    for before, argument in pairwise(arguments):
+        if before.startswith("--"):
+            lines[-1] += f" {shlex.quote(argument)}"
+        else:
+            lines.append(f"    {shlex.quote(argument)}")
+    return " \\\n".join(lines)
 
 
 def run(title: str, *arguments: str) -> float:
     """Run one job as a user would, showing the command; returns its wall-clock seconds."""
-    print(f"\n== {title}\n$ python {shlex.join(arguments)}", flush=True)
+    print(f"\n== {title}\n$ {shown(*arguments)}", flush=True)
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=REPO, check=True)
+    done = subprocess.run([sys.executable, "-m", "jobs.zoo_prune", *arguments], cwd=REPO)
+    if done.returncode:
+        sys.exit(done.returncode)  # the job said why
     return time.perf_counter() - started
 
 
@@ -28,42 +45,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", default="out", help="folder for the demo's artifacts (default: out)")
     output = Path(parser.parse_args().output).expanduser().absolute()
-    scenes = str(output / "scenes")
+    scenes, model = str(output / "scenes"), ("--model", MODEL)
     seconds = {}
     seconds["prune"] = run(
         "prune: every distinct image encoded once, its tokens ranked",
-        "-m", "jobs.prune_corpus", "--corpus", CORPUS, "--model", MODEL, "--output", scenes,
-        "--max-tokens", "all", "--shard-size", "64",
+        "prune", "--corpus", CORPUS, *model, "--output", scenes, "--max-tokens", "all", "--shard-size", "64",
     )  # fmt: skip
-    answers = []
-    for budget in BUDGETS:
-        answers += ["--answers", str(output / f"answers-{budget}")]
+    answers = {budget: str(output / f"answers-{budget}") for budget in BUDGETS}
+    for budget, folder in answers.items():
         seconds[f"answer, {budget} tokens"] = run(
             f"answer at {budget} tokens an image: the language model alone, from the same artifact",
-            "-m", "jobs.answer_corpus", "--pruned", scenes, "--model", MODEL, "--tokens", budget,
-            "--output", str(output / f"answers-{budget}"),
+            "answer", "--pruned", scenes, *model, "--tokens", budget, "--output", folder,
         )  # fmt: skip
-    run(
-        "look: what was selected, what failed, how accurate it is",
-        "-m",
-        "jobs.query_selections",
-        "--pruned",
-        scenes,
-        *answers,
-    )
+    options = [part for folder in answers.values() for part in ("--answers", folder)]
+    run("look: what was selected, what failed, how accurate it is", "query", "--pruned", scenes, *options)
+
+    print("Accuracy is exact match: of a caption, which can be worded in many ways, it says little.\n")
     print("wall-clock seconds of each command, Ray's start included")
     for name, value in seconds.items():
         print(f"  {name:24} {value:6.1f}")
-    print(f"\nThe output lies in {output}. Three commands to try next:")
-    query = f"{sys.executable} -m jobs.query_selections --pruned {shlex.quote(scenes)}"
-    first = "select row, col, count(*) as images from tokens where pick = 0 group by all order by images desc limit 5"
-    wrong = (
-        'select prompt, answer, a."references" from answers a join prompts using (prompt_id) where not correct limit 9'
-    )
-    print(f'  {query} \\\n      "{first}"')
-    print(f"  {sys.executable} -m jobs.answer_corpus --pruned {shlex.quote(scenes)} --model {MODEL} --tokens 16 \\")
-    print(f"      --output {shlex.quote(str(output / 'answers-16'))}")
-    print(f"  {query} --answers {shlex.quote(str(output / 'answers-32'))} \\\n      '{wrong}'")
+    print(f"\nThe output lies in {output}. Three commands to try next, in {REPO}:\n")
+    if shutil.which("zoo-prune") is None:
+        print(f"source {shlex.quote(str(Path(sys.executable).parent / 'activate'))}")
+    for command in (
+        ("query", "--pruned", scenes, FIRST),
+        ("answer", "--pruned", scenes, *model, "--tokens", "16", "--output", str(output / "answers-16")),
+        ("query", "--pruned", scenes, "--answers", answers["32"], WRONG),
+    ):
+        print(f"{shown(*command)}\n")
 
 
 if __name__ == "__main__":

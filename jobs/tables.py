@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import unicodedata
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -83,7 +84,7 @@ def _cell(value: object, limit: int | None) -> str:
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int | Decimal):  # the latter: DuckDB's sum of integers
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"

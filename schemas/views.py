@@ -1,5 +1,6 @@
 """What queries see beside the artifact's own tables: the views `shards` and `tokens`; and paths as SQL literals."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,8 +22,6 @@ class ShardRow:
     size_bytes: int = column(pa.int64())  # of all its files
     seconds: dict[str, float] = column(pa.struct([(stage, pa.float64()) for stage in STAGES]))
 
-
-from collections.abc import Iterable
 
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """

@@ -112,17 +112,10 @@ _PATH_METHODS = {
 # Of a path as of other things; of these they open no file by its name.
 _SHARED_METHODS = {"open", "stat"}
 _NO_PATHS = {"Image", "store", "_store"}
-# Rooms that are not yet rid of their file calls.
-_STILL_OPEN_FILES = {
-    "pipeline/answer/generation_settings.py",
-    "pipeline/answer/stage.py",
-    "pipeline/artifact/artifact.py",
-    "pipeline/artifact/tables.py",
-    "pipeline/cluster/run_folder.py",
-    "pipeline/cluster/session.py",
-    "pipeline/cluster/stopping.py",
-    "pipeline/prune/read.py",
-    "pipeline/report/query.py",
+# Files that are neither of a corpus nor of an artifact.
+_OF_ITS_OWN = {
+    "pipeline/cluster/session.py": ["tempfile"],  # what native code says on standard error while Ray starts
+    "pipeline/report/query.py": ["tempfile"],  # where DuckDB spills
 }
 
 
@@ -188,12 +181,4 @@ def _may_open_files(path: Path) -> bool:
 
 @pytest.mark.parametrize("path", [p for p in FILES if not _may_open_files(p)], ids=name_of)
 def test_only_storage_touches_files(path: Path) -> None:
-    found = file_calls(path.read_text())
-    if name_of(path) in _STILL_OPEN_FILES:
-        assert found, f"{name_of(path)} touches no file any more: take it off the list"
-    else:
-        assert found == []
-
-
-def test_the_list_of_rooms_that_still_open_files_names_files_that_are_there() -> None:
-    assert {name_of(path) for path in FILES} >= _STILL_OPEN_FILES
+    assert file_calls(path.read_text()) == _OF_ITS_OWN.get(name_of(path), [])

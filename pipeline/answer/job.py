@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.answer.checks import Survey, check_model, check_prompts, check_stored, corpus_of, survey
-from pipeline.answer.generation_settings import check_generation
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
@@ -24,6 +23,7 @@ from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
+from pipeline.families.generation_settings import check_generation
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION

@@ -84,7 +84,7 @@ class AnswerShards:
         (shard,) = batch["shard"].to_pylist()
         if self._refused is not None:
             return ended_shard(shard, ANSWERED, Status.REFUSED, self._refused, "generate")
-        if self._settings.stop_file.exists():
+        if self._settings.stop_file.is_there:
             return stopped_shard(shard, ANSWERED, "generate")
         return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.answer.engine import Question, Reply
-from pipeline.answer.generation_settings import FORCED, end_tokens, runs_alone
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError
+from pipeline.families.generation_settings import FORCED, end_tokens, runs_alone
 from pipeline.families.loading import fixed_rotation_limit, forget_long_texts
 from schemas.answers import FinishReason
 

@@ -83,7 +83,8 @@ class StopFile:
     store: Store
     key: str
 
-    def exists(self) -> bool:
+    @property
+    def is_there(self) -> bool:
         return self.store.stat(self.key) is not None
 
     def write(self) -> None:

@@ -19,7 +19,7 @@ class StopRequest:
 
     @property
     def made(self) -> bool:
-        return self.file.exists()
+        return self.file.is_there
 
     def make(self) -> None:
         """Ask every worker to begin no further shard."""

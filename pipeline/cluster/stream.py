@@ -1,5 +1,6 @@
 """Shards through stages on Ray Data, and single functions on a worker: the only way work reaches the cluster."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +70,9 @@ def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.
         if stage.processes is not None:
             options["compute"] = TaskPoolStrategy(size=stage.processes)
         options["fn_args"] = (stage.settings,)
-    return dataset.map_batches(stage.work, batch_size=None, batch_format="pyarrow", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the deprecation that the decision weighs
+        return dataset.map_batches(stage.work, batch_size=None, batch_format="pyarrow", **options)
 
 
 def run_on_worker(function: Callable[..., T], *arguments: Any, num_gpus: float = 0.0, **named: Any) -> T:

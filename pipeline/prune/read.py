@@ -35,7 +35,7 @@ class ReadSettings:
 def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
     """A table of one row, `shard`, to the shard's table of `DECODED`."""
     (shard,) = batch["shard"].to_pylist()
-    if settings.stop_file.exists():
+    if settings.stop_file.is_there:
         return stopped_shard(shard, DECODED, "read")
     return _runner(settings.policy).run(shard, DECODED, lambda: read_shard(shard, settings))
 

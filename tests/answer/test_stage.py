@@ -11,7 +11,9 @@ from pipeline.answer.engine import Question, Reply
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
+from pipeline.cluster.run_folder import StopFile
 from pipeline.loader.shard import ShardLoader
+from pipeline.storage import LocalStore
 from schemas.answers import FinishReason
 from schemas.stored import StoredPrompt
 from schemas.tables import ANSWERS
@@ -68,7 +70,7 @@ def stage(small_pruned, tmp_path, monkeypatch):
     return AnswerShards(
         GenerateSettings(
             pruned=pruned, output=tmp_path / "out", model="m", dtype="float32", budget=Budget("count", 1),
-            batch_size=4, max_new_tokens=6, stop_file=tmp_path / "stop",
+            batch_size=4, max_new_tokens=6, stop_file=StopFile(LocalStore(tmp_path), "stop"),
         )
     )  # fmt: skip
 

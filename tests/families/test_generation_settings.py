@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.answer.generation_settings import check_generation
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint
 from pipeline.families.checkpoint import open_checkpoint
+from pipeline.families.generation_settings import check_generation
 from tests.families.models import TINY, VOCABULARY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 

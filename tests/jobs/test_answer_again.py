@@ -16,6 +16,7 @@ from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.cluster.following import Followed
+from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import ask, connect
@@ -60,7 +61,7 @@ def in_this_process(settings, budget, dtype, source, artifact, pending, progress
             budget=budget,
             batch_size=settings.batch_size,
             max_new_tokens=1,
-            stop_file=artifact.root / "stop",
+            stop_file=StopFile(artifact.store, "stop"),
         )
     )
     for shard in pending:

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,11 +31,17 @@ def printed(table: pa.Table, monkeypatch: pytest.MonkeyPatch, stream: io.StringI
 
 
 def test_numbers_to_the_right_and_null_as_a_dash(monkeypatch):
-    columns = {"name": ["a", None], "count": [1234567, None], "share": [0.123456, 12345.67], "sure": [True, None]}
+    columns = {
+        "name": ["a", None],
+        "count": [1234567, None],
+        "share": [0.123456, 12345.67],
+        "sum": [Decimal(78592), Decimal(-3)],
+        "sure": [True, None],
+    }
     assert printed(pa.table(columns), monkeypatch) == [
-        "  name      count     share  sure",
-        "  a     1,234,567    0.1235  true",
-        "  -             -  12,345.7  -",
+        "  name      count     share     sum  sure",
+        "  a     1,234,567    0.1235  78,592  true",
+        "  -             -  12,345.7      -3  -",
     ]
 
 
