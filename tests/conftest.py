@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +52,27 @@ def _no_ray_but_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MadeOnce:
-    """A folder that is filled by the first of the suite's processes that asks for it by this name."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """One folder for all of the suite's processes."""
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if hasattr(request.config, "workerinput") else base  # the folder of all processes
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One of the suite's processes at a time."""
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> MadeOnce:
+    """A folder that is filled by the first of the suite's processes that asks for it by this name."""
 
     def get(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, filled = base / name, base / f"{name}.filled"
-        with open(base / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, filled = shared_folder / name, shared_folder / f"{name}.filled"
+        with alone(shared_folder / f"{name}.lock"):
             if not filled.exists():
                 assert not folder.exists(), f"another process failed to make {name}"
                 fill(folder)
@@ -85,9 +98,12 @@ def scenes_manifest() -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def ray_session(shared_folder: Path) -> Iterator[None]:
     """One private Ray for all tests that need it; stopped only because it was started here."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with alone(
+        shared_folder / "ray.lock"
+    ):  # Ray gives its processes 15 s to start, too little for two on a busy machine
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
