@@ -9,10 +9,13 @@ import fcntl
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
@@ -21,6 +24,9 @@ from jobs.console import quiet_libraries
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from pipeline.cluster.stream import Stage  # not at run time: most tests need no Ray Data
+
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 quiet_libraries()
 
@@ -46,15 +52,27 @@ def _no_ray_but_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MadeOnce:
-    """A folder that is filled by the first of the suite's processes that asks for it by this name."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """One folder for all of the suite's processes."""
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if hasattr(request.config, "workerinput") else base  # the folder of all processes
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One of the suite's processes at a time."""
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> MadeOnce:
+    """A folder that is filled by the first of the suite's processes that asks for it by this name."""
 
     def get(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, filled = base / name, base / f"{name}.filled"
-        with open(base / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, filled = shared_folder / name, shared_folder / f"{name}.filled"
+        with alone(shared_folder / f"{name}.lock"):
             if not filled.exists():
                 assert not folder.exists(), f"another process failed to make {name}"
                 fill(folder)
@@ -80,11 +98,32 @@ def scenes_manifest() -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def ray_session(shared_folder: Path) -> Iterator[None]:
     """One private Ray for all tests that need it; stopped only because it was started here."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with alone(
+        shared_folder / "ray.lock"
+    ):  # Ray gives its processes 15 s to start, too little for two on a busy machine
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def indexed_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is made in this process: for tests of what it holds, not of how the work is spread."""
+
+    def stream_items(items: Sequence[dict[str, Any]], stages: "Sequence[Stage]") -> Iterator[dict[str, Any]]:
+        for item in items:
+            table = pa.Table.from_pylist([item])
+            for stage in stages:
+                table = stage.work(table, stage.settings)
+            yield from table.to_pylist()
+
+    monkeypatch.setattr("pipeline.index.build.stream_items", stream_items)
+    monkeypatch.setattr(
+        "pipeline.index.build.run_on_worker", lambda function, *given, **named: function(*given, **named)
+    )
+    monkeypatch.setattr("pipeline.index.build.cluster_cpus", lambda: 2)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """The data files of a shard: tables as Parquet, kept features as WebDataset tars. The same rows give the same bytes."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset as wds
 
 from pipeline.artifact.ledger import store_of
 from pipeline.storage import NewFile, Store
@@ -42,17 +43,20 @@ def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, fea
     assert selections["image_id"].equals(features["image_id"]), "selections and features are of the same images"
     samples = selections.select(_SAMPLE_FIELDS).to_pylist()
     with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
-        with wds.TarWriter(str(new.path), encoder=False, mtime=0, user="", group="") as writer:
+        # What webdataset.TarWriter writes; that package imports torch, which costs a writing process seconds.
+        with tarfile.open(new.path, "w", format=tarfile.USTAR_FORMAT) as archive:
             for sample, payload in zip(samples, features["features"], strict=True):
-                writer.write(
-                    {
-                        "__key__": sample["image_id"],
-                        "features.safetensors": memoryview(payload.as_buffer()),
-                        "json": json.dumps(sample, sort_keys=True, ensure_ascii=False).encode(),
-                    }
-                )
+                selection = json.dumps(sample, sort_keys=True, ensure_ascii=False).encode()
+                _add_member(archive, f"{sample['image_id']}.features.safetensors", payload.as_buffer())
+                _add_member(archive, f"{sample['image_id']}.json", selection)
         sha256 = new.sha256()
     return _file_entry(new, len(selections), sha256)
+
+
+def _add_member(archive: tarfile.TarFile, name: str, data: bytes | pa.Buffer) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(memoryview(data)), 0o444
+    archive.addfile(member, io.BytesIO(data))
 
 
 def _file_entry(new: NewFile, rows: int, sha256: str) -> FileEntry:

@@ -16,18 +16,29 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
 
 NEW_TOKENS = 40
+SHORT = {"tokens": "8", "max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
 def answer(ray_session: None, tiny_llava: str) -> Callable[..., dict[str, dict]]:
-    """Run the answer job; answers by prompt id."""
+    """Run the answer job, with one worker where nothing else is said; answers by prompt id."""
 
     def run(pruned: Path, output: Path, **changes: object) -> dict[str, dict]:
-        settings = {"model": tiny_llava, "max_new_tokens": NEW_TOKENS, **changes}
+        settings = {"model": tiny_llava, "max_new_tokens": NEW_TOKENS, "workers": 1, **changes}
         answer_corpus(AnswerSettings(pruned=str(pruned), output=str(output), **settings), lambda _: None)  # type: ignore[arg-type]
         return read_answers(output)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def answered_8(
+    pruned_64: Path, answer: Callable[..., dict[str, dict]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Answers at 8 tokens; to be copied where they are changed."""
+    output = tmp_path_factory.mktemp("answered") / "8"
+    answer(pruned_64, output, **SHORT)
+    return output
 
 
 def read_answers(output: Path) -> dict[str, dict]:
@@ -75,7 +86,7 @@ def answerable(pruned: Path) -> list[dict]:
 def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, raw_images, tiny_llava, tmp_path):
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
-    answers = answer(pruned_all, tmp_path / "all", tokens="all")
+    answers = answer(pruned_all, tmp_path / "all", tokens="all", workers=2)
     assert {row["tokens"] for row in answers.values()} == {256}
     expected = untouched_answers(tiny_llava, prompts, raw_images)
     assert answers.keys() == expected.keys()
@@ -94,14 +105,14 @@ def test_a_prefix_of_a_larger_artifact_is_the_smaller_artifact(pruned_64, prune,
     assert {row["tokens"] for row in from_64.values()} == {32}
 
 
-def test_resume_skips_and_repairs(pruned_64, answer, tmp_path):
-    output = tmp_path / "out"
-    first = answer(pruned_64, output, tokens="8", max_new_tokens=4)
+def test_resume_skips_and_repairs(pruned_64, answered_8, answer, tmp_path):
+    output = shutil.copytree(answered_8, tmp_path / "out")
+    first = read_answers(answered_8)
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
-    assert answer(pruned_64, output, tokens="8", max_new_tokens=4) == first
+    assert answer(pruned_64, output, **SHORT) == first
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
     (output / "answers" / "part-00000003.parquet").unlink()
-    again = answer(pruned_64, output, tokens="8", max_new_tokens=4)
+    again = answer(pruned_64, output, **SHORT)
     assert {i: row["answer_tokens"] for i, row in again.items()} == {
         i: row["answer_tokens"] for i, row in first.items()
     }
@@ -136,13 +147,11 @@ def test_another_tower_does_not_resume_the_pruning(pruned_64, prune, tiny_llava,
         prune(pruned_64, max_tokens="64", model=altered(tiny_llava, tmp_path / "other", "vision_tower"))
 
 
-def test_another_language_model_does_not_resume_the_answers(pruned_64, answer, tiny_llava, tmp_path):
-    output, new = tmp_path / "out", {"tokens": "4", "max_new_tokens": 1}
-    answer(pruned_64, output, **new)
+def test_another_language_model_does_not_resume_the_answers(pruned_64, answered_8, answer, tiny_llava, tmp_path):
     with pytest.raises(UserError, match=r"other settings:\n  model\.language: "):
-        answer(pruned_64, output, model=altered(tiny_llava, tmp_path / "language", "layers.0"), **new)
+        answer(pruned_64, answered_8, model=altered(tiny_llava, tmp_path / "language", "layers.0"), **SHORT)
     # The vision tower plays no part: it is not read, and may be another.
-    answer(pruned_64, output, model=altered(tiny_llava, tmp_path / "tower", "vision_tower"), **new)
+    answer(pruned_64, answered_8, model=altered(tiny_llava, tmp_path / "tower", "vision_tower"), **SHORT)
 
 
 def test_settings_that_answers_cannot_follow_are_refused_before_any_work(pruned_64, answer, tiny_llava, tmp_path):

@@ -70,12 +70,13 @@ def answer(name, **how):
     named = {"pruned": given["pruned"], "model": given["model"], "output": output}
     attempt(name, answer_corpus, AnswerSettings(**named, **given["answer"], **how))
 
-prune("whole", device="cpu", gpus_per_worker=1.0)
+one = {"workers": 1}  # each worker starts for seconds; how many there are by default, "half" tells
+prune("whole", device="cpu", gpus_per_worker=1.0, **one)
 prune("half", device="cpu", gpus_per_worker=0.5)
-prune("auto")
-prune("measured", device="cpu", gpus_per_worker=1.0, batch_size="auto")
+prune("auto", **one)
+prune("measured", device="cpu", gpus_per_worker=1.0, batch_size="auto", **one)
 prune("three", gpus_per_worker=3.0)
-answer("answers-whole", device="cpu", gpus_per_worker=1.0)
+answer("answers-whole", device="cpu", gpus_per_worker=1.0, **one)
 answer("answers-half", device="cpu", gpus_per_worker=0.5)
 if not torch.cuda.is_available():
     prune("cuda", device="cuda")

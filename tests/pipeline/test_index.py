@@ -1,4 +1,4 @@
-"""The index: ownership, shards, growth. Needs Ray for the parallel scan."""
+"""The index: ownership, shards, growth."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.index.build import extend_index
 from pipeline.storage import LocalStore
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("indexed_without_ray")
 
 
 def prompts_of(name: str) -> dict:
