@@ -27,7 +27,7 @@ from pipeline.prune.rows import (
     stage_table,
 )
 from pipeline.prune.select import Selection, SelectSettings, select_tokens
-from schemas.columns import table_of
+from schemas.columns import structs_of, table_of
 from schemas.selections import FeatureRow, Grid, Position, SegmentRow, SelectionRow
 
 
@@ -154,7 +154,7 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
     ranking, gain = selection.ranking_K.tolist(), selection.gain_K.tolist()
     sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
     rows, cols, tiles = image.grid
-    places = image.places()[selection.ranking_K].tolist()
+    tile, row_in_grid, col = image.places()[selection.ranking_K].numpy().T
     return SelectionRow(
         image_id=image_id_of(row),
         source=row.source,
@@ -171,7 +171,7 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
         ranking=ranking,
         gain=gain,
         sensitivity=None if sensitivity is None else sensitivity.tolist(),
-        position=[Position(tile=tile, row=row, col=col) for tile, row, col in places],
+        position=structs_of(Position, tile=tile, row=row_in_grid, col=col),
         sensitivity_min=None if sensitivity is None else float(sensitivity.min()),
         sensitivity_mean=None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
         sensitivity_max=None if sensitivity is None else float(sensitivity.max()),
