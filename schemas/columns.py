@@ -25,7 +25,10 @@ def column(kind: pa.DataType, **options: Any) -> Any:
 
 
 def list_column(row: type[Any], **options: Any) -> Any:
-    """A column of lists of structs; in Python each struct is a `row`."""
+    """A column of lists of structs; in Python each struct is a `row`.
+
+    Where rows are made by the thousand, an Arrow array of the structs may stand for the list, see `structs_of`.
+    """
     return field(metadata={_TYPE: pa.list_(struct_of(row)), _ROW: row}, **options)
 
 
@@ -46,6 +49,20 @@ def schema_of(row: type[Any]) -> pa.Schema:
 def struct_of(row: type[Any]) -> pa.DataType:
     """The Arrow struct of a row class."""
     return pa.struct(list(schema_of(row)))
+
+
+def structs_of(row: type[Any], /, **columns: Any) -> pa.StructArray:
+    """An Arrow array of structs from their fields, each a NumPy array or a list, without a `row` for each.
+
+    Raises:
+        ValueError: the fields are not those of `row`, or differ in length.
+    """
+    kinds = {one.name: one.metadata[_TYPE] for one in _columns(row)}
+    if columns.keys() != kinds.keys():
+        raise ValueError(f"{row.__name__} has the fields {', '.join(kinds)}; given: {', '.join(columns)}")
+    return pa.StructArray.from_arrays(
+        [pa.array(columns[name], kind) for name, kind in kinds.items()], fields=list(struct_of(row))
+    )
 
 
 def table_of(row: type[Row], rows: Sequence[Row]) -> pa.Table:
@@ -78,11 +95,18 @@ def _array(one: Field[Any], values: list[Any]) -> pa.Array:
     if pa.types.is_struct(kind):
         _check(nested, (value for value in values if value is not None))
         return pa.StructArray.from_arrays(_arrays(nested, values), fields=list(kind), mask=missing)
-    items = [item for value in values if value is not None for item in value]
-    _check(nested, items)
+    given = [value for value in values if value is not None]
+    if given and all(isinstance(value, pa.StructArray) for value in given):
+        items = pa.concat_arrays(given)
+        if items.type != kind.value_type:
+            raise TypeError(f"expected structs of {nested.__name__}, found {items.type}")
+    else:
+        flat = [item for value in given for item in value]
+        _check(nested, flat)
+        items = pa.StructArray.from_arrays(_arrays(nested, flat), fields=list(kind.value_type))
     return pa.ListArray.from_arrays(
         pa.array(accumulate((0 if value is None else len(value) for value in values), initial=0), pa.int32()),
-        pa.StructArray.from_arrays(_arrays(nested, items), fields=list(kind.value_type)),
+        items,
         type=kind,
         mask=missing,
     )

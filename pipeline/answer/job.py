@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 from schemas.records import JobRecord, to_json
+from schemas.statuses import OK, Counted
 from schemas.tables import SCHEMA_VERSION
 from schemas.views import quoted
 
@@ -191,7 +192,7 @@ def _run_shards(
     wanted = set(pending)
     for record in pruned.commits():
         if record.shard in wanted:
-            total += record.counts.get("prompts.ok", 0)
+            total += record.counts.get(Counted.PROMPTS.named(OK), 0)
     progress = Progress(total, "prompts")
 
     with run_folder(artifact.root) as folder:
@@ -226,11 +227,11 @@ def _check_prompts(pruned: Artifact) -> None:
     counts: Counter[str] = Counter()
     for record in pruned.commits():
         counts.update(record.counts)
-    if counts["prompts.ok"]:
+    if counts[Counted.PROMPTS.named(OK)]:
         return
     if counts["prompts"]:
-        statuses = {n.removeprefix("prompts."): c for n, c in counts.items() if n.startswith("prompts.")}
-        why = ", ".join(f"{status} ({count:,})" for status, count in sorted(statuses.items()))
+        statuses = sorted(Counted.PROMPTS.per_status(counts).items())
+        why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
         raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
     index = read_index(pruned.root / "_index")
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []

@@ -15,8 +15,9 @@ from pipeline.answer.grade import is_correct
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.budget import Budget
-from pipeline.cluster.attempts import BAD_INPUT, STOPPED, Policy, StageRunner, failed_shard
+from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
+from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
 from pipeline.errors import UserError
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -32,7 +33,7 @@ ANSWERED = pa.schema(
         ("prompts", pa.int64()),
         ("refused", pa.int64()),
         ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
-        ("failure", pa.string()),
+        *ENDING,
     ]
 )
 
@@ -86,12 +87,12 @@ class AnswerShards:
         self._pruned = Artifact(settings.pruned)
         self._output = Artifact(settings.output)
         self._runner = StageRunner("generate", settings.policy)
-        self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
+        self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
             self._answerer = self._runner.load(self._load)
         except UserError as error:
-            self._refused = f"{BAD_INPUT}{error}"
+            self._refused = str(error)
 
     def _load(self) -> Answerer:
         if self._device.type == "cpu":
@@ -103,10 +104,10 @@ class AnswerShards:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A block of one row (`shard`) to one row of `ANSWERED`."""
         (shard,) = batch["shard"].to_pylist()
-        if self._refused:
-            return failed_shard(shard, ANSWERED, self._refused)
+        if self._refused is not None:
+            return ended_shard(shard, ANSWERED, Status.REFUSED, self._refused, "generate")
         if self._settings.stop_file.exists():
-            return failed_shard(shard, ANSWERED, STOPPED)
+            return stopped_shard(shard, ANSWERED, "generate")
         return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
 
     def answer_shard(self, shard: int) -> pa.Table:
@@ -136,7 +137,13 @@ class AnswerShards:
         }
         device = self._device.type
         self._output.commit(CommitRecord(shard, {"answers": entry}, counts, seconds, sources=used, device=device))
-        outcome = {"shard": shard, "prompts": len(rows), "refused": refused, "device": device}
+        outcome = {
+            "shard": shard,
+            "status": Status.COMMITTED,
+            "prompts": len(rows),
+            "refused": refused,
+            "device": device,
+        }
         return pa.Table.from_pylist([outcome], ANSWERED)
 
 

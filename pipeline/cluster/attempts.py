@@ -1,8 +1,8 @@
 """One shard through one stage: under a time-out that names it, tried again when it fails, given up in the open.
 
-A failed shard becomes one row with its `failure`, which later stages pass on to the driver; other shards go on. A try
-counts from its beginning and is written down where it outlives its process, so that a shard which kills its worker
-every time, or is stuck every time, is given up like one that raises.
+A shard that fails becomes one row with its status and its failure. Later stages pass this row on to the driver, and
+other shards go on. A try counts from its beginning and is written down where it outlives its process, so that a shard
+which kills its worker every time, or is stuck every time, is given up like one that raises.
 """
 
 import faulthandler
@@ -16,16 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import ray
 
+from pipeline.cluster.outcomes import Status, ended_shard
 from pipeline.cluster.run_folder import Tries
 from pipeline.errors import UserError
-
-STOPPED = "stopped before it began"
-BAD_INPUT = "bad input: "  # begins a failure that no retry and no other shard can escape
 
 # A call that holds the interpreter lock holds up the time-out's thread too; so long after it the process ends anyway.
 _LOCKED_GRACE_SEC = 60.0
@@ -56,7 +54,7 @@ class StageRunner:
         self._policy = policy
 
     def run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
-        """The function's table, or one row of `schema` with `shard` and `failure`.
+        """The function's table, or the one row of `schema` that says how the shard ended, see `ended_shard`.
 
         A try that takes too long ends this process: its thread can't be ended otherwise, and would go on using the
         model and the process's settings beside the next shard. Ray starts another process, with the same shard.
@@ -64,9 +62,10 @@ class StageRunner:
         try:
             return self._run(shard, schema, function)
         except UserError as error:
-            return failed_shard(shard, schema, f"{BAD_INPUT}{error}")
+            return ended_shard(shard, schema, Status.REFUSED, str(error), self._stage)
         except OSError as error:
-            return failed_shard(shard, schema, f"stage {self._stage}: its tries can't be written down: {error}")
+            failure = f"stage {self._stage}: its tries can't be written down: {error}"
+            return ended_shard(shard, schema, Status.GIVEN_UP, failure, self._stage)
 
     def _run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
         tries = self._tries(f"{shard:08d}", self._stage)
@@ -86,7 +85,8 @@ class StageRunner:
                 failures.append(f"stage {self._stage}: {type(error).__name__}: {error}\n{trace}")
             if tries:
                 tries.note(len(failures) - 1, failures[-1])
-        return failed_shard(shard, schema, f"{failures[-1]}\n(tried {len(failures)} times)")
+        failure = f"{failures[-1]}\n(tried {len(failures)} times)"
+        return ended_shard(shard, schema, Status.GIVEN_UP, failure, self._stage)
 
     def load(self, function: Callable[[], Loaded]) -> Loaded:
         """The function's result, in the constructor of an actor. Ray restarts an actor that dies there for ever.
@@ -145,14 +145,3 @@ def end_process() -> None:
 def _death() -> str:
     """What befell a process that began a try and said no more."""
     return f"its worker (process {os.getpid()} on {socket.gethostname()}) died: killed, or out of memory"
-
-
-def failed_shard(shard: int, schema: pa.Schema, failure: str) -> pa.Table:
-    """The one row that stands for a shard that was given up (or not begun)."""
-    return pa.Table.from_pylist([{"shard": shard, "failure": failure}], schema)
-
-
-def failure_of(batch: pa.Table) -> str | None:
-    """The failure an earlier stage passed on, or None for a healthy shard."""
-    value: Any = batch["failure"][0].as_py()
-    return value

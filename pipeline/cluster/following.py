@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.cluster.attempts import BAD_INPUT, STOPPED
 from pipeline.cluster.device import Placement
+from pipeline.cluster.outcomes import Status
 from pipeline.cluster.run_folder import RunFolder
 from pipeline.cluster.stopping import StopRequest, stop_on_signals
 from pipeline.errors import UserError
@@ -35,7 +35,7 @@ def follow(
     placement: Placement,
     say: Callable[[str], None],
 ) -> Followed:
-    """Drain the outcomes of shards, each a row with `shard`, `failure` and counts.
+    """Drain the outcomes of shards, each a row with `shard`, `status`, `failure` and counts.
 
     Args:
         artifact: that the shards are committed to; gets a JSON line a shard in `_log.jsonl`.
@@ -49,20 +49,20 @@ def follow(
         UserError: bad input that no shard can escape, or more than 10 shards given up.
     """
     run = Followed()
-    bad_input = ""
+    refused: str | None = None
     notes: set[str] = set()
     with stop_on_signals(folder.stop_file, say) as stop:
         for outcome in outcomes(stop):
-            failure = outcome["failure"]
-            if failure == STOPPED:
+            status = Status(outcome["status"])
+            if status is Status.STOPPED:
                 continue
-            if failure is not None and failure.startswith(BAD_INPUT):
-                bad_input = bad_input or failure.removeprefix(BAD_INPUT)
+            if status is Status.REFUSED:
+                refused = refused or outcome["failure"]
                 stop.make()
                 continue
             append_line(artifact.root / "_log.jsonl", _log_line(outcome))
             folder.forget(outcome["shard"])
-            if failure is None:
+            if status is Status.COMMITTED:
                 run.done += 1
                 note = placement.note(outcome["device"])
                 if note and note not in notes:
@@ -70,13 +70,14 @@ def follow(
                     say(note)
                 take(outcome, stop)
                 continue
+            failure = outcome["failure"]
             run.failures[outcome["shard"]] = failure
             say(f"shard {outcome['shard']:08d} is given up: {failure.splitlines()[0]}")
             if len(run.failures) > MAX_FAILED_SHARDS:
                 stop.make()
         run.stopped_by = stop.signal_number
-    if bad_input:
-        raise UserError(bad_input)
+    if refused is not None:
+        raise UserError(refused)
     if len(run.failures) > MAX_FAILED_SHARDS:
         last = run.failures[max(run.failures)].splitlines()[0]
         raise UserError(

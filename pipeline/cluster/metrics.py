@@ -5,6 +5,7 @@ from functools import lru_cache
 from ray.util.metrics import Counter
 
 from schemas.records import CommitRecord
+from schemas.statuses import OK, Counted, PromptStatus
 
 
 @lru_cache(maxsize=1)
@@ -25,20 +26,22 @@ def count_shard(record: CommitRecord, num_tokens: int, num_kept: int) -> None:
     kept = record.files["selections"].rows
     for status, value in (("ok", kept), ("failed", record.counts["images"] - kept)):
         _add(counters["images"], value, {"status": status})
-    for name, value in record.counts.items():
-        kind, _, reason = name.partition(".")
-        if (
-            reason
-            and reason != "ok"
-            and (kind == "samples" or reason.endswith("prompt") or reason.endswith("prompt_id"))
-        ):
-            _add(counters["errors"], value, {"reason": reason})
+    for reason, value in failed_inputs(record).items():
+        _add(counters["errors"], value, {"reason": reason})
     for stage, seconds in record.seconds.items():
         _add(counters["seconds"], seconds, {"stage": stage})
     for kind, value in (("seen", num_tokens), ("kept", num_kept)):
         _add(counters["tokens"], value, {"kind": kind})
     _add(counters["bytes"], sum(entry.size_bytes for entry in record.files.values()), {})
     _add(counters["shards"], 1, {})
+
+
+def failed_inputs(record: CommitRecord) -> dict[str, int]:
+    """Failed samples, and prompts that failed by themselves, per reason: the rows of the shard's errors table."""
+    samples = Counted.SAMPLES.per_status(record.counts)
+    prompts = Counted.PROMPTS.per_status(record.counts)
+    failed = {reason: count for reason, count in samples.items() if reason != OK}
+    return failed | {status: prompts[status] for status in PromptStatus if status != OK and status in prompts}
 
 
 def _add(counter: Counter, value: float, tags: dict[str, str]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.statuses import PromptStatus
+
 MAX_KEYS = 32  # of a sample without prompts that are noted
 MAX_KEY_CHARS = 64
 PROMPTS_FORM = '"prompts": [{"prompt": "what is this ?"}]'
@@ -74,7 +76,7 @@ def read_prompts(record: dict[str, Any], sample_name: str) -> list[dict[str, Any
         return []
     if not isinstance(raw, list):
         row = _prompt_row(f"{sample_name}#0", raw)
-        row.update(status="bad_prompt", message=f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}")
+        row.update(status=PromptStatus.BAD, message=f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}")
         return [row]
     return [_prompt_row(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
 
@@ -85,7 +87,11 @@ def _prompt_row(own_id: str, item: Any) -> dict[str, Any]:
     if isinstance(item, str):
         item = {"prompt": item}
     if not isinstance(item, dict):
-        return {**row, "status": "bad_prompt", "message": f"the prompt is {shown(item)}, expected a text or an object"}
+        return {
+            **row,
+            "status": PromptStatus.BAD,
+            "message": f"the prompt is {shown(item)}, expected a text or an object",
+        }
     problems = []
     for column, key, read in _FIELDS:
         try:
@@ -95,11 +101,11 @@ def _prompt_row(own_id: str, item: Any) -> dict[str, Any]:
         else:
             row[column] = row[column] if value is None else value
     if problems:
-        return {**row, "status": "bad_prompt", "message": "; ".join(problems)}
+        return {**row, "status": PromptStatus.BAD, "message": "; ".join(problems)}
     if not row["prompt"].strip():
         found = f"is {shown(item['prompt'])}" if "prompt" in item else f"is not among its keys {shown(list(item))}"
-        return {**row, "status": "empty_prompt", "message": f"'prompt' {found}, expected a text that is not blank"}
-    return {**row, "status": "ok", "message": None}
+        return {**row, "status": PromptStatus.EMPTY, "message": f"'prompt' {found}, expected a text that is not blank"}
+    return {**row, "status": PromptStatus.OK, "message": None}
 
 
 def _text(value: Any) -> str | None:

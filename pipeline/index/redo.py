@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation, Index, part_path, write_index, write_part
 from pipeline.storage.input_file import InputReadError, open_input
+from schemas.statuses import Counted
 from schemas.tables import INDEX
 from schemas.views import quoted
 
@@ -30,7 +31,7 @@ def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str
     unhashed = _shards_without_hashes(index)
     shards = set(unhashed)
     for record in artifact.commits():
-        if any(record.counts.get(f"samples.{reason}", 0) for reason in TRANSIENT):
+        if any(record.counts.get(Counted.SAMPLES.named(reason), 0) for reason in TRANSIENT):
             shards.add(record.shard)
     if shards:
         say(f"{len(shards):,} shards hold transient failures and are done again")

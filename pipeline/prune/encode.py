@@ -9,8 +9,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.artifact.payload import pack_features
-from pipeline.cluster.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
+from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
+from pipeline.cluster.outcomes import Status, ended_shard, passed_on
 from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -26,7 +27,7 @@ from pipeline.prune.rows import (
     stage_table,
 )
 from pipeline.prune.select import Selection, SelectSettings, select_tokens
-from schemas.columns import table_of
+from schemas.columns import structs_of, table_of
 from schemas.selections import FeatureRow, Grid, Position, SegmentRow, SelectionRow
 
 
@@ -57,19 +58,21 @@ class EncodeShards:
     def __init__(self, settings: EncodeSettings) -> None:
         self._settings = settings
         self._runner = StageRunner("encode", settings.policy)
-        self._refused = ""  # why the model can't be used: said in every shard's outcome, not by a dying worker
+        self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
             self._encoder = self._runner.load(lambda: load_encoder(settings, self._device))
         except UserError as error:
-            self._refused = f"{BAD_INPUT}{error}"
+            self._refused = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A shard's table of `DECODED` to its table of `ENCODED`."""
         shard = batch["shard"][0].as_py()
-        failure = failure_of(batch) or self._refused or None
-        if failure is not None:
-            return failed_shard(shard, ENCODED, failure)
+        ended = passed_on(batch, ENCODED)
+        if ended is not None:
+            return ended
+        if self._refused is not None:
+            return ended_shard(shard, ENCODED, Status.REFUSED, self._refused, "encode")
         return self._runner.run(shard, ENCODED, lambda: self.encode_shard(batch))
 
     def encode_shard(self, batch: pa.Table) -> pa.Table:
@@ -151,7 +154,7 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
     ranking, gain = selection.ranking_K.tolist(), selection.gain_K.tolist()
     sensitivity = None if selection.sensitivity_N is None else selection.sensitivity_N.numpy()
     rows, cols, tiles = image.grid
-    places = image.places()[selection.ranking_K].tolist()
+    tile, row_in_grid, col = image.places()[selection.ranking_K].numpy().T
     return SelectionRow(
         image_id=image_id_of(row),
         source=row.source,
@@ -168,7 +171,7 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
         ranking=ranking,
         gain=gain,
         sensitivity=None if sensitivity is None else sensitivity.tolist(),
-        position=[Position(tile=tile, row=row, col=col) for tile, row, col in places],
+        position=structs_of(Position, tile=tile, row=row_in_grid, col=col),
         sensitivity_min=None if sensitivity is None else float(sensitivity.min()),
         sensitivity_mean=None if sensitivity is None else float(sensitivity.astype(np.float64).mean()),
         sensitivity_max=None if sensitivity is None else float(sensitivity.max()),

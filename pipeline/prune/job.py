@@ -22,7 +22,7 @@ from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.read import ReadSettings
 from pipeline.prune.select import SelectSettings, resolve_estimator
 from pipeline.prune.settle import settle
-from pipeline.prune.stages import StreamSettings, Tally, error_rate_message, run_shards, too_many_fail
+from pipeline.prune.stages import StreamSettings, Tally, run_shards, share_that_failed, too_many_fail
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
 from pipeline.storage.paths import WRITE_INSTEAD, refuse_url
@@ -197,11 +197,8 @@ def _index(
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):
         drop_generation(index)
-        raise UserError(
-            error_rate_message(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate).replace(
-                "run again with --redo-errors", "run again"
-            )
-        )
+        share = share_that_failed(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate)
+        raise UserError(f"{share}; mend the cause and run again, or raise the rate")
     say(
         f"indexed {index.num_samples:,} samples: {index.num_images:,} distinct images in "
         f"{index.num_shards:,} shards, {index.num_prompts:,} prompts"

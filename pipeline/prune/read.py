@@ -12,11 +12,12 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.artifact.index import Index
-from pipeline.cluster.attempts import STOPPED, Policy, StageRunner, failed_shard
+from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.outcomes import stopped_shard
 from pipeline.corpus.decode import DecodeError, decode_image
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.prune.rows import DECODED, DecodedRow, Ending, ReadFacts, pixels_table, same_in_each, stage_table
+from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, on_its_way, pixels_table, same_in_each, stage_table
 from pipeline.storage.input_file import InputReadError, open_input
 from schemas.columns import rows_of, table_of
 from schemas.samples import IndexRow, Sample
@@ -36,7 +37,7 @@ def read_stage(batch: pa.Table, settings: ReadSettings) -> pa.Table:
     """A table of one row, `shard`, to the shard's table of `DECODED`."""
     (shard,) = batch["shard"].to_pylist()
     if settings.stop_file.exists():
-        return failed_shard(shard, DECODED, STOPPED)
+        return stopped_shard(shard, DECODED, "read")
     return _runner(settings.policy).run(shard, DECODED, lambda: read_shard(shard, settings))
 
 
@@ -74,7 +75,7 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
         table_of(DecodedRow, rows),
         pixels_table(pixels),
         same_in_each(facts, len(rows)),
-        same_in_each(Ending(), len(rows)),
+        on_its_way(len(rows)),
     )
 
 

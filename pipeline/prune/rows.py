@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from pipeline.cluster.outcomes import ENDING, Status
 from schemas.columns import column, row_column, rows_of, schema_of, table_of
 from schemas.selections import FeatureRow, SelectionRow
 from schemas.tables import INDEX
@@ -65,17 +66,11 @@ class EncodeFacts:
 
 
 @dataclass(slots=True, kw_only=True)
-class Ending:
-    """How a shard ended. All null while it is on its way."""
-
-    failure: str | None = column(pa.string(), default=None)  # set on the one row of a shard that was given up
-
-
-@dataclass(slots=True, kw_only=True)
 class Outcome:
     """What the driver learns of a committed shard."""
 
     shard: int = column(pa.int32())
+    status: Status = column(pa.string())
     images: int = column(pa.int64())  # distinct images, those that failed included
     kept: int = column(pa.int64())  # images with a selection
     samples: int = column(pa.int64())
@@ -85,7 +80,10 @@ class Outcome:
     size_bytes: int = column(pa.int64())
     seconds: str = column(pa.string())  # JSON, per stage
     device: str | None = column(pa.string())  # that the model ran on: "cuda" or "cpu"
-    failure: str | None = column(pa.string(), default=None)  # set when the shard was given up; nothing else is then
+    failure: str | None = column(
+        pa.string(), default=None
+    )  # null, as `stage` is: these tell of shards that ended early
+    stage: str | None = column(pa.string(), default=None)
 
 
 PIXELS = pa.schema([("pixels", pa.large_binary()), ("pixels_shape", pa.list_(pa.int32()))])
@@ -96,8 +94,8 @@ def _together(*schemas: pa.Schema) -> pa.Schema:
     return pa.schema({field.name: field.type for schema in schemas for field in schema})
 
 
-DECODED = _together(INDEX, schema_of(DecodedRow), PIXELS, schema_of(ReadFacts), schema_of(Ending))
-ENCODED = _together(INDEX, schema_of(EncodedRow), schema_of(ReadFacts), schema_of(EncodeFacts), schema_of(Ending))
+DECODED = _together(INDEX, schema_of(DecodedRow), PIXELS, schema_of(ReadFacts), pa.schema(ENDING))
+ENCODED = _together(INDEX, schema_of(EncodedRow), schema_of(ReadFacts), schema_of(EncodeFacts), pa.schema(ENDING))
 OUTCOME = schema_of(Outcome)
 
 
@@ -127,6 +125,11 @@ def facts_among(facts: type[Row], table: pa.Table) -> Row:
 def same_in_each(facts: Any, count: int) -> pa.Table:
     """A table of `count` rows that all hold these facts."""
     return table_of(type(facts), [facts]).take(pa.array([0] * count, pa.int64()))
+
+
+def on_its_way(count: int) -> pa.Table:
+    """The columns `ENDING` of `count` rows of a healthy shard."""
+    return pa.table([pa.nulls(count, kind) for _, kind in ENDING], schema=pa.schema(ENDING))
 
 
 def pixels_table(pixels: Sequence[np.ndarray | None]) -> pa.Table:

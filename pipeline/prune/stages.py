@@ -92,7 +92,8 @@ def run_shards(
 
     run = follow(artifact, folder, lambda stop: _outcomes(pending, settings, stop), take, settings.placement, say)
     if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
-        raise UserError(error_rate_message(rate.failed_samples, rate.samples, rate.reasons, settings.max_error_rate))
+        share = share_that_failed(rate.failed_samples, rate.samples, rate.reasons, settings.max_error_rate)
+        raise UserError(f"{share}; mend the cause and run again with --redo-errors, or raise the rate")
     return run, tally
 
 
@@ -101,13 +102,10 @@ def too_many_fail(failed: int, samples: int, max_error_rate: float) -> bool:
     return samples >= MIN_SAMPLES_FOR_RATE and failed > max_error_rate * samples
 
 
-def error_rate_message(failed: int, samples: int, reasons: Counter[str], max_error_rate: float) -> str:
-    """Why the job stopped, and how to go on."""
+def share_that_failed(failed: int, samples: int, reasons: Counter[str], max_error_rate: float) -> str:
+    """Which share of the inputs failed and why: the beginning of what tells why the job stops."""
     most = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
-    return (
-        f"{failed:,} of the first {samples:,} inputs failed, more than --max-error-rate {max_error_rate:g}: {most}; "
-        "mend the cause and run again with --redo-errors, or raise the rate"
-    )
+    return f"{failed:,} of the first {samples:,} inputs failed, more than --max-error-rate {max_error_rate:g}: {most}"
 
 
 def worker_cpus(workers: int, cpus: int) -> float:

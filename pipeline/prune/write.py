@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_features_tar, write_table
-from pipeline.cluster.attempts import Policy, StageRunner, failed_shard, failure_of
+from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.metrics import count_shard
+from pipeline.cluster.outcomes import Status, passed_on
 from pipeline.prune.rows import OUTCOME, EncodeFacts, Outcome, ReadFacts, facts_among, nested_table, rows_among
 from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry
 from schemas.samples import IndexRow
 from schemas.selections import ErrorRow, PromptRow
+from schemas.statuses import OK, Counted
 
 ELSEWHERE = "samples_elsewhere"  # count in a commit record: samples whose image lies in another shard
 
@@ -38,10 +40,10 @@ class WriteSettings:
 
 def write_stage(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     """A shard's table of `ENCODED` to its table of `OUTCOME`."""
+    ended = passed_on(batch, OUTCOME)
+    if ended is not None:
+        return ended
     shard = batch["shard"][0].as_py()
-    failure = failure_of(batch)
-    if failure is not None:
-        return failed_shard(shard, OUTCOME, failure)
     return _runner(settings.policy).run(shard, OUTCOME, lambda: write_shard(batch, settings))
 
 
@@ -91,10 +93,11 @@ def outcome_of(record: CommitRecord) -> Outcome:
     """What the driver learns of the shard of a commit record."""
     return Outcome(
         shard=record.shard,
+        status=Status.COMMITTED,
         images=record.counts["images"],
         kept=record.files["selections"].rows,
         samples=record.counts["samples"],
-        failed_samples=record.counts["samples"] - record.counts.get("samples.ok", 0),
+        failed_samples=record.counts["samples"] - record.counts.get(Counted.SAMPLES.named(OK), 0),
         reasons=json.dumps(failed_samples(record)),
         errors=record.files["errors"].rows,
         size_bytes=sum(entry.size_bytes for entry in record.files.values()),
@@ -105,8 +108,7 @@ def outcome_of(record: CommitRecord) -> Outcome:
 
 def failed_samples(record: CommitRecord) -> dict[str, int]:
     """Failed input samples of a shard per reason."""
-    prefix = "samples."
-    return {n.removeprefix(prefix): c for n, c in record.counts.items() if n.startswith(prefix) and n != "samples.ok"}
+    return {reason: n for reason, n in Counted.SAMPLES.per_status(record.counts).items() if reason != OK}
 
 
 def resolve_repeats(rows: Iterable[IndexRow], owners: Iterable[IndexRow]) -> None:
@@ -149,7 +151,7 @@ def error_rows(rows: Iterable[IndexRow]) -> Iterator[ErrorRow]:
             yield _error(row, None, row.reason, row.message)
             continue
         for prompt in row.prompts:
-            if prompt.status != "ok":
+            if prompt.status != OK:
                 yield _error(row, prompt.prompt_id, prompt.status, prompt.message)
 
 
@@ -173,6 +175,6 @@ def _counts(rows: list[IndexRow], prompts: list[PromptRow]) -> dict[str, int]:
     """Samples, distinct images and prompts in all; samples whose image lies elsewhere; samples, prompts per status."""
     counts = Counter(samples=len(rows), images=sum(row.slot is not None for row in rows), prompts=len(prompts))
     counts[ELSEWHERE] = sum(row.image_shard not in (None, row.shard) for row in rows)
-    counts.update(f"samples.{row.reason or 'ok'}" for row in rows)
-    counts.update(f"prompts.{prompt.status}" for prompt in prompts)
+    counts.update(Counted.SAMPLES.named(row.reason or OK) for row in rows)
+    counts.update(Counted.PROMPTS.named(prompt.status) for prompt in prompts)
     return dict(counts)

@@ -1,7 +1,7 @@
 """One tiny model a family, built once; images of ragged sizes, pruned by the pipeline's own stages without Ray."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from pipeline.loader.images import kept_image
 from pipeline.prune.encode import decision_of, kept_features
 from pipeline.prune.rows import DecodedRow
 from pipeline.prune.select import SelectSettings, select_tokens
+from schemas.columns import table_of
+from schemas.selections import SelectionRow
 from tests.families.models import TINY, Tiny, build
 
 SIZES = [(64, 48), (90, 30), (33, 100), (56, 56), (121, 70)]  # width, height
@@ -80,9 +82,11 @@ class Case:
             DecodedRow(shard=0, source=image_id, image_id=image_id, reason=None, message=None, **size)
             for image_id, size in zip(ids, sizes, strict=True)
         ]
+        ranked = list(zip(rows, self.encoded, selections, strict=True))
+        stored = table_of(SelectionRow, [decision_of(*one) for one in ranked]).to_pylist()
         return [
-            {**asdict(decision_of(*one)), "features": kept_features(*one, "model").features}
-            for one in zip(rows, self.encoded, selections, strict=True)
+            {**decision, "features": kept_features(*one, "model").features}
+            for decision, one in zip(stored, ranked, strict=True)
         ]
 
     def kept(self, budget: Budget, selector: str | None = None) -> dict[str, KeptImage]:

@@ -26,7 +26,8 @@ from fault_tools import (
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, read_index, write_index
 from pipeline.budget import parse_budget
-from pipeline.cluster.attempts import BAD_INPUT, Policy
+from pipeline.cluster.attempts import Policy
+from pipeline.cluster.outcomes import Status
 from pipeline.errors import UserError
 from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.read import ReadSettings, read_shard
@@ -197,13 +198,14 @@ def written(encoded_shard, root: Path) -> dict:
 
 def test_io_errors_of_the_output_are_tried_again_then_told(encoded_shard, calm, flaky_disk, tmp_path):
     flaky_disk.failures = 2
-    assert written(encoded_shard, tmp_path / "out")["failure"] is None
+    assert written(encoded_shard, tmp_path / "out")["status"] == Status.COMMITTED
     expected = {name: data for name, data in data_of(calm).items() if "-00000003." in name}
     assert differing(data_of(tmp_path / "out"), expected) == []
 
     flaky_disk.failures = 100
-    failure = written(encoded_shard, tmp_path / "other")["failure"]
-    assert not failure.startswith(BAD_INPUT)  # other shards go on
+    outcome = written(encoded_shard, tmp_path / "other")
+    assert outcome["status"] == Status.GIVEN_UP  # other shards go on
+    failure = outcome["failure"]
     assert "can't be written: Input/output error" in failure.splitlines()[0]
     assert "tried 3 times" in failure
     assert [path for path in (tmp_path / "other").rglob("*") if path.is_file()] == []

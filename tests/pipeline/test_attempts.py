@@ -3,10 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster.attempts import BAD_INPUT, Policy, StageRunner, failed_shard, failure_of
+from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.outcomes import ENDING, Status, ended_shard, passed_on
 from pipeline.errors import UserError
 
-SCHEMA = pa.schema([("shard", pa.int32()), ("value", pa.int32()), ("failure", pa.string())])
+SCHEMA = pa.schema([("shard", pa.int32()), ("value", pa.int32()), *ENDING])
 GOOD = pa.Table.from_pylist([{"shard": 7, "value": 1}], SCHEMA)
 
 
@@ -24,7 +25,7 @@ def test_a_shard_that_succeeds_at_last_is_a_success():
         return GOOD
 
     assert runner(retries=2).run(7, SCHEMA, flaky) is GOOD
-    assert failure_of(GOOD) is None
+    assert passed_on(GOOD, SCHEMA) is None
 
 
 def test_a_shard_that_never_succeeds_says_why():
@@ -33,9 +34,9 @@ def test_a_shard_that_never_succeeds_says_why():
 
     table = runner(retries=1).run(7, SCHEMA, broken)
     assert table.schema == SCHEMA
-    assert table["shard"].to_pylist() == [7]
-    failure = failure_of(table)
-    assert failure is not None
+    (row,) = table.to_pylist()
+    assert (row["shard"], row["status"], row["stage"]) == (7, Status.GIVEN_UP, "work")
+    failure = row["failure"]
     assert failure.splitlines()[0] == "stage work: RuntimeError: always"
     assert "Traceback" in failure
     assert "tried 2 times" in failure
@@ -45,7 +46,8 @@ def test_a_stages_own_timeout_error_is_not_taken_for_a_stuck_shard():
     def refused() -> pa.Table:
         raise TimeoutError("the server did not answer")
 
-    assert "TimeoutError: the server did not answer" in str(failure_of(runner(retries=0).run(7, SCHEMA, refused)))
+    (row,) = runner(retries=0).run(7, SCHEMA, refused).to_pylist()
+    assert "TimeoutError: the server did not answer" in row["failure"]
 
 
 def test_bad_input_is_not_tried_again():
@@ -55,10 +57,17 @@ def test_bad_input_is_not_tried_again():
         calls.append(1)
         raise UserError("no such thing")
 
-    assert failure_of(runner(retries=5).run(7, SCHEMA, refuse)) == f"{BAD_INPUT}no such thing"
+    (row,) = runner(retries=5).run(7, SCHEMA, refuse).to_pylist()
+    assert (row["status"], row["failure"]) == (Status.REFUSED, "no such thing")
     assert calls == [1]
 
 
-@pytest.mark.parametrize("failure", ["x", BAD_INPUT])
-def test_a_failed_shard_is_one_row(failure):
-    assert failed_shard(3, SCHEMA, failure).to_pylist() == [{"shard": 3, "value": None, "failure": failure}]
+@pytest.mark.parametrize("status", Status)
+def test_a_shard_that_ended_is_one_row_which_later_stages_pass_on(status):
+    ended = ended_shard(3, SCHEMA, status, "bad input: is only a text", "work")
+    row = {"shard": 3, "status": status, "failure": "bad input: is only a text", "stage": "work"}
+    assert ended.to_pylist() == [{**row, "value": None}]
+    later = pa.schema([("shard", pa.int32()), ("more", pa.string()), *ENDING])
+    passed = passed_on(ended, later)
+    assert passed is not None
+    assert passed.to_pylist() == [{**row, "more": None}]

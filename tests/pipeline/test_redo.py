@@ -11,6 +11,7 @@ import pytest
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, read_index
 from pipeline.cluster.device import Placement
+from pipeline.cluster.outcomes import Status
 from pipeline.cluster.run_folder import run_folder
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
@@ -124,9 +125,9 @@ def test_a_path_that_no_file_can_have_ends_no_redo(corpus, jpeg, tmp_path):
 def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Path, monkeypatch) -> None:
     """Follow shards of (samples, failed samples) at an error rate of 0.5."""
     rows = [
-        {"shard": n, "failure": None, "samples": samples, "failed_samples": failed, "kept": 0, "errors": failed,
-         "images": 0, "device": None, "size_bytes": 0,
-         "reasons": json.dumps({"missing_file": failed}), "seconds": "{}"}
+        {"shard": n, "status": Status.COMMITTED, "failure": None, "samples": samples, "failed_samples": failed,
+         "kept": 0, "errors": failed, "images": 0, "device": None, "size_bytes": 0, "seconds": "{}",
+         "reasons": json.dumps({"missing_file": failed})}
         for n, (samples, failed) in enumerate(outcomes)
     ]  # fmt: skip
     monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.columns import column, list_column, row_column, rows_of, schema_of, table_of
+from schemas.columns import column, list_column, row_column, rows_of, schema_of, structs_of, table_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +53,22 @@ def test_nested_rows_are_what_arrow_makes_of_dictionaries() -> None:
     assert table.equals(pa.Table.from_pylist([asdict(row) for row in NESTED], schema_of(Whole)))
     assert rows_of(Whole, table) == NESTED
     assert rows_of(Whole, table.slice(1, 2)) == NESTED[1:3]
+
+
+def test_an_array_of_structs_stands_for_a_list_of_rows() -> None:
+    parts = structs_of(Part, name=["x", "y"], size=np.array([1, 2]))
+    rows = [Whole(key="a", parts=parts), Whole(key="b", parts=None), Whole(key="c", parts=parts.slice(1))]
+    table = table_of(Whole, rows)
+    table.validate(full=True)
+    x, y = Part(name="x", size=1), Part(name="y", size=2)
+    assert [row.parts for row in rows_of(Whole, table)] == [[x, y], None, [y]]
+    with pytest.raises(ValueError, match="Part has the fields name, size; given: name, siez"):
+        structs_of(Part, name=["x"], siez=[1])
+    with pytest.raises(ValueError, match="length"):
+        structs_of(Part, name=["x"], size=[1, 2])
+    other = pa.array([{"name": "x"}])
+    with pytest.raises(TypeError, match="expected structs of Part"):
+        table_of(Whole, [Whole(key="a", parts=other)])  # type: ignore[arg-type]
 
 
 def test_rows_are_nested_as_deep_as_you_like() -> None:

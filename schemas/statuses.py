@@ -1,0 +1,31 @@
+"""The words for what became of a prompt, and the names under which commit records count samples and prompts by them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+OK = "ok"  # of a sample as of a prompt
+
+
+class PromptStatus(StrEnum):
+    """What a prompt is by itself. A prompt of a sample that failed has the reason of that sample instead."""
+
+    OK = OK
+    BAD = "bad_prompt"
+    EMPTY = "empty_prompt"
+    DUPLICATE_ID = "duplicate_prompt_id"
+
+
+class Counted(StrEnum):
+    """What a commit record counts per status."""
+
+    SAMPLES = "samples"
+    PROMPTS = "prompts"
+
+    def named(self, status: str) -> str:
+        """The name of the count of those that have this status."""
+        return f"{self}.{status}"
+
+    def per_status(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The counts of a record by status."""
+        prefix = self.named("")
+        return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
