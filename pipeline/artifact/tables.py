@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import webdataset as wds
 
 from pipeline.storage.files import new_file, sha256_of
+from schemas.columns import views_of
 from schemas.records import FileEntry
 from schemas.tables import SELECTIONS
 
@@ -43,11 +44,11 @@ def write_features_tar(root: Path, shard: int, selections: pa.Table, features: p
     samples = selections.select(_SAMPLE_FIELDS).to_pylist()
     with new_file(path) as temporary:
         with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="", group="") as writer:
-            for sample, payload in zip(samples, features["features"], strict=True):
+            for sample, payload in zip(samples, views_of(features["features"]), strict=True):
                 writer.write(
                     {
                         "__key__": sample["image_id"],
-                        "features.safetensors": memoryview(payload.as_buffer()),
+                        "features.safetensors": payload,
                         "json": json.dumps(sample, sort_keys=True, ensure_ascii=False).encode(),
                     }
                 )

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cluster.outcomes import ENDING, Status
-from schemas.columns import column, row_column, rows_of, schema_of, table_of
+from schemas.columns import column, one_chunk, row_column, rows_of, schema_of, table_of, views_of
 from schemas.selections import FeatureRow, SelectionRow
 from schemas.tables import INDEX
 
@@ -141,18 +141,13 @@ def pixels_table(pixels: Sequence[np.ndarray | None]) -> pa.Table:
 
 def pixels_of(table: pa.Table) -> list[np.ndarray | None]:
     """The prepared images of a table with the columns `PIXELS`: views of its memory, which can't be written to."""
-    payloads, shapes = one_chunk(table["pixels"]), table["pixels_shape"].to_pylist()
+    views, shapes = views_of(table["pixels"]), table["pixels_shape"].to_pylist()
     return [
-        None if shape is None else np.frombuffer(payload.as_buffer(), np.uint8).reshape(shape)
-        for payload, shape in zip(payloads, shapes, strict=True)
+        None if view is None else np.frombuffer(view, np.uint8).reshape(shape)
+        for view, shape in zip(views, shapes, strict=True)
     ]
 
 
 def nested_table(column: pa.ChunkedArray, places: Sequence[int]) -> pa.Table:
     """The structs at these places of a column, as a table with a column for each of their fields."""
     return pa.Table.from_struct_array(one_chunk(column).take(pa.array(places, pa.int64())))
-
-
-def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The values of a column as one array; those of a single chunk are not copied."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
