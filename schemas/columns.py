@@ -140,3 +140,22 @@ def _values(one: Field[Any], values: list[Any]) -> list[Any]:
     if pa.types.is_struct(one.metadata[_TYPE]):
         return [None if value is None else row_of(value) for value in values]
     return [None if value is None else [row_of(item) for item in value] for value in values]
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The values of a column as one array; those of a single chunk are not copied."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def views_of(column: pa.ChunkedArray) -> list[memoryview | None]:
+    """The values of a `large_binary` column, as views of its memory that can't be written to."""
+    array = one_chunk(column)
+    _, offsets, data = array.buffers()
+    if data is None:
+        return [None] * len(array)
+    bounds = memoryview(offsets).cast("q")[array.offset : array.offset + len(array) + 1]
+    view = memoryview(data).toreadonly()
+    return [
+        view[begin:end] if valid else None
+        for begin, end, valid in zip(bounds[:-1], bounds[1:], array.is_valid().to_pylist(), strict=True)
+    ]

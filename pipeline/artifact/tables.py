@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifact.ledger import store_of
 from pipeline.storage import NewFile, Store
+from schemas.columns import views_of
 from schemas.records import FileEntry
 from schemas.tables import SELECTIONS
 
@@ -45,9 +46,9 @@ def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, fea
     with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
         # What webdataset.TarWriter writes; that package imports torch, which costs a writing process seconds.
         with tarfile.open(new.path, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for sample, payload in zip(samples, features["features"], strict=True):
+            for sample, payload in zip(samples, views_of(features["features"]), strict=True):
                 selection = json.dumps(sample, sort_keys=True, ensure_ascii=False).encode()
-                _add_member(archive, f"{sample['image_id']}.features.safetensors", payload.as_buffer())
+                _add_member(archive, f"{sample['image_id']}.features.safetensors", payload)
                 _add_member(archive, f"{sample['image_id']}.json", selection)
         sha256 = new.sha256()
     return _file_entry(new, len(selections), sha256)

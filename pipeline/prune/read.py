@@ -11,13 +11,13 @@ from PIL import Image
 
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy, StageRunner
-from pipeline.cluster.outcomes import Ending, stopped_shard
+from pipeline.cluster.outcomes import stopped_shard
 from pipeline.cluster.run_folder import StopFile
 from pipeline.corpus.decode import DecodeError, decode_image
 from pipeline.corpus.fetch import read_bytes
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, pixels_table, same_in_each, stage_table
+from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, on_its_way, pixels_table, same_in_each, stage_table
 from schemas.columns import rows_of, table_of
 from schemas.samples import IndexRow
 
@@ -74,7 +74,7 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
         table_of(DecodedRow, rows),
         pixels_table(pixels),
         same_in_each(facts, len(rows)),
-        same_in_each(Ending(), len(rows)),
+        on_its_way(len(rows)),
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cluster.outcomes import Ending
-from schemas.columns import column, row_column, rows_of, schema_of, table_of
+from pipeline.cluster.outcomes import ENDING, Ending
+from schemas.columns import column, one_chunk, row_column, rows_of, schema_of, table_of, views_of
 from schemas.selections import FeatureRow, SelectionRow
 from schemas.tables import INDEX
 
@@ -89,8 +89,8 @@ def _together(*schemas: pa.Schema) -> pa.Schema:
     return pa.schema({field.name: field.type for schema in schemas for field in schema})
 
 
-DECODED = _together(INDEX, schema_of(DecodedRow), PIXELS, schema_of(ReadFacts), schema_of(Ending))
-ENCODED = _together(INDEX, schema_of(EncodedRow), schema_of(ReadFacts), schema_of(EncodeFacts), schema_of(Ending))
+DECODED = _together(INDEX, schema_of(DecodedRow), PIXELS, schema_of(ReadFacts), pa.schema(ENDING))
+ENCODED = _together(INDEX, schema_of(EncodedRow), schema_of(ReadFacts), schema_of(EncodeFacts), pa.schema(ENDING))
 OUTCOME = schema_of(Outcome)
 
 
@@ -122,6 +122,11 @@ def same_in_each(facts: Any, count: int) -> pa.Table:
     return table_of(type(facts), [facts]).take(pa.array([0] * count, pa.int64()))
 
 
+def on_its_way(count: int) -> pa.Table:
+    """The columns `ENDING` of `count` rows of a healthy shard."""
+    return pa.table([pa.nulls(count, field.type) for field in ENDING], schema=pa.schema(ENDING))
+
+
 def pixels_table(pixels: Sequence[np.ndarray | None]) -> pa.Table:
     """The columns `PIXELS` of prepared images, uint8 arrays of any shape; null where there is none."""
     views = [None if image is None else np.ascontiguousarray(image).data for image in pixels]
@@ -131,18 +136,13 @@ def pixels_table(pixels: Sequence[np.ndarray | None]) -> pa.Table:
 
 def pixels_of(table: pa.Table) -> list[np.ndarray | None]:
     """The prepared images of a table with the columns `PIXELS`: views of its memory, which can't be written to."""
-    payloads, shapes = one_chunk(table["pixels"]), table["pixels_shape"].to_pylist()
+    views, shapes = views_of(table["pixels"]), table["pixels_shape"].to_pylist()
     return [
-        None if shape is None else np.frombuffer(payload.as_buffer(), np.uint8).reshape(shape)
-        for payload, shape in zip(payloads, shapes, strict=True)
+        None if view is None else np.frombuffer(view, np.uint8).reshape(shape)
+        for view, shape in zip(views, shapes, strict=True)
     ]
 
 
 def nested_table(column: pa.ChunkedArray, places: Sequence[int]) -> pa.Table:
     """The structs at these places of a column, as a table with a column for each of their fields."""
     return pa.Table.from_struct_array(one_chunk(column).take(pa.array(places, pa.int64())))
-
-
-def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The values of a column as one array; those of a single chunk are not copied."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -151,7 +151,7 @@ def error_rows(rows: Iterable[IndexRow]) -> Iterator[ErrorRow]:
             yield _error(row, None, row.reason, row.message)
             continue
         for prompt in row.prompts:
-            if prompt.status != "ok":
+            if prompt.status != OK:
                 yield _error(row, prompt.prompt_id, prompt.status, prompt.message)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.columns import column, list_column, row_column, rows_of, schema_of, structs_of, table_of
+from schemas.columns import column, list_column, row_column, rows_of, schema_of, structs_of, table_of, views_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,3 +111,19 @@ def test_a_table_of_another_form_is_refused() -> None:
     for other in (table.drop_columns(["key"]), table.append_column("kye", table["key"])):
         with pytest.raises(ValueError, match="a table of Whole has the columns key, parts, first; found"):
             rows_of(Whole, other)
+
+
+def test_views_are_of_the_columns_own_memory() -> None:
+    values = [b"abc", None, b"", b"defg"]
+    column = pa.chunked_array([pa.array([b"x", *values], pa.large_binary()).slice(1)])
+    views = views_of(column)
+    assert [None if view is None else bytes(view) for view in views] == values
+    address = column.chunk(0).buffers()[2].address
+    assert views[3] is not None
+    assert np.frombuffer(views[3], np.uint8).__array_interface__["data"][0] == address + 4
+    for other in (
+        pa.chunked_array([pa.array(values[:2], pa.large_binary()), pa.array(values[2:], pa.large_binary())]),
+        pa.chunked_array([pa.array([None, None], pa.large_binary())]),
+        pa.chunked_array([], pa.large_binary()),
+    ):
+        assert [None if view is None else bytes(view) for view in views_of(other)] == other.to_pylist()
