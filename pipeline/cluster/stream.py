@@ -71,7 +71,7 @@ def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.
             options["compute"] = TaskPoolStrategy(size=stage.processes)
         options["fn_args"] = (stage.settings,)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the deprecation that the decision weighs
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
         return dataset.map_batches(stage.work, batch_size=None, batch_format="pyarrow", **options)
 
 

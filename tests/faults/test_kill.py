@@ -72,7 +72,8 @@ def prune_job(prune, made_corpus, tiny_llava, calm, facts) -> Job:
 @pytest.fixture(scope="module")
 def answer_job(ray_session, tiny_llava, calm, tmp_path_factory) -> Job:
     def run(output: Path) -> None:
-        answer_corpus(AnswerSettings(str(calm), tiny_llava, str(output), **RUN_SETTINGS["answer"]), lambda _: None)
+        settings = AnswerSettings(pruned=str(calm), model=tiny_llava, output=str(output), **RUN_SETTINGS["answer"])
+        answer_corpus(settings, lambda _: None)
 
     posed = [row["prompt_id"] for row in rows_of(calm, "prompts") if row["status"] == "ok"]
     undisturbed = tmp_path_factory.mktemp("calm-answers") / "out"

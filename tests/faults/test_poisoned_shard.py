@@ -66,7 +66,9 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_ll
             return write.write_stage(batch, settings)
 
     output, said = tmp_path / "out", []
-    settings = PruneSettings((made_corpus,), tiny_llava, str(output), **RUN_SETTINGS["prune"], retries=1)
+    settings = PruneSettings(
+        corpus=(made_corpus,), model=tiny_llava, output=str(output), **RUN_SETTINGS["prune"], retries=1
+    )
     poisoned = {"EncodeShards": Encode, "read_stage": read_stage, "write_stage": write_stage}
     with mock.patch.multiple(shards, **poisoned):
         result = prune_corpus(settings, said.append)
@@ -89,7 +91,9 @@ def test_answer_gives_it_up_and_an_honest_run_completes_it(tiny_llava, calm, tmp
             return answer.AnswerShards.answer_shard(self, shard)
 
     output, said = tmp_path / "out", []
-    settings = AnswerSettings(str(calm), tiny_llava, str(output), **RUN_SETTINGS["answer"], retries=1)
+    settings = AnswerSettings(
+        pruned=str(calm), model=tiny_llava, output=str(output), **RUN_SETTINGS["answer"], retries=1
+    )
     with mock.patch.object(answer, "AnswerShards", Answer):
         result = answer_corpus(settings, said.append)
     assert_given_up(result, said, output, {IN_ENCODE: "generate"})
