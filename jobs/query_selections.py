@@ -18,7 +18,8 @@ EXAMPLES = """examples:
   <program> --pruned out/scenes --format csv \\
       "select row, col, avg(pick) from tokens where pick is not null group by all order by all"
   <program> --pruned out/scenes --answers out/answers \\
-      "select prompt, answer, p.references from answers a join prompts p using (prompt_id) where not correct limit 10"
+      "select prompt, answer, p.references from answers a join prompts p using (prompt_id)
+       where status = 'ok' and not correct limit 10"
 """
 
 

@@ -111,7 +111,7 @@ _PATH_METHODS = {
 }
 # Of a path as of other things; of these they open no file by its name.
 _SHARED_METHODS = {"open", "stat"}
-_NO_PATHS = {"Image", "store", "_store"}
+_NO_PATHS = {"Image", "store", "_store", "new"}
 # Files that are neither of a corpus nor of an artifact.
 _OF_ITS_OWN = {
     "pipeline/cluster/session.py": ["tempfile"],  # what native code says on standard error while Ray starts

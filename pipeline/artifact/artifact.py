@@ -125,7 +125,7 @@ class Artifact(Ledger):
     @property
     def finished(self) -> bool:
         """Every shard is committed and the manifest is written."""
-        return self.store.stat(_SUCCESS) is not None
+        return self.store.stat(_SUCCESS) is not None and self.store.stat(_MANIFEST) is not None
 
     def reopen(self) -> None:
         """More shards are to come: take the mark of completion back."""

@@ -114,7 +114,8 @@ class Ledger:
         Args:
             record: of the shard.
             table: whose file.
-            used: takes the file's sha256, by its path in the artifact.
+            used: takes the file's sha256, by its path in the artifact. All bytes are compared with it first, also where
+                size and tag are as committed: what is made from the file says by this hash what it was made from.
 
         Raises:
             RecordError: the record names no such file, or another one lies in its place.
@@ -127,7 +128,7 @@ class Ledger:
             size = stream.seek(0, os.SEEK_END)
             # Asked after the file was opened: if the tag is the committed one, it is that of the opened file too.
             found = self.store.stat(entry.path)
-            same = found is not None and found.tag == entry.tag
+            same = used is None and found is not None and found.tag == entry.tag
             problem = _other_size(entry, size) or (None if same else _other_bytes(entry, stream))
             if problem is not None:
                 raise RecordError(f"{self.store.locate()}: {problem}")

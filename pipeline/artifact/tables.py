@@ -45,7 +45,7 @@ def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, fea
     samples = selections.select(_SAMPLE_FIELDS).to_pylist()
     with store_of(root).new_file(f"features/shard-{shard:08d}.tar") as new:
         # What webdataset.TarWriter writes; that package imports torch, which costs a writing process seconds.
-        with tarfile.open(new.path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        with new.open() as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for sample, payload in zip(samples, views_of(features["features"]), strict=True):
                 selection = json.dumps(sample, sort_keys=True, ensure_ascii=False).encode()
                 _add_member(archive, f"{sample['image_id']}.features.safetensors", payload)

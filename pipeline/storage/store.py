@@ -31,6 +31,10 @@ class NewFile:
     path: Path
     entry: Entry | None = None
 
+    def open(self) -> BinaryIO:
+        """The file as a stream to write to."""
+        return open(self.path, "wb")
+
     def sha256(self) -> str:
         """Lower-case hex sha256 of what is written; only before the file is in the store."""
         with open(self.path, "rb") as stream:

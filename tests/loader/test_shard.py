@@ -48,6 +48,19 @@ def test_another_file_in_the_place_of_a_committed_one_is_not_read(small_pruned, 
         ShardLoader(artifact).load(0, BUDGET)
 
 
+def test_bytes_that_rotted_under_an_unchanged_time_are_not_answered_from(small_pruned, tmp_path):
+    artifact = Artifact(small_pruned(tmp_path / "out"))
+    record = artifact.read_commit(0)
+    assert record is not None
+    path = artifact.root / record.files["features.webdataset"].path
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RecordError, match="differs from the sha256 in its commit record"):
+        ShardLoader(artifact).load(0, BUDGET)
+
+
 def test_a_file_replaced_while_it_is_read_is_read_to_its_end(small_pruned, tmp_path):
     artifact = Artifact(small_pruned(tmp_path / "out"))
     record = artifact.read_commit(0)
