@@ -184,16 +184,18 @@ def test_placement(chosen, gpus, nodes, placement, workers, monkeypatch):
     [
         ("cuda", None, "--device cuda: the cluster has no GPU"),
         ("auto", 1.0, "--gpus-per-worker 1: no node of the cluster has so many; the most is 0"),
-        ("auto", -1.0, "--gpus-per-worker -1: expected"),
-        ("auto", 1.5, "--gpus-per-worker 1.5: expected"),
-        ("auto", float("nan"), "--gpus-per-worker nan: expected"),
-        ("auto", float("inf"), "--gpus-per-worker inf: expected"),
     ],
 )
 def test_placement_refused(chosen, gpus, message, monkeypatch):
     monkeypatch.setattr(device, "cluster_gpus", list)
     with pytest.raises(UserError, match=message):
         place(chosen, gpus, None, pytest.fail)
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan"), float("inf")])
+def test_shares_that_no_worker_can_have_are_refused_before_any_cluster(gpus):
+    with pytest.raises(UserError, match=f"--gpus-per-worker {gpus:g}: expected"):
+        AnswerSettings(pruned="p", model="m", output="o", gpus_per_worker=gpus)
 
 
 def test_a_cluster_that_may_grow_is_waited_for_aloud(monkeypatch):
