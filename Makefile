@@ -33,8 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP)   ## run the whole suite (without the slow marker)
 	$(PYTEST) -m "not slow"
 
-test-fast: $(STAMP) ## the tests that need no Ray: the inner loop
-	$(PYTEST) -m "not slow and not ray"
+test-fast: $(STAMP) ## the tests of parts, without Ray and whole jobs: the inner loop
+	$(PYTEST) -m "not slow and not ray and not job"
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

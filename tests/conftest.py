@@ -1,42 +1,41 @@
 """Shared by the whole suite: the bundled model and corpus, one Ray a process, one pruned artifact a form.
 
 `make test` runs two processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly artifacts
-are made once, by the process that needs them first. Tests on Ray carry the marker `ray`: those that take the fixture
-`ray_session` get it here, those that start a program which starts Ray carry it themselves.
+are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
+`tests/in_this_process.py`, and carry the marker `job`, which is set here by their fixtures. Tests on Ray carry the
+marker `ray`: those that take the fixture `ray_session` get it here, those that start a program which starts Ray carry
+it themselves.
 """
 
 import fcntl
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
 
 from jobs.console import quiet_libraries
+from tests.in_this_process import in_this_process
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
-if TYPE_CHECKING:
-    from pipeline.cluster.stream import Stage  # not at run time: most tests need no Ray Data
-
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 quiet_libraries()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests on Ray, and begin with their files: the short ones fill up what the processes have left."""
+    """Mark tests on Ray and tests of jobs, and begin with their files: short ones fill up what processes have left."""
     for item in items:
-        if "ray_session" in item.fixturenames:  # type: ignore[attr-defined]
-            item.add_marker("ray")
-    long_files = {item.path for item in items if item.get_closest_marker("ray")}
+        for fixture, marker in (("ray_session", "ray"), ("without_ray", "job")):
+            if fixture in item.fixturenames:  # type: ignore[attr-defined]
+                item.add_marker(marker)
+    long_files = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("job")}
     items.sort(key=lambda item: item.path not in long_files)
 
 
@@ -108,36 +107,46 @@ def ray_session(shared_folder: Path) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def without_ray() -> Callable[[], AbstractContextManager[None]]:
+    """Makes blocks in which jobs do their work in this process."""
+    return in_this_process
+
+
 @pytest.fixture
-def indexed_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index is made in this process: for tests of what it holds, not of how the work is spread."""
-
-    def stream_items(items: Sequence[dict[str, Any]], stages: "Sequence[Stage]") -> Iterator[dict[str, Any]]:
-        for item in items:
-            table = pa.Table.from_pylist([item])
-            for stage in stages:
-                table = stage.work(table, stage.settings)
-            yield from table.to_pylist()
-
-    monkeypatch.setattr("pipeline.index.build.stream_items", stream_items)
-    monkeypatch.setattr(
-        "pipeline.index.build.run_on_worker", lambda function, *given, **named: function(*given, **named)
-    )
-    monkeypatch.setattr("pipeline.index.build.cluster_cpus", lambda: 2)
+def work_here(without_ray: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Jobs that the test starts do their work in this process."""
+    with without_ray():
+        yield
 
 
 @pytest.fixture(scope="session")
-def prune(ray_session: None, tiny_llava: str, scenes_tars: str) -> Callable[..., list[str]]:
-    """Run the prune job on the bundled corpus; returns what it said."""
-    from pipeline.prune.job import PruneSettings, prune_corpus  # here, because most tests need no job
+def prune_on_ray(ray_session: None, tiny_llava: str, scenes_tars: str) -> Callable[..., list[str]]:
+    """Run the prune job, on the bundled corpus if nothing else is said, on Ray; returns what it said."""
+    return lambda output, **changes: run_prune_job(output, tiny_llava, scenes_tars, changes)
+
+
+@pytest.fixture(scope="session")
+def prune(
+    without_ray: Callable[[], AbstractContextManager[None]], tiny_llava: str, scenes_tars: str
+) -> Callable[..., list[str]]:
+    """Run the prune job as `prune_on_ray`, but in this process."""
 
     def run(output: Path, **changes: object) -> list[str]:
-        said: list[str] = []
-        settings = {"corpus": (scenes_tars,), "model": tiny_llava, "shard_size": 64, **changes}
-        prune_corpus(PruneSettings(output=str(output), **settings), said.append)  # type: ignore[arg-type]
-        return said
+        with without_ray():
+            return run_prune_job(output, tiny_llava, scenes_tars, changes)
 
     return run
+
+
+def run_prune_job(output: Path, model: str, corpus: str, changes: dict[str, object]) -> list[str]:
+    """Run the prune job; returns what it said."""
+    from pipeline.prune.job import PruneSettings, prune_corpus  # here, because most tests need no job
+
+    said: list[str] = []
+    settings = {"corpus": (corpus,), "model": model, "shard_size": 64, **changes}
+    prune_corpus(PruneSettings(output=str(output), **settings), said.append)  # type: ignore[arg-type]
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+
+from pipeline.cluster import stream
 
 
 def test_a_test_without_the_marker_cannot_start_ray():
@@ -51,3 +54,14 @@ def test_what_could_not_be_made_is_not_taken_for_whole(made_once, request):
         made_once(name, fail)
     with pytest.raises(AssertionError, match="another process failed to make"):
         made_once(name, fail)
+
+
+def test_jobs_without_ray_leave_no_trace_of_it(without_ray):
+    """Inside the block the project's calls go nowhere else; after it, and for Ray's own modules, all is as before."""
+    before = ray.remote, stream.ray, torch.get_num_threads()
+    with without_ray():
+        assert stream.ray is not ray
+        assert ray.remote is before[0]
+        torch.set_num_threads(before[2] + 1)
+        assert stream.run_on_worker(max, 2, 3) == 3
+    assert (ray.remote, stream.ray, torch.get_num_threads()) == before

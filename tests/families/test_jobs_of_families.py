@@ -36,7 +36,7 @@ def corpus_of(case: Any, folder: Path) -> str:
         pytest.param("smolvlm", "divprune", None, marks=pytest.mark.slow),
     ],
 )
-def test_jobs_answer_as_the_stages_do(ray_session, case, tmp_path, name, selector, positions):
+def test_jobs_answer_as_the_stages_do(work_here, case, tmp_path, name, selector, positions):
     case = case(name)
     pruned, answered = str(tmp_path / "pruned"), str(tmp_path / "answers")
     said: list[str] = []

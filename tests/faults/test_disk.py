@@ -86,6 +86,7 @@ def assert_one_clear_sentence(done: subprocess.CompletedProcess[str], *words: st
 
 
 # 20 k: the index does not fit. The others: some of the shards do.
+@pytest.mark.ray
 @pytest.mark.parametrize("size", ["20k", "1500k", *(pytest.param(s, marks=pytest.mark.slow) for s in ("300k", "4m"))])
 def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, made_corpus, tiny_llava, calm, facts):
     small_disk.mount(size)
@@ -113,6 +114,7 @@ def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, 
     assert rows_lost_and_doubled(output, facts) == (0, 0)
 
 
+@pytest.mark.ray
 def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava, calm, facts, tmp_path):
     """A folder lies where a shard's file should: renaming fails for that shard alone, whoever runs the job."""
     output = tmp_path / "out"

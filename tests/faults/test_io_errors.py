@@ -15,6 +15,8 @@ from fault_tools import data_of, differing, facts_of, prune_command, rows_lost_a
 
 from benchmarks.synthetic import make_corpus
 
+pytestmark = pytest.mark.ray  # the job is a program, which starts Ray
+
 SETTINGS = {"max_tokens": "16", "shard_size": 8, "features": "both"}
 
 

@@ -59,9 +59,9 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def prune_job(prune, made_corpus, tiny_llava, calm, facts) -> Job:
+def prune_job(prune_on_ray, made_corpus, tiny_llava, calm, facts) -> Job:
     return Job(
-        run=lambda output: prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]),
+        run=lambda output: prune_on_ray(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]),
         command=lambda output: prune_command(made_corpus, tiny_llava, output),
         calm=calm,
         data=data_of,
@@ -228,6 +228,7 @@ def test_a_killed_worker_changes_nothing(victim, job_of, tmp_path):
     assert kill.harmless, kill
 
 
+@pytest.mark.ray
 def test_a_killed_driver_loses_nothing(made_corpus, tiny_llava, calm, facts, tmp_path):
     output = tmp_path / "killed"
     command = prune_command(made_corpus, tiny_llava, output)

@@ -20,13 +20,12 @@ SHORT = {"tokens": "8", "max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
-def answer(ray_session: None, tiny_llava: str) -> Callable[..., dict[str, dict]]:
-    """Run the answer job, with one worker where nothing else is said; answers by prompt id."""
+def answer(without_ray, tiny_llava: str) -> Callable[..., dict[str, dict]]:
+    """Run the answer job; answers by prompt id."""
 
     def run(pruned: Path, output: Path, **changes: object) -> dict[str, dict]:
-        settings = {"model": tiny_llava, "max_new_tokens": NEW_TOKENS, "workers": 1, **changes}
-        answer_corpus(AnswerSettings(pruned=str(pruned), output=str(output), **settings), lambda _: None)  # type: ignore[arg-type]
-        return read_answers(output)
+        with without_ray():
+            return answers_of(pruned, output, tiny_llava, changes)
 
     return run
 
@@ -39,6 +38,13 @@ def answered_8(
     output = tmp_path_factory.mktemp("answered") / "8"
     answer(pruned_64, output, **SHORT)
     return output
+
+
+def answers_of(pruned: Path, output: Path, model: str, changes: dict) -> dict[str, dict]:
+    """Run the answer job; answers by prompt id."""
+    settings = {"model": model, "max_new_tokens": NEW_TOKENS, **changes}
+    answer_corpus(AnswerSettings(pruned=str(pruned), output=str(output), **settings), lambda _: None)
+    return read_answers(output)
 
 
 def read_answers(output: Path) -> dict[str, dict]:
@@ -83,10 +89,11 @@ def answerable(pruned: Path) -> list[dict]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, raw_images, tiny_llava, tmp_path):
+@pytest.mark.usefixtures("ray_session")
+def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, raw_images, tiny_llava, tmp_path):
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
-    answers = answer(pruned_all, tmp_path / "all", tokens="all", workers=2)
+    answers = answers_of(pruned_all, tmp_path / "all", tiny_llava, {"tokens": "all", "workers": 2})
     assert {row["tokens"] for row in answers.values()} == {256}
     expected = untouched_answers(tiny_llava, prompts, raw_images)
     assert answers.keys() == expected.keys()

@@ -1,6 +1,5 @@
 """Answers name the files they were made from: what the pruned artifact changes is answered again, and nothing else."""
 
-import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,11 +11,8 @@ import pytest
 from pipeline.answer import job as answer_module
 from pipeline.answer.checks import survey
 from pipeline.answer.job import AnswerSettings, answer_corpus
-from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
-from pipeline.cluster.following import Followed
-from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
 from pipeline.report.query import ask, connect
@@ -38,7 +34,7 @@ def corpus(tmp_path, jpeg):
 
 
 @pytest.fixture
-def prune_again(ray_session, tiny_llava):
+def prune_again(work_here, tiny_llava):
     def run(output, *inputs, **changes):
         paths = tuple(map(str, inputs))
         settings = PruneSettings(
@@ -50,31 +46,9 @@ def prune_again(ray_session, tiny_llava):
     return run
 
 
-def in_this_process(settings, budget, dtype, source, artifact, pending, progress, say):
-    """Stands for `_run_shards`: the same work without Ray."""
-    stage = AnswerShards(
-        GenerateSettings(
-            pruned=source.root,
-            output=artifact.root,
-            model=settings.model,
-            dtype=dtype,
-            budget=budget,
-            batch_size=settings.batch_size,
-            max_new_tokens=1,
-            stop_file=StopFile(artifact.store, "stop"),
-        )
-    )
-    for shard in pending:
-        stage.answer_shard(shard)
-    return Followed(done=len(pending))
-
-
 @pytest.fixture
-def answer_again(tiny_llava, monkeypatch):
-    """Run the answer job without Ray; what it said, and the numbers of the shards whose commit records are new."""
-
-    monkeypatch.setattr(answer_module, "ray_session", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(answer_module, "_run_shards", in_this_process)
+def answer_again(work_here, tiny_llava):
+    """Run the answer job; what it said, and the numbers of the shards whose commit records are new."""
 
     def run(pruned, output, **changes):
         before = inodes(output)
@@ -151,8 +125,10 @@ def test_a_pruned_shard_that_changes_while_it_is_answered_is_not_called_done(
     pruned, output = tmp_path / "pruned", tmp_path / "answers"
     shutil.copytree(pruned_64, pruned)
 
+    run_shards = answer_module._run_shards
+
     def then_changed(*arguments):
-        run = in_this_process(*arguments)
+        run = run_shards(*arguments)
         drop_a_prompt(Artifact(pruned), 1)
         return run
 
@@ -164,7 +140,7 @@ def test_a_pruned_shard_that_changes_while_it_is_answered_is_not_called_done(
     assert not Artifact(output).finished
     assert Artifact(output).committed_shards() == [0, 2, 3, 4]
     connect(pruned, [output])
-    monkeypatch.setattr(answer_module, "_run_shards", in_this_process)
+    monkeypatch.setattr(answer_module, "_run_shards", run_shards)
     _, answered, result = answer_again(pruned, output)
     assert (answered, result.failures) == ({1}, {})
     assert sources_are_in_force(pruned, output)

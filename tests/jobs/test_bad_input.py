@@ -94,6 +94,9 @@ def test_answer_and_query(tmp_path):
         answer_corpus.main(["--pruned", str(tmp_path / "no"), "--model", MODEL, "--output", str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"--tokens none: expected a count"):
         answer_corpus.main(["--pruned", str(tmp_path), "--model", MODEL, "--output", "x", "--tokens", "none"])
+    with pytest.raises(UserError, match=r"--pruned .*is empty, or does not exist"):
+        query_selections.main(["--pruned", str(tmp_path)])
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds no _job.json"):
         query_selections.main(["--pruned", str(tmp_path)])
 

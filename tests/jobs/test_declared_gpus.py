@@ -87,12 +87,13 @@ SIZES = [1, 1, 7, 3, 1, 20, 2, 1]
 
 
 @pytest.fixture(scope="module")
-def on_cpus(prune, tiny_llava, tmp_path_factory) -> Path:
-    """Both jobs on the suite's own Ray, which declares no GPU."""
+def on_cpus(prune, without_ray, tiny_llava, tmp_path_factory) -> Path:
+    """Both jobs without Ray."""
     folder = tmp_path_factory.mktemp("cpus")
     prune(folder / "pruned", **RUN)
     settings = AnswerSettings(pruned=str(folder / "pruned"), model=tiny_llava, output=str(folder / "answers"), **ANSWER)
-    answer_corpus(settings, lambda _: None)
+    with without_ray():
+        answer_corpus(settings, lambda _: None)
     return folder
 
 

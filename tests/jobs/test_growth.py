@@ -17,6 +17,7 @@ from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
 from schemas.columns import table_of
 from schemas.selections import PromptRow
+from tests.in_this_process import in_this_process
 
 
 def rows_of(root: Path, table: str) -> list[dict]:
@@ -30,7 +31,8 @@ def statuses(root: Path) -> dict[str, str]:
 
 def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str | None]]:
     settings = AnswerSettings(pruned=str(pruned), model=model, output=str(output), max_new_tokens=2, workers=1)
-    result = answer_corpus(settings, lambda _: None)
+    with in_this_process():
+        result = answer_corpus(settings, lambda _: None)
     assert result.failures == {}
     return {row["prompt_id"]: (row["finish_reason"], row["message"]) for row in rows_of(output, "answers")}
 

@@ -40,7 +40,7 @@ def statuses(output: Path) -> dict[str, str]:
     return {row["prompt_id"]: row["status"] for row in ds.dataset(files).to_table().to_pylist()}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("work_here")
 def test_a_misconfigured_corpus_stops_before_any_image_is_encoded(tmp_path, jpeg, tiny_llava):
     manifest = write_manifest(tmp_path / "c", jpeg, 120, range(50))
     settings = PruneSettings(corpus=(str(manifest),), model=tiny_llava, output=str(tmp_path / "out"), max_tokens="4")
@@ -52,7 +52,7 @@ def test_a_misconfigured_corpus_stops_before_any_image_is_encoded(tmp_path, jpeg
     assert prune_corpus(settings, lambda _: None).images == 120
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("work_here")
 def test_too_many_undecodable_images_stop_the_job(tmp_path, jpeg, tiny_llava):
     manifest = write_manifest(tmp_path / "c", jpeg, 120, range(120))
     for n in range(100):
@@ -65,7 +65,7 @@ def test_too_many_undecodable_images_stop_the_job(tmp_path, jpeg, tiny_llava):
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("work_here")
 def test_redo_errors_takes_up_files_that_were_missing(tmp_path, jpeg, tiny_llava):
     manifest = write_manifest(tmp_path / "c", jpeg, 12, range(8))
     output = tmp_path / "out"

@@ -54,7 +54,7 @@ def settings_of(output, tars, model) -> PruneSettings:
     return PruneSettings(corpus=tuple(tars), model=model, output=str(output), max_tokens="4", shard_size=4)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("work_here")
 def test_an_index_built_by_another_job_meanwhile_is_extended_not_replaced(tars, tiny_llava, tmp_path):
     output = tmp_path / "out"
     with just_before_the_lock(lambda: prune_corpus(settings_of(output, tars[:1], tiny_llava), lambda _: None)):
@@ -62,7 +62,7 @@ def test_an_index_built_by_another_job_meanwhile_is_extended_not_replaced(tars, 
     assert sorted(image_ids(output).values()) == [1] * 6
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("work_here")
 def test_a_corpus_that_another_job_enlarged_meanwhile_is_not_finished_without_it(tars, tiny_llava, tmp_path):
     output = tmp_path / "out"
     prune_corpus(settings_of(output, tars[:1], tiny_llava), lambda _: None)

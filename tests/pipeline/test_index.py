@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.index.build import extend_index
 from pipeline.storage import LocalStore
 
-pytestmark = pytest.mark.usefixtures("indexed_without_ray")
+pytestmark = pytest.mark.usefixtures("work_here")
 
 
 def prompts_of(name: str) -> dict:

@@ -23,7 +23,7 @@ from pipeline.prune import stages as shards
 from pipeline.prune.stages import Tally, run_shards
 from schemas.records import CommitRecord
 
-pytestmark = pytest.mark.usefixtures("indexed_without_ray")
+pytestmark = pytest.mark.usefixtures("work_here")
 MISSING = (1, 5, 6)
 
 
