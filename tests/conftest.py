@@ -1,6 +1,6 @@
 """Shared by the whole suite: the bundled model and corpus, one Ray a process, one pruned artifact a form.
 
-`make test` runs two processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly artifacts
+`make test` runs a few processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly artifacts
 are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
 `tests/in_this_process.py`, and carry the marker `job`, which is set here by their fixtures. Tests on Ray carry the
 marker `ray`: those that take the fixture `ray_session` get it here, those that start a program which starts Ray carry
@@ -10,6 +10,7 @@ it themselves.
 import fcntl
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
 
 from jobs.console import quiet_libraries
 from tests.in_this_process import in_this_process

@@ -3,9 +3,13 @@
 Ray takes 5 to 15 seconds of processor time a job to start processes that import torch. Here the calls that the project
 makes to Ray are answered in this process, and everything above them is the real code. What crosses to a worker is
 pickled and unpickled on its way, as Ray does. What Ray itself does (processes that die, blocks, GPUs, stopping) is
-tested on Ray, and `tests/jobs/test_prune.py` holds that both write the same bytes.
+tested on Ray, against the bytes that are written here.
+
+    python -m tests.in_this_process jobs.prune_corpus --corpus ...     a job's command, so run
 """
 
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -98,3 +102,9 @@ def in_this_process() -> Iterator[None]:
         for module in (attempts, session, stream):
             patch.setattr(module, "ray", RAY)
         yield
+
+
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    with in_this_process():
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

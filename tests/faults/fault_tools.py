@@ -112,10 +112,11 @@ def commits(output: Path) -> int:
     return len([p for p in folder.iterdir() if p.suffix == ".json"]) if folder.is_dir() else 0
 
 
-def prune_command(corpus: str, model: str, output: Path, *more: str) -> list[str]:
-    """The command line of the run that `RUN_SETTINGS` describes."""
+def prune_command(corpus: str, model: str, output: Path, *more: str, on_ray: bool = True) -> list[str]:
+    """The command line of the run that `RUN_SETTINGS` describes; the work is done on Ray, or in the program itself."""
+    program = ["-m", "jobs.prune_corpus"] if on_ray else ["-m", "tests.in_this_process", "jobs.prune_corpus"]
     return [
-        sys.executable, "-m", "jobs.prune_corpus", "--corpus", corpus, "--model", model, "--output", str(output),
+        sys.executable, *program, "--corpus", corpus, "--model", model, "--output", str(output),
         *_options("prune"), *more,
     ]  # fmt: skip
 

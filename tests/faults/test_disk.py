@@ -1,11 +1,10 @@
 """A full disk and write errors: one clear sentence, every committed shard whole, the same command resumes."""
 
 import errno
-import json
 import os
 import resource
+import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from fault_tools import (
     run_command,
 )
 
+from jobs import prune_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, read_index, write_index
 from pipeline.budget import parse_budget
@@ -33,6 +33,7 @@ from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.read import ReadSettings, read_shard
 from pipeline.prune.select import SelectSettings
 from pipeline.prune.write import WriteSettings, write_shard, write_stage
+from pipeline.report.query import ask, connect
 from pipeline.storage import LocalStore
 
 
@@ -86,12 +87,18 @@ def assert_one_clear_sentence(done: subprocess.CompletedProcess[str], *words: st
 
 
 # 20 k: the index does not fit. The others: some of the shards do.
-@pytest.mark.ray
-@pytest.mark.parametrize("size", ["20k", "1500k", *(pytest.param(s, marks=pytest.mark.slow) for s in ("300k", "4m"))])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "20k",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("300k", "4m")),
+        pytest.param("1500k", marks=pytest.mark.ray),  # the one in which workers write
+    ],
+)
 def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, made_corpus, tiny_llava, calm, facts):
     small_disk.mount(size)
     output = small_disk.root / "out"
-    command = prune_command(made_corpus, tiny_llava, output)
+    command = prune_command(made_corpus, tiny_llava, output, on_ray=size == "1500k")
     assert_one_clear_sentence(run_command(command), "No space left on device", str(output))
     full_at = commits(output)
     assert full_at < NUM_SHARDS
@@ -99,11 +106,8 @@ def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, 
     assert_committed_shards_are_whole(output, calm)
     if full_at:
         sql = "select count(distinct image_id) as images from images"
-        query = [sys.executable, "-m", "jobs.query_selections", "--pruned", str(output), "--format", "json", sql]
-        done = run_command(query)
-        assert done.returncode == 0, done.stderr
         kept = sum(record.files["selections"].rows for record in Artifact(output).commits())
-        assert json.loads(done.stdout) == {"images": kept}
+        assert ask(connect(output), sql).to_pylist() == [{"images": kept}]
 
     with pytest.raises(UserError, match="No space left on device"):  # still full
         prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"])
@@ -114,26 +118,27 @@ def test_a_full_disk_stops_the_job_and_room_resumes_it(size, small_disk, prune, 
     assert rows_lost_and_doubled(output, facts) == (0, 0)
 
 
-@pytest.mark.ray
-def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava, calm, facts, tmp_path):
+@pytest.mark.usefixtures("work_here")
+def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava, calm, facts, tmp_path, capfd):
     """A folder lies where a shard's file should: renaming fails for that shard alone, whoever runs the job."""
-    output = tmp_path / "out"
-    command = prune_command(made_corpus, tiny_llava, output)
-    first = run_command([*command, "--limit", "1"])
-    assert first.returncode == 0, first.stderr
-    (output / "features" / "part-00000000.parquet").unlink()
-    (output / "features" / "part-00000000.parquet").mkdir()
-    failed = run_command([*command, "--limit", "1", "--retries", "1"])
-    assert failed.returncode == 1, failed.stderr
-    assert "Traceback" not in failed.stderr
-    assert "1 shards were given up: 0" in failed.stderr
-    assert "run the same command again" in failed.stderr
+    output = shutil.copytree(calm, tmp_path / "out")
+    Artifact(output).reopen()
+    Artifact(output).forget([5, 7, 9])
+    in_the_way = output / "features" / "part-00000007.parquet"
+    in_the_way.unlink()
+    in_the_way.mkdir()
+    arguments = prune_command(made_corpus, tiny_llava, output, "--retries", "1")[3:]
+    assert prune_corpus.main(arguments) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "1 shards were given up: 7;" in said
+    assert "run the same command again" in said
     assert not (output / "_SUCCESS").exists()
-    assert commits(output) == 0
-    (output / "features" / "part-00000000.parquet").rmdir()
-    again = run_command([*command, "--limit", "1"])
-    assert again.returncode == 0, again.stderr
-    assert commits(output) == 1
+    assert commits(output) == NUM_SHARDS - 1
+    in_the_way.rmdir()
+    assert prune_corpus.main(arguments) == 0
+    assert differing(data_of(output), data_of(calm)) == []
+    assert rows_lost_and_doubled(output, facts) == (0, 0)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Reads of the corpus that fail, in every process of a job: in passing, nobody notices; for good, told, done later.
+"""Reads of the corpus that fail: in passing, nobody notices, on any worker; for good, it is told and done later.
 
-A library preloaded into the job and all its workers makes the system's read calls fail (`failing_reads.c`).
+A library preloaded into the job, and all workers it starts, makes the system's read calls fail (`failing_reads.c`).
 """
 
 import os
@@ -14,8 +14,6 @@ import pytest
 from fault_tools import data_of, differing, facts_of, prune_command, rows_lost_and_doubled, rows_of, run_command
 
 from benchmarks.synthetic import make_corpus
-
-pytestmark = pytest.mark.ray  # the job is a program, which starts Ray
 
 SETTINGS = {"max_tokens": "16", "shard_size": 8, "features": "both"}
 
@@ -66,7 +64,7 @@ def undisturbed(prune, corpus, tmp_path_factory) -> Path:
 
 
 def command_of(corpus: str, model: str, output: Path, *more: str) -> list[str]:
-    return prune_command(corpus, model, output, *more)
+    return prune_command(corpus, model, output, *more, on_ray=False)
 
 
 def member(corpus: str, tar: int, name: str) -> tuple[str, tarfile.TarInfo]:
@@ -86,13 +84,14 @@ def manifest_of(corpus: str, folder: Path) -> str:
     return str(folder / "m.jsonl")
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("every", "burst"), [(7, 2), *(pytest.param(n, b, marks=pytest.mark.slow) for n, b in ((2, 1), (5, 3), (50, 1)))]
 )
 def test_reads_that_fail_in_passing_change_no_byte(
     every, burst, failing_reads, corpus, undisturbed, tiny_llava, tmp_path
 ):
-    command = command_of(corpus, tiny_llava, tmp_path / "out")
+    command = prune_command(corpus, tiny_llava, tmp_path / "out")
     done = failing_reads.run(command, path="/made-", every=every, burst=burst)
     assert done.returncode == 0, done.stderr
     assert failing_reads.failed >= 2

@@ -40,7 +40,9 @@ def assert_given_up(result, said: list[str], output: Path, expected: dict[int, s
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_llava, calm, facts, tmp_path):
+def test_prune_gives_them_up_and_an_honest_run_completes_it(
+    without_ray, made_corpus, tiny_llava, calm, facts, tmp_path
+):
     in_read, in_encode, in_write = IN_READ, IN_ENCODE, IN_WRITE
 
     # Nested, so that they are pickled by value: workers can't import this file.
@@ -74,14 +76,15 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(made_corpus, tiny_ll
         result = prune_corpus(settings, said.append)
     assert_given_up(result, said, output, {IN_READ: "read", IN_ENCODE: "encode", IN_WRITE: "write"})
 
-    again = prune_corpus(settings, said.append)
+    with without_ray():
+        again = prune_corpus(settings, said.append)
     assert (again.failures, again.shards_done, again.shards_skipped) == ({}, 3, NUM_SHARDS - 3)
     assert differing(data_of(output), data_of(calm)) == []
     assert rows_lost_and_doubled(output, facts) == (0, 0)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_answer_gives_it_up_and_an_honest_run_completes_it(tiny_llava, calm, tmp_path):
+def test_answer_gives_it_up_and_an_honest_run_completes_it(without_ray, tiny_llava, calm, tmp_path):
     in_generate = IN_ENCODE
 
     class Answer(answer.AnswerShards):
@@ -99,7 +102,8 @@ def test_answer_gives_it_up_and_an_honest_run_completes_it(tiny_llava, calm, tmp
     assert_given_up(result, said, output, {IN_ENCODE: "generate"})
     before = answers_of(output)
 
-    again = answer_corpus(settings, said.append)
+    with without_ray():
+        again = answer_corpus(settings, said.append)
     assert (again.failures, again.shards_done, again.shards_skipped) == ({}, 1, NUM_SHARDS - 1)
     after = answers_of(output)
     assert len(after) == NUM_SHARDS
