@@ -1,7 +1,7 @@
 """Shared by the whole suite: the bundled model and corpus, one Ray a process, one pruned artifact a form.
 
-`make test` runs a few processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly artifacts
-are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
+`make test` runs some processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly
+artifacts are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
 `tests/in_this_process.py`, and carry the marker `job`, which is set here by their fixtures. Tests on Ray carry the
 marker `ray`: those that take the fixture `ray_session` get it here, those that start a program which starts Ray carry
 it themselves.
