@@ -84,14 +84,20 @@ def manifest_of(corpus: str, folder: Path) -> str:
     return str(folder / "m.jsonl")
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
-    ("every", "burst"), [(7, 2), *(pytest.param(n, b, marks=pytest.mark.slow) for n, b in ((2, 1), (5, 3), (50, 1)))]
+    ("every", "burst", "on_ray"),
+    [
+        (7, 2, False),
+        *(
+            pytest.param(n, b, True, marks=[pytest.mark.slow, pytest.mark.ray])
+            for n, b in ((7, 2), (2, 1), (5, 3), (50, 1))
+        ),
+    ],
 )
 def test_reads_that_fail_in_passing_change_no_byte(
-    every, burst, failing_reads, corpus, undisturbed, tiny_llava, tmp_path
+    every, burst, on_ray, failing_reads, corpus, undisturbed, tiny_llava, tmp_path
 ):
-    command = prune_command(corpus, tiny_llava, tmp_path / "out")
+    command = prune_command(corpus, tiny_llava, tmp_path / "out", on_ray=on_ray)
     done = failing_reads.run(command, path="/made-", every=every, burst=burst)
     assert done.returncode == 0, done.stderr
     assert failing_reads.failed >= 2

@@ -1,4 +1,7 @@
-"""Shards that kill their worker every time, in every stage of both jobs: given up and named, the others are done."""
+"""Shards that kill their worker every time, in every stage of both jobs: given up and named, the others are done.
+
+Part of the full fault suite (`make faults`). The short form, on stages of its own, is in `test_tries.py`.
+"""
 
 import os
 import signal
@@ -23,6 +26,8 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.prune import read, write
 from pipeline.prune import stages as shards
 from pipeline.prune.job import PruneSettings, prune_corpus
+
+pytestmark = pytest.mark.slow
 
 IN_READ, IN_ENCODE, IN_WRITE = 5, 11, 38
 

@@ -71,15 +71,13 @@ def answer(name, **how):
     attempt(name, answer_corpus, AnswerSettings(**named, **given["answer"], **how))
 
 one = {"workers": 1}  # each worker starts for seconds; how many there are by default, test_placement tells
-prune("auto", **one)
-prune("half", device="cpu", gpus_per_worker=0.5, workers=2)
-prune("measured", device="cpu", gpus_per_worker=1.0, batch_size="auto", **one)
+prune("auto", batch_size="auto", **one)
+prune("half", device="cpu", gpus_per_worker=0.5, workers=2)  # as many workers as CPUs
 prune("three", gpus_per_worker=3.0)
-answer("answers-whole", device="cpu", gpus_per_worker=1.0, **one)
+answer("answers-auto", **one)
 answer("answers-half", device="cpu", gpus_per_worker=0.5, workers=2)
 if not torch.cuda.is_available():
     prune("cuda", device="cuda", **one)
-    answer("answers-cuda", device="cuda", **one)
 print(json.dumps(found))
 """
 SIZES = [1, 1, 7, 3, 1, 20, 2, 1]
@@ -116,21 +114,20 @@ def test_an_actor_on_a_gpu_gets_one_whole_shard_a_call(gpus, actors, on_gpus):
     assert len({call["actor"] for call in calls}) <= actors
 
 
-@pytest.mark.parametrize("name", ["half", "auto"])
-def test_pruning_writes_the_same_bytes(name, on_cpus, on_gpus):
-    if name == "auto" and torch.cuda.is_available():
-        pytest.skip("auto computes on CUDA here")
+def test_pruning_writes_the_same_bytes(on_cpus, on_gpus):
     for folder in ("selections", "prompts", "errors", "features"):
         expected = {path.name: path.read_bytes() for path in (on_cpus / "pruned" / folder).iterdir()}
         assert len(expected) == 3
-        there = {path.name: path.read_bytes() for path in (on_gpus[0] / name / folder).iterdir()}
+        there = {path.name: path.read_bytes() for path in (on_gpus[0] / "half" / folder).iterdir()}
         assert sorted(n for n in expected | there if expected.get(n) != there.get(n)) == []
-    commit = json.loads((on_gpus[0] / name / "_commits" / "00000001.json").read_text())
+    commit = json.loads((on_gpus[0] / "half" / "_commits" / "00000001.json").read_text())
     assert commit["device"] == "cpu"
 
 
-@pytest.mark.parametrize("name", ["answers-whole", "answers-half"])
+@pytest.mark.parametrize("name", ["answers-auto", "answers-half"])
 def test_answering_gives_the_same_answers(name, on_cpus, on_gpus):
+    if name == "answers-auto" and torch.cuda.is_available():
+        pytest.skip("auto computes on CUDA here")
     for part in range(3):
         file = Path("answers") / f"part-{part:08d}.parquet"
         one, other = pq.read_table(on_cpus / file.parent / file), pq.read_table(on_gpus[0] / name / file)
@@ -141,21 +138,20 @@ def test_a_gpu_that_torch_cannot_use_is_said_once_or_refused(on_gpus):
     _, found = on_gpus
     notes = {name: [line for line in said if "compute on the CPU" in line] for name, said in found["said"].items()}
     if not torch.cuda.is_available():
-        assert len(notes.pop("auto")) == 1
-        for name in ("cuda", "answers-cuda"):
-            assert found["refused"][name].startswith("--device cuda: a worker on ")
-            assert f"its torch {torch.__version__} " in found["refused"][name]
+        assert [len(notes.pop(name)) for name in ("auto", "answers-auto")] == [1, 1]
+        assert found["refused"]["cuda"].startswith("--device cuda: a worker on ")
+        assert f"its torch {torch.__version__} " in found["refused"]["cuda"]
     assert not any(notes.values())
 
 
 def test_a_measured_batch_size_and_too_many_gpus(on_gpus):
     folder, found = on_gpus
-    assert json.loads((folder / "measured" / "_job.json").read_text())["resolved"]["batch_size"] >= 1
-    assert (folder / "measured" / "_SUCCESS").exists()
+    assert json.loads((folder / "auto" / "_job.json").read_text())["resolved"]["batch_size"] >= 1
+    assert (folder / "auto" / "_SUCCESS").exists()
     assert found["refused"]["three"].startswith(
         "--gpus-per-worker 3: no node of the cluster has so many; the most is 2"
     )
-    assert found["refused"].keys() <= {"three", "cuda", "answers-cuda"}
+    assert found["refused"].keys() <= {"three", "cuda"}
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,3 @@ def test_workers_leave_room_for_decoding_and_writing(workers, cpus):
 
 def test_one_cpu_is_enough():
     assert worker_cpus(1, 1) + DECODE_CPUS <= 1
-
-
-def test_as_many_workers_as_cpus_do_not_wait_for_ever(prune_on_ray, tmp_path):
-    said = prune_on_ray(tmp_path / "out", limit=24, shard_size=8, max_tokens="16", workers=2)
-    assert any(line.startswith("indexed 24 samples") for line in said)
-    assert (tmp_path / "out" / "_SUCCESS").exists()
