@@ -115,7 +115,7 @@ def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
         "/data/corpus", [], first_input=0, first_shard=0, first_file=0, shards_per_file=SHARDS_PER_FILE
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    made = assign_shards(store, units, [], nothing, shard_size=512, limit=None)
+    made = assign_shards(store, units, [], nothing, shard_size=512, limit=None, bound=None)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     assert made.num_images == rows
     assert made.num_prompts == rows * prompts

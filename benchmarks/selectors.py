@@ -174,7 +174,7 @@ def main() -> None:
     preparer = family.preparer(checkpoint)
     encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
     answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
-    engine = TransformersEngine(answerer, batch_size=64)
+    engine = TransformersEngine(answerer, batch_size=64, batch_tokens=1 << 20)
     encoded = {}
     for image_id, image in images.items():
         (encoded[image_id],) = encoder.encode([preparer.prepare(image)], [(image.height, image.width)])

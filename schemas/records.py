@@ -72,6 +72,7 @@ class CommitRecord:
     committed: float | None = None
     sources: dict[str, str] = field(default_factory=dict)  # files of another artifact this was made from -> sha256
     device: str | None = None  # that the model ran on: "cuda" or "cpu"; informative
+    batch_size: int | None = None  # that it was made with: less than asked for where memory ran out; None: no model ran
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str) -> "CommitRecord":
@@ -104,6 +105,7 @@ class CommitRecord:
             committed=data.get("committed"),
             sources=_take_dict(data, "sources", str, where),
             device=data.get("device"),
+            batch_size=data.get("batch_size"),
         )
 
 

@@ -44,8 +44,10 @@ class _Found:
 
 @dataclass(slots=True, kw_only=True)
 class Sample(_Found):
-    """What the scan finds: the sample, and what it has in place of prompts where it has none."""
+    """What the scan finds: the sample, its image's size, and what it has in place of prompts where it has none."""
 
+    width: int | None = column(pa.int32(), default=None)  # as the image's header says; null: it says nothing usable
+    height: int | None = column(pa.int32(), default=None)
     keys: list[str] = column(pa.list_(pa.string()), default_factory=list)  # of its record; extensions of tar members
 
 

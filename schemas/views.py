@@ -20,6 +20,7 @@ class ShardRow:
     prompts: int = column(pa.int64())
     errors: int = column(pa.int64())
     size_bytes: int = column(pa.int64())  # of all its files
+    batch_size: int | None = column(pa.int32())  # that it was made with: less than asked for where memory ran out
     seconds: dict[str, float] = column(pa.struct([(stage, pa.float64()) for stage in STAGES]))
 
 

@@ -15,6 +15,7 @@ from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.following import Followed, follow
+from pipeline.cluster.memory import SmallerBatches
 from pipeline.cluster.outcomes import Status
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import run_folder
@@ -154,6 +155,7 @@ def _run_shards(
             dtype=dtype,
             budget=budget,
             batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
             max_new_tokens=settings.max_new_tokens,
             stop_file=folder.stop_file,
             positions=settings.positions,
@@ -166,7 +168,10 @@ def _run_shards(
             stage = Stage(AnswerShards, generate, cpus, processes=workers, num_gpus=placement.gpus_per_worker)
             return stream_shards(pending, [stage], stop)
 
+        smaller = SmallerBatches(settings.batch_size, say)
+
         def take(outcome: dict[str, Any], _stop: StopRequest) -> None:
             progress.add(outcome["prompts"], outcome["refused"])
+            smaller.note(outcome["shard"], outcome["batch_size"])
 
         return follow(artifact, folder, outcomes, take, placement, say)

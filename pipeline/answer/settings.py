@@ -31,4 +31,8 @@ class AnswerSettings(ClusterSettings):
         ),
     ] = None
 
-    batch_size: Annotated[Count, Option("prompts a batch", "N", WORK, decides=True)] = 32
+    batch_size: Annotated[Count, Option("prompts a batch at most", "N", WORK, decides=True)] = 32
+    batch_tokens: Annotated[
+        Count,
+        Option("tokens a batch at most, or one prompt: prompts x the longest with its answer", "N", WORK, decides=True),
+    ] = 32_768

@@ -1,7 +1,7 @@
 """Stage generate: prompts about pruned images to answers, with the language model alone."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ ANSWERED = pa.schema(
         ("prompts", pa.int64()),
         ("refused", pa.int64()),
         ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
+        ("batch_size", pa.int32()),  # prompts a batch: as asked, or less where memory ran out
         *ENDING,
     ]
 )
@@ -48,7 +49,8 @@ class GenerateSettings:
     model: str
     dtype: str
     budget: Budget
-    batch_size: int  # prompts a batch
+    batch_size: int  # prompts a batch; a shard for which memory runs out is answered with less
+    batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
     max_new_tokens: int
     stop_file: StopFile  # while it exists no further shard is begun
     positions: str | None = None  # of the family's; None: its default
@@ -66,18 +68,22 @@ class AnswerShards:
         self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
-            self._loader, self._engine = self._runner.load(self._load)
+            self._loader, self._engine_at = self._runner.load(self._load)
         except UserError as error:
             self._refused = str(error)
 
-    def _load(self) -> tuple[ShardLoader, Engine]:
+    def _load(self) -> tuple[ShardLoader, Callable[[int], Engine]]:
+        """What reads shards, and the engine at a batch size."""
         if self._device.type == "cpu":
             limit_threads(1)
         checkpoint, family = open_checkpoint(self._settings.model)
         dtype = torch_dtype(self._settings.dtype)
         answerer = family.answerer(checkpoint, self._device, dtype, self._settings.positions)
-        engine = TransformersEngine(answerer, batch_size=self._settings.batch_size)
-        return ShardLoader(Artifact(self._settings.pruned)), engine
+        loader = ShardLoader(Artifact(self._settings.pruned))
+        asked, tokens = self._settings.batch_size, self._settings.batch_tokens
+        return loader, lambda batch_size: TransformersEngine(
+            answerer, batch_size=batch_size, batch_tokens=tokens * batch_size // asked
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A block of one row (`shard`) to one row of `ANSWERED`."""
@@ -86,14 +92,17 @@ class AnswerShards:
             return ended_shard(shard, ANSWERED, Status.REFUSED, self._refused, "generate")
         if self._settings.stop_file.is_there:
             return stopped_shard(shard, ANSWERED, "generate")
-        return self._runner.run(shard, ANSWERED, lambda: self.answer_shard(shard))
+        return self._runner.run_batches(
+            shard, ANSWERED, self._settings.batch_size, lambda batch_size: self.answer_shard(shard, batch_size)
+        )
 
-    def answer_shard(self, shard: int) -> pa.Table:
-        """Answer and commit one shard."""
+    def answer_shard(self, shard: int, batch_size: int) -> pa.Table:
+        """Answer and commit one shard, at most `batch_size` prompts a batch."""
         started = time.perf_counter()
         loaded = self._loader.load(shard, self._settings.budget)
         loaded_at = time.perf_counter()
-        rows = answer_prompts(self._engine, loaded.prompts, loaded.images, max_new_tokens=self._settings.max_new_tokens)
+        engine = self._engine_at(batch_size)
+        rows = answer_prompts(engine, loaded.prompts, loaded.images, max_new_tokens=self._settings.max_new_tokens)
         generated_at = time.perf_counter()
         entry = write_table(self._settings.output, "answers", shard, table_of(AnswerRow, rows))
         graded = [row.correct for row in rows if row.correct is not None]
@@ -106,7 +115,14 @@ class AnswerShards:
         }
         device = self._device.type
         record = CommitRecord(
-            shard, {"answers": entry}, counts, seconds, committed=time.time(), sources=loaded.sources, device=device
+            shard,
+            {"answers": entry},
+            counts,
+            seconds,
+            committed=time.time(),
+            sources=loaded.sources,
+            device=device,
+            batch_size=batch_size,
         )
         self._output.commit(record)
         outcome = {
@@ -115,6 +131,7 @@ class AnswerShards:
             "prompts": len(rows),
             "refused": refused,
             "device": device,
+            "batch_size": batch_size,
         }
         return pa.Table.from_pylist([outcome], ANSWERED)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.answer.engine import Question, Reply
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError
 from pipeline.families.generation_settings import FORCED, end_tokens, runs_alone
-from pipeline.families.loading import fixed_rotation_limit, forget_long_texts
+from pipeline.families.loading import context_length, fixed_rotation_limit, forget_long_texts
 from schemas.answers import FinishReason
 
 
@@ -48,11 +48,14 @@ class TransformersEngine:
     Args:
         answerer: the family's tokenizer and model, loaded.
         batch_size: questions that run together at most.
+        batch_tokens: tokens that run together at most, unless a single question has more: questions x the longest of
+            them with its answer.
     """
 
-    def __init__(self, answerer: Answerer, *, batch_size: int) -> None:
+    def __init__(self, answerer: Answerer, *, batch_size: int, batch_tokens: int) -> None:
         self._answerer = answerer
-        self._batch_size = batch_size
+        self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        self._context = context_length(answerer.model)
 
     def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
         """Greedy replies to questions, in their order.
@@ -63,11 +66,9 @@ class TransformersEngine:
         posed: list[_Posed] = []
         for number, question in enumerate(questions):
             try:
-                token_ids = self._answerer.token_ids(question.prompt, question.image)
+                posed.append(_Posed(number, question.image, self._token_ids(question)))
             except UnusablePromptError as error:
                 replies[number] = Reply.refusal(str(error))
-            else:
-                posed.append(_Posed(number, question.image, token_ids))
         place_of: dict[str, int] = {}
         for question in questions:
             place_of.setdefault(question.image.image_id, len(place_of))
@@ -85,20 +86,51 @@ class TransformersEngine:
                 replies[one.number] = Reply(text.strip(), token_ids, reason, seconds)
         return [replies[number] for number in range(len(questions))]
 
+    def _token_ids(self, question: Question) -> list[int]:
+        """The full prompt. Raises `UnusablePromptError`, also where it is longer than what the model was made for."""
+        token_ids = self._answerer.token_ids(question.prompt, question.image)
+        if self._context is not None and len(token_ids) > self._context:
+            raise UnusablePromptError(
+                f"the prompt has {len(token_ids):,} tokens with its image, the model takes {self._context:,} "
+                "(max_position_embeddings)"
+            )
+        return token_ids
+
     def _chunks(self, posed: Sequence[_Posed], max_new_tokens: int) -> Iterator[Sequence[_Posed]]:
-        """Questions that run together; one at a time where another row, or padding, could change an answer."""
+        """Questions that run together; one at a time where another row, or padding, could change an answer.
+
+        Long questions, of which `batch_size` would be too many tokens, run beside each other and not beside shorter
+        ones, which they would pad to their length.
+        """
         model = self._answerer.model
         limit = 0 if runs_alone(model.generation_config) else fixed_rotation_limit(model)
         together: list[_Posed] = []
+        long: list[_Posed] = []
         apart: list[_Posed] = []
         for one in posed:
             is_apart = limit is not None and one.last_position + max_new_tokens >= limit
-            (apart if is_apart else together).append(one)
+            is_long = self._batch_size * (len(one.token_ids) + max_new_tokens) > self._batch_tokens
+            (apart if is_apart else long if is_long else together).append(one)
         for begin in range(0, len(together), self._batch_size):
             yield together[begin : begin + self._batch_size]
+        similar = sorted(long, key=lambda one: len(one.token_ids).bit_length())  # within a factor of two
+        yield from self._bounded(similar, max_new_tokens)
         for one in apart:
             forget_long_texts(model)
             yield [one]
+
+    def _bounded(self, posed: Sequence[_Posed], max_new_tokens: int) -> Iterator[Sequence[_Posed]]:
+        """Questions in the order given, as many together as there may be tokens together."""
+        chunk: list[_Posed] = []
+        longest = 0
+        for one in posed:
+            longest = max(longest, len(one.token_ids) + max_new_tokens)
+            if chunk and (len(chunk) == self._batch_size or (len(chunk) + 1) * longest > self._batch_tokens):
+                yield chunk
+                chunk, longest = [], len(one.token_ids) + max_new_tokens
+            chunk.append(one)
+        if chunk:
+            yield chunk
 
 
 @torch.inference_mode()

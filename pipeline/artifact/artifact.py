@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
@@ -93,6 +94,12 @@ class Artifact(Ledger):
         if old is None:
             self.store.put(_JOB, to_json(job))
         return old or job
+
+    def resolve(self, job: JobRecord, **found: Any) -> JobRecord:
+        """Write into the job record in force what "auto" came to; returns it."""
+        resolved = replace(job, resolved={**job.resolved, **found})
+        self.store.put(_JOB, to_json(resolved))
+        return resolved
 
     def checked_commits(self) -> Iterator[CommitRecord]:
         """Every commit record, in shard order; of a finished artifact exactly those that its manifest lists.

@@ -2,7 +2,8 @@
 
 A shard that fails becomes one row with its status and its failure. Later stages pass this row on to the driver, and
 other shards go on. A try counts from its beginning and is written down where it outlives its process, so that a shard
-which kills its worker every time, or is stuck every time, is given up like one that raises.
+which kills its worker every time, or is stuck every time, is given up like one that raises. A try of a shard for which
+memory runs out starts again at half the batch.
 """
 
 import faulthandler
@@ -15,11 +16,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
 import ray
 
+from pipeline.cluster.memory import NoBatchFitsError, at_fitting_batch
 from pipeline.cluster.outcomes import Status, ended_shard
 from pipeline.cluster.run_folder import Tries, TriesFolder
 from pipeline.errors import UserError
@@ -58,8 +61,29 @@ class StageRunner:
         A try that takes too long ends this process: its thread can't be ended otherwise, and would go on using the
         model and the process's settings beside the next shard. Ray starts another process, with the same shard.
         """
+        return self._run(shard, schema, lambda tries, number: self._in_time(tries, number, function))
+
+    def run_batches(
+        self, shard: int, schema: pa.Schema, batch_size: int, function: Callable[[int], pa.Table]
+    ) -> pa.Table:
+        """As `run`, of a function of the batch size: where memory runs out, a try starts again at half of it.
+
+        Every try of every shard begins at `batch_size`, whatever this process met before, so that what becomes of a
+        shard does not depend on the worker that had it. Each start has the whole time-out.
+        """
+
+        def make(tries: Tries | None, number: int) -> pa.Table:
+            return at_fitting_batch(batch_size, lambda size: self._in_time(tries, number, partial(function, size)))
+
+        return self._run(shard, schema, make)
+
+    def _run(self, shard: int, schema: pa.Schema, make: Callable[[Tries | None, int], pa.Table]) -> pa.Table:
         try:
-            return self._run(shard, schema, function)
+            return self._try(shard, schema, make)
+        except NoBatchFitsError as error:
+            return ended_shard(
+                shard, schema, Status.GIVEN_UP, f"stage {self._stage}: {error}\n{_trace(error)}", self._stage
+            )
         except UserError as error:
             if not error.passing:
                 return ended_shard(shard, schema, Status.REFUSED, str(error), self._stage)
@@ -68,7 +92,7 @@ class StageRunner:
             failure = f"stage {self._stage}: its tries can't be read: {error}"
             return ended_shard(shard, schema, Status.GIVEN_UP, failure, self._stage)
 
-    def _run(self, shard: int, schema: pa.Schema, function: Callable[[], pa.Table]) -> pa.Table:
+    def _try(self, shard: int, schema: pa.Schema, make: Callable[[Tries | None, int], pa.Table]) -> pa.Table:
         tries = self._policy.tries.of_shard(shard, self._stage) if self._policy.tries else None
         failures = tries.failures() if tries else []
         while len(failures) <= self._policy.retries:
@@ -77,13 +101,11 @@ class StageRunner:
             if tries:
                 tries.note(len(failures), f"stage {self._stage}: {_death()}")
             try:
-                with self._time_limit(tries, len(failures)):
-                    return function()
+                return make(tries, len(failures))
             except Exception as error:  # reported to the driver with the shard's number, never swallowed
-                if isinstance(error, UserError) and not error.passing:
+                if isinstance(error, NoBatchFitsError) or (isinstance(error, UserError) and not error.passing):
                     raise
-                trace = "".join(traceback.format_exception(error)).strip()
-                failures.append(f"stage {self._stage}: {type(error).__name__}: {error}\n{trace}")
+                failures.append(f"stage {self._stage}: {type(error).__name__}: {error}\n{_trace(error)}")
             if tries:
                 tries.note(len(failures) - 1, failures[-1])
         failure = f"{failures[-1]}\n(tried {len(failures)} times)"
@@ -108,6 +130,10 @@ class StageRunner:
         loaded = function()
         tries.forget()
         return loaded
+
+    def _in_time(self, tries: Tries | None, number: int, function: Callable[[], pa.Table]) -> pa.Table:
+        with self._time_limit(tries, number):
+            return function()
 
     @contextmanager
     def _time_limit(self, tries: Tries | None, number: int) -> Iterator[None]:
@@ -138,6 +164,10 @@ class StageRunner:
 def end_process() -> None:
     """End this process at once, whatever its threads do; not in an orderly way, so that Ray does its work again."""
     os._exit(1)
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error)).strip()
 
 
 def _death() -> str:

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -59,6 +60,21 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise DecodeError("unreadable_image", f"no image format is recognised in its {len(data)} bytes") from error
     except _DECODER_ERRORS as error:
         raise DecodeError("unreadable_image", f"{type(error).__name__}: {error}") from error
+
+
+def image_size(stream: BinaryIO) -> tuple[int, int] | None:
+    """Width and height that an image's header names; nothing is decoded and no orientation is applied.
+
+    None where there is no such header, or where `decode_image` refuses it for what it names.
+    """
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = Image.open(stream, formats=FORMATS).size
+    except (Image.DecompressionBombError, UnidentifiedImageError, MemoryError, *_DECODER_ERRORS):
+        return None
+    return (width, height) if 0 < width * height <= MAX_PIXELS else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

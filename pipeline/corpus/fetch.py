@@ -1,13 +1,51 @@
 """Fetching the encoded bytes of images from where they lie: in a file of their own, or in a range of a larger one."""
 
 import hashlib
+import io
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from pipeline.corpus.decode import DecodeError
+from pipeline.corpus.decode import DecodeError, image_size
 from pipeline.storage.input_file import InputReadError, open_input
 
+_HEAD_BYTES = 256 << 10  # of an image that are kept while it is hashed; the headers of most lie in them
 
-def hash_image(location: str, offset: int | None = None, size: int | None = None) -> tuple[str, int]:
-    """The sha256 of an image's encoded bytes in lower-case hex, and their number.
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What one pass over an image's encoded bytes tells."""
+
+    image_id: str  # their sha256 in lower-case hex
+    size: int  # how many they are
+    width: int | None  # as its header says; None: it names no size that can be decoded
+    height: int | None
+
+
+def inspect(stream: BinaryIO) -> Inspected:
+    """Hash an image's encoded bytes and read its size from its header; of large images nothing more is kept.
+
+    Args:
+        stream: at the first of the bytes, which go on to its end; it can be sought.
+
+    Raises:
+        InputReadError: the storage does not give them.
+    """
+    head = stream.read(_HEAD_BYTES)
+    digest = hashlib.sha256(head)
+    size = len(head)
+    while piece := stream.read(_HEAD_BYTES):
+        digest.update(piece)
+        size += len(piece)
+    found = image_size(io.BytesIO(head))
+    if found is None and size > len(head):  # the header is longer, or at the end as TIFF may have it
+        stream.seek(0)
+        found = image_size(stream)
+    width, height = found or (None, None)
+    return Inspected(digest.hexdigest(), size, width, height)
+
+
+def hash_image(location: str, offset: int | None = None, size: int | None = None) -> Inspected:
+    """Inspect the encoded bytes of an image where they lie.
 
     Args:
         location: of the file that holds them.
@@ -18,10 +56,9 @@ def hash_image(location: str, offset: int | None = None, size: int | None = None
         InputReadError: the storage does not give them.
     """
     if offset is not None:
-        data = _bytes_at(location, offset, size)
-        return hashlib.sha256(data).hexdigest(), len(data)
+        return inspect(io.BytesIO(_bytes_at(location, offset, size)))
     with open_input(location) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
+        return inspect(stream)
 
 
 def read_bytes(location: str, offset: int | None, size: int | None, image_id: str) -> bytes:

@@ -50,7 +50,9 @@ def _sample_of(unit: ScanUnit, offset: int, line: bytes) -> Sample:
         sample.source = f"{name}/{image}"
         sample.path = beside(unit.path, image)
         try:
-            sample.image_id, sample.size = hash_image(sample.path)
+            found = hash_image(sample.path)
+            sample.image_id, sample.size = found.image_id, found.size
+            sample.width, sample.height = found.width, found.height
         except InputReadError as error:
             sample.reason, sample.message = error.reason, str(error)
     return sample

@@ -1,6 +1,5 @@
 """Scanning a WebDataset tar: members grouped into samples, images hashed where they lie, nothing unpacked."""
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.corpus.fetch import Inspected, inspect
 from pipeline.corpus.sample import MAX_KEYS, ScanUnit, keys_instead, parse_record, read_prompts
 from pipeline.errors import UserError
 from pipeline.storage.input_file import InputReadError, open_input
@@ -27,7 +27,7 @@ class _Members:
     offset: int
     prefix: str  # of its source and its prompts' ids: the input's name, with the byte offset where the key came before
     image: tarfile.TarInfo | None = None
-    image_id: str | None = None
+    found: Inspected | None = None  # what the image's bytes tell
     record: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)  # extensions of members that are neither image nor record
     problem: tuple[str, str] | None = None
@@ -189,7 +189,7 @@ def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
         assert stream is not None, "regular members have a stream"
         members.image = member
         try:
-            members.image_id = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+            members.found = inspect(stream)  # type: ignore[arg-type]
         except InputReadError as error:
             members.unread = error
     elif last == "json" and extension == "json":
@@ -224,7 +224,9 @@ def _sample_of(unit: ScanUnit, members: _Members) -> Sample:
         sample.source = f"{members.prefix}/{members.image.name}"
         sample.path = unit.path
         sample.offset, sample.size = members.image.offset_data, members.image.size
-        sample.image_id = members.image_id
+    if members.found is not None:
+        sample.image_id = members.found.image_id
+        sample.width, sample.height = members.found.width, members.found.height
     if problem is not None:
         sample.reason, sample.message = problem
     return sample

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from pipeline.families.base import Checkpoint, EncodedImage, Segment
@@ -21,6 +22,14 @@ from pipeline.families.processing import image_processor, normalised
 # (model, one image's rows (tiles, n, width), its size (1, 2), newline (width,), whether a grid that is too large is
 # resized as the model does) -> its packed sequence (N + S, width)
 Pack = Callable[[Any, Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def num_tiles(processor: Any, width: int, height: int) -> int:
+    """How many tiles the processor makes of an image of this size, the overview among them."""
+    crop, size = processor.crop_size, processor.size
+    side = (crop and crop.get("height")) or size.get("height") or size["shortest_edge"]
+    down, across = select_best_resolution((height, width), processor.image_grid_pinpoints)
+    return 1 + -(-down // side) * -(-across // side)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,9 @@ class Preparer(Protocol):
     def prepare(self, image: Image.Image) -> np.ndarray:
         """The uint8 pixels the encoder takes. Raises `UnusableImageError` where the family can't take the image."""
 
+    def prepared_bytes(self, width: int, height: int) -> int:
+        """How many bytes `prepare` makes of an image of this size; some number where it refuses such an image."""
+
 
 class Encoder(Protocol):
     """Makes tokens of pixels.

@@ -42,6 +42,17 @@ class GridPreparer:
         except (ValueError, ZeroDivisionError) as error:
             raise unusable(image, error) from error
 
+    def prepared_bytes(self, width: int, height: int) -> int:
+        """How many bytes `prepare` makes of an image of this size."""
+        processor = self._processor
+        if not processor.do_resize:
+            return 3 * width * height
+        try:
+            patches: int = processor.get_number_of_image_patches(height, width)
+        except ValueError:  # an aspect ratio that `prepare` refuses too
+            return 0
+        return 3 * patches * int(processor.patch_size) ** 2
+
 
 class GridEncoder:
     """Runs the vision tower with its merger, which is the projector."""

@@ -5,7 +5,7 @@ are refused. The tags are text of the prompt and stay there, even that of a tile
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from transformers.models.idefics3.modeling_idefics3 import (
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
 from pipeline.families.loading import attends_causally, captured, load_part, part_of, projector_form
-from pipeline.families.processing import image_processor, normalised, unusable
+from pipeline.families.processing import image_processor, normalised, tile_bytes, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
@@ -55,6 +55,15 @@ class TilePreparer:
         whole = np.zeros(((rows + 1) * cols, *tiles.shape[1:]), np.uint8)
         whole[: len(tiles)] = tiles
         return whole.reshape(rows + 1, cols, *tiles.shape[1:])
+
+    def prepared_bytes(self, width: int, height: int) -> int:
+        """How many bytes `prepare` makes of an image of this size."""
+        _, rows, cols = self._processor.get_number_of_image_patches(height, width)
+        return int((rows + 1) * max(1, cols) * self._tile_bytes)
+
+    @cached_property
+    def _tile_bytes(self) -> int:
+        return tile_bytes(self.prepare)
 
 
 class TileEncoder:

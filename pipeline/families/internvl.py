@@ -28,6 +28,11 @@ def _spec_of(projector: Any) -> ProjectorSpec:
     return ProjectorSpec(projector.linear_1, projector.act, projector.linear_2, norm)
 
 
+def _num_tiles(processor: Any, width: int, height: int) -> int:
+    tiles: int = processor.get_number_of_image_patches(height, width, {"crop_to_patches": True})
+    return tiles
+
+
 class InternVLEncoder:
     """Runs the vision tower, the pixel shuffle and the projector."""
 
@@ -75,7 +80,7 @@ class InternVLEncoder:
 
 FAMILY = Family(
     name="internvl",
-    preparer=partial(UintPreparer, kinds=PROCESSORS, an_entry_each=False, crop_to_patches=True),
+    preparer=partial(UintPreparer, kinds=PROCESSORS, an_entry_each=False, num_tiles=_num_tiles, crop_to_patches=True),
     encoder=InternVLEncoder,
     answerer=partial(
         PackedAnswerer,

@@ -11,7 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.anyres import AnyresEncoder
+from pipeline.families.anyres import AnyresEncoder, num_tiles
 from pipeline.families.base import Family
 from pipeline.families.llava import refusal, spec_of
 from pipeline.families.loading import part_of, projector_form
@@ -32,7 +32,7 @@ def _pack(model: Any, rows_TnD: Tensor, size_12: Tensor, newline_D: Tensor, _res
 
 FAMILY = Family(
     name="llava_next",
-    preparer=partial(UintPreparer, kinds=PROCESSORS),
+    preparer=partial(UintPreparer, kinds=PROCESSORS, num_tiles=num_tiles),
     encoder=partial(
         AnyresEncoder,
         part=part_of(LlavaNextModel, "language_model"),

@@ -121,6 +121,24 @@ def attends_causally(config: Any) -> bool:
     )
 
 
+def context_length(model: Any) -> int | None:
+    """How many tokens the language model was made for, its rotation of positions stretched as its config says.
+
+    `generate` knows no such limit: with `max_new_tokens` it goes on beyond it, and answers nonsense. None where the
+    config names no limit.
+    """
+    text = model.config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if most is None:
+        return None
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]
+    stretched = [
+        one["factor"] * (one.get("original_max_position_embeddings") or most) for one in kinds if one.get("factor")
+    ]
+    return int(max(most, *stretched)) if stretched else int(most)
+
+
 def fixed_rotation_limit(model: Any) -> int | None:
     """The text length from which on the rotation of positions depends on the longest text of the batch.
 

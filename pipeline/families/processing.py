@@ -4,7 +4,9 @@ Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint
 in float. Both halves call the processor's own methods, and together they give the same bits as the processor.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,15 +50,23 @@ class UintPreparer:
     """Does to an image every step of the processor but rescaling and normalising."""
 
     def __init__(
-        self, checkpoint: Checkpoint, kinds: Sequence[str], *, an_entry_each: bool = True, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        kinds: Sequence[str],
+        *,
+        an_entry_each: bool = True,
+        num_tiles: Callable[[Any, int, int], int] = lambda _processor, _width, _height: 1,
+        **options: Any,
     ) -> None:
         """Load the processor.
 
         Args:
             kinds: see `image_processor`.
             an_entry_each: the processor's pixel values have one entry an image; else they are the image's tiles.
+            num_tiles: (processor, width, height of an image) -> how many tiles it makes of it, the overview included.
             options: for the processor's call.
         """
+        self._num_tiles = num_tiles
         self._processor = image_processor(checkpoint, kinds)
         self._an_entry_each = an_entry_each
         self._options = options
@@ -74,6 +84,19 @@ class UintPreparer:
             pixels = pixels[0]
         assert pixels.dtype == np.uint8, f"{type(self._processor).__name__} gave {pixels.dtype} for uint8"
         return pixels
+
+    def prepared_bytes(self, width: int, height: int) -> int:
+        """How many bytes `prepare` makes of an image of this size."""
+        return self._num_tiles(self._processor, width, height) * self._tile_bytes
+
+    @cached_property
+    def _tile_bytes(self) -> int:
+        return tile_bytes(self.prepare)
+
+
+def tile_bytes(prepare: Callable[[Image.Image], np.ndarray]) -> int:
+    """The bytes of one tile, of which those of every image have the same shape (..., 3, height, width)."""
+    return math.prod(prepare(Image.new("RGB", (32, 32))).shape[-3:])
 
 
 def check_resized_size(processor: Any, image: Image.Image) -> None:

@@ -1,13 +1,13 @@
 """Stage 0: every sample of the corpus hashed in parallel, distinct images numbered, each given to a shard.
 
 The lowest input position owns an image; prompts that refer to the same bytes anywhere in the corpus ride in the owner's
-shard.
+shard. A shard is full when it holds as many images as it may, or as many bytes of their prepared pixels.
 """
 
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -49,6 +49,14 @@ class UnitOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelBound:
+    """How many bytes the prepared pixels of a shard take at most, unless a single image takes more."""
+
+    most: int
+    of_size: Callable[[int, int], int]  # width and height of an image -> bytes of its prepared pixels
+
+
+@dataclass(frozen=True, slots=True)
 class ScanSettings:
     """Where a scan puts the samples of each unit, and how many it wants of one at most."""
 
@@ -64,6 +72,7 @@ def extend_index(
     *,
     shard_size: int,
     limit: int | None,
+    bound: PixelBound | None = None,
     shards_per_file: int = SHARDS_PER_FILE,
 ) -> Index:
     """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
@@ -74,8 +83,9 @@ def extend_index(
         store: of the artifact.
         index: what is there already, or None.
         inputs: input files not indexed yet, in corpus order.
-        shard_size: distinct images a shard.
+        shard_size: distinct images a shard at most.
         limit: index only the first samples of the corpus (all inputs must be new then).
+        bound: of the shards' pixels; None: only `shard_size` counts.
         shards_per_file: how many shards share a file of the index.
 
     Raises:
@@ -104,7 +114,7 @@ def extend_index(
     if len(unread) < len(inputs):
         units = [entry.key for entry in store.list(settings.prefix)]
         parts = index.parts() if index else []
-        new = run_on_worker(assign_shards, store, units, parts, new, shard_size=shard_size, limit=limit)
+        new = run_on_worker(assign_shards, store, units, parts, new, shard_size=shard_size, limit=limit, bound=bound)
     extended = Index(store, [*old, new])
     write_index(extended)
     store.clear(_SCAN)
@@ -171,9 +181,17 @@ create table samples as
     select *, row_number() over (order by input, sample) as n from {scan} {limit};
 create table known as {known};
 create table owners as
-    select image_id, n, row_number() over (order by n) - 1 as rank
-    from (select image_id, min(n) as n from samples where reason is null group by image_id)
+    select image_id, n, width, height, row_number() over (order by n) - 1 as rank
+    from (
+        select image_id, min(n) as n, any_value(width) as width, any_value(height) as height
+        from samples where reason is null group by image_id
+    )
     anti join known using (image_id);
+"""
+_PLACE = """
+create table owned as
+    select o.image_id, o.n, ({first_shard} + s.number)::integer as shard, (o.rank - s.rank)::integer as slot
+    from owners o asof join starts s on o.rank >= s.rank;
 create table repeated as
     with prompts as (
         select n, unnest(prompts).prompt_id as prompt_id, generate_subscripts(prompts, 1) as place from samples
@@ -190,17 +208,17 @@ create table repeated as
     )
     where occurrence > 1 or old is not null group by n;
 create table placed as
-    select ({first_shard} + coalesce(o.rank, before.rank, 0) // {shard_size})::integer as shard,
-           case when o.n = s.n then (o.rank % {shard_size})::integer end as slot,
-           coalesce({first_shard} + o.rank // {shard_size}, k.shard)::integer as image_shard,
-           s.* exclude (prompts, n, keys),
+    select coalesce(o.shard, before.shard, {first_shard})::integer as shard,
+           case when o.n = s.n then o.slot end as slot,
+           coalesce(o.shard, k.shard)::integer as image_shard,
+           s.* exclude (prompts, n, width, height, keys),
            case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
                case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id',
                    message := 'its id was given to an earlier prompt') else p end)
            end as prompts
     from samples s
-    asof left join (select n, rank from owners) before on s.n >= before.n
-    left join owners o on s.image_id = o.image_id and s.reason is null
+    asof left join (select n, shard from owned) before on s.n >= before.n
+    left join owned o on s.image_id = o.image_id and s.reason is null
     left join known k on s.image_id = k.image_id and s.reason is null
     left join repeated r on s.n = r.n
     order by shard, s.n;
@@ -208,7 +226,14 @@ create table placed as
 
 
 def assign_shards(
-    store: Store, units: list[str], old_parts: list[str], new: Generation, *, shard_size: int, limit: int | None
+    store: Store,
+    units: list[str],
+    old_parts: list[str],
+    new: Generation,
+    *,
+    shard_size: int,
+    limit: int | None,
+    bound: PixelBound | None,
 ) -> Generation:
     """Number the distinct images, place every sample in a shard, write `_index` parts. Out of core: DuckDB spills.
 
@@ -217,8 +242,9 @@ def assign_shards(
         units: keys of the scanned units, files of `schemas.samples.Sample`.
         old_parts: keys of the index's files of older generations.
         new: where this generation begins.
-        shard_size: distinct images a shard.
+        shard_size: distinct images a shard at most.
         limit: take only the first samples.
+        bound: of the shards' pixels; None: only `shard_size` counts.
 
     Returns:
         `new` with what it holds now.
@@ -242,10 +268,12 @@ def assign_shards(
                 scan=parquet_files(store.locate(key) for key in units),
                 limit="" if limit is None else f"qualify n <= {limit}",
                 known=known,
-                first_shard=new.first_shard,
-                shard_size=shard_size,
             )
         )
+        starts = list(_starts(_prepared_bytes(db, bound), shard_size, bound.most if bound else 0))
+        numbers = pa.array(range(len(starts)), pa.int64())
+        db.register("starts", pa.table({"number": numbers, "rank": pa.array(starts, pa.int64())}))
+        db.execute(_PLACE.format(first_shard=new.first_shard))
         num_samples, num_images, num_prompts, num_shards = _one_row(
             db, f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {new.first_shard} from placed"
         )
@@ -271,6 +299,34 @@ def assign_shards(
         )
         _write_parts(store, db, placed)
     return placed
+
+
+def _prepared_bytes(db: duckdb.DuckDBPyConnection, bound: PixelBound | None) -> Iterator[int]:
+    """The bytes of the prepared pixels of each image that is new, in their order; 0 where nothing is known of them."""
+    if bound is not None:
+        sizes = db.sql("select distinct width, height from owners where width is not null").fetchall()
+        taken = pa.array([bound.of_size(width, height) for width, height in sizes], pa.int64())
+        widths, heights = (pa.array([size[axis] for size in sizes], pa.int32()) for axis in (0, 1))
+        db.register("prepared", pa.table({"width": widths, "height": heights, "bytes": taken}))
+        each = "select coalesce(bytes, 0) from owners left join prepared using (width, height) order by rank"
+    else:
+        each = "select 0 from owners"
+    for batch in db.sql(each).to_arrow_reader():
+        yield from batch.column(0).to_pylist()
+
+
+def _starts(taken: Iterable[int], shard_size: int, most: int) -> Iterator[int]:
+    """The ranks of the images that begin a shard, given what each image takes.
+
+    It goes by the images alone, in their order: what comes later never changes what was cut before.
+    """
+    count = total = 0
+    for rank, size in enumerate(taken):
+        if not count or count == shard_size or total + size > most > 0:
+            yield rank
+            count = total = 0
+        count += 1
+        total += size
 
 
 def _write_parts(store: Store, db: duckdb.DuckDBPyConnection, new: Generation) -> None:

@@ -110,10 +110,10 @@ def _hash_again(index: Index, unhashed: list[Unhashed]) -> None:
 
 def _tried(one: Unhashed) -> Tried:
     try:
-        image_id, size = hash_image(one.path, one.offset, one.size)
+        found = hash_image(one.path, one.offset, one.size)
     except InputReadError as error:
         return Tried(size=one.size, reason=error.reason, message=str(error))
-    return Tried(image_id, size)
+    return Tried(found.image_id, found.size)
 
 
 def _owners(index: Index, image_ids: set[str]) -> dict[str, int]:

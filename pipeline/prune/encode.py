@@ -37,7 +37,7 @@ class EncodeSettings:
 
     model: str
     dtype: str  # of tower and projector; scoring is float32 whatever it is
-    batch_size: int  # images a forward pass
+    batch_size: int  # images a forward pass; a shard for which memory runs out is made with less
     feature_dtype: str
     select: SelectSettings
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
@@ -73,22 +73,24 @@ class EncodeShards:
             return ended
         if self._refused is not None:
             return ended_shard(shard, ENCODED, Status.REFUSED, self._refused, "encode")
-        return self._runner.run(shard, ENCODED, lambda: self.encode_shard(batch))
+        return self._runner.run_batches(
+            shard, ENCODED, self._settings.batch_size, lambda batch_size: self.encode_shard(batch, batch_size)
+        )
 
-    def encode_shard(self, batch: pa.Table) -> pa.Table:
-        """The table `ENCODED` of a healthy shard's table `DECODED`."""
+    def encode_shard(self, batch: pa.Table, batch_size: int) -> pa.Table:
+        """The table `ENCODED` of a healthy shard's table `DECODED`, `batch_size` images a forward pass."""
         began = time.time()
         rows, pixels = rows_among(DecodedRow, batch), pixels_of(batch)
         encoded = [_without_selection(row.reason, row.message) for row in rows]
         seconds = {"encode": 0.0, "score": 0.0, "select": 0.0}
         owners = [(n, row, image) for n, (row, image) in enumerate(zip(rows, pixels, strict=True)) if image is not None]
-        step = self._settings.batch_size
-        for begin in range(0, len(owners), step):
-            numbers, some, images = zip(*owners[begin : begin + step], strict=True)
+        for begin in range(0, len(owners), batch_size):
+            numbers, some, images = zip(*owners[begin : begin + batch_size], strict=True)
             for number, row in zip(numbers, self._encode_batch(some, images, seconds), strict=True):
                 encoded[number] = row
         facts = EncodeFacts(
             device=self._device.type,
+            batch_size=batch_size,
             encode_began=began,
             encode_seconds=seconds["encode"],
             score_seconds=seconds["score"],

@@ -2,16 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, drop_generation, read_index, unindexed_inputs
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.errors import UserError
-from pipeline.index.build import extend_index
+from pipeline.index.build import PixelBound, extend_index
+from pipeline.prune.read import preparer_of
 from pipeline.prune.settings import PruneSettings
 from pipeline.prune.stages import share_that_failed, too_many_fail
 
 MAX_TOLD = 10  # input files told one by one
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBytes:
+    """The bytes that images' prepared pixels take, as the model's preparer says."""
+
+    model: str
+
+    def __call__(self, width: int, height: int) -> int:
+        """Of an image of this size."""
+        return preparer_of(self.model).prepared_bytes(width, height)
 
 
 def known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
@@ -25,9 +38,16 @@ def known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, 
 
 
 def complete_index(
-    settings: PruneSettings, artifact: Artifact, inputs: list[CorpusInput], say: Callable[[str], None]
+    settings: PruneSettings, artifact: Artifact, inputs: list[CorpusInput], model: str, say: Callable[[str], None]
 ) -> Index:
     """The index with all inputs in it; the caller holds the artifact's lock. Needs Ray.
+
+    Args:
+        settings: of the job.
+        artifact: whose index it is.
+        inputs: all of the corpus.
+        model: the checkpoint, pinned, whose preparer says how many pixels an image takes.
+        say: takes one line for the user.
 
     Raises:
         UserError: as `known` and `extend_index` do; too many of the new samples can't be used.
@@ -40,7 +60,14 @@ def complete_index(
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
     say(f"indexing {len(new_inputs):,} input files")
     artifact.reopen()
-    index = extend_index(artifact.store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    index = extend_index(
+        artifact.store,
+        index,
+        new_inputs,
+        shard_size=settings.shard_size,
+        limit=settings.limit,
+        bound=PixelBound(settings.shard_bytes, PreparedBytes(model)),
+    )
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):

@@ -20,6 +20,7 @@ from pipeline.prune.settle import settle
 from pipeline.prune.stages import StreamSettings, Tally, run_shards
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
+from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
 Say = Callable[[str], None]
@@ -57,8 +58,9 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         say(note)
     with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
         placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
-        encode = planned.encode(placement.device, _batch_size(settings, artifact, planned, placement, say))
-        index = complete_index(settings, artifact, planned.inputs, say)
+        job = artifact.adopt_job(planned.job)
+        index = complete_index(settings, artifact, planned.inputs, planned.model, say)
+        encode = planned.encode(placement.device, _batch_size(settings, artifact, job, index, planned, placement, say))
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
         missing = left_out(index, planned.inputs, say)
@@ -77,16 +79,23 @@ def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult |
     return PruneResult(0, index.num_shards)
 
 
-def _batch_size(settings: PruneSettings, artifact: Artifact, planned: Plan, placement: Placement, say: Say) -> int:
-    """The batch size in force; writes the job record, which holds it when it was measured."""
+def _batch_size(
+    settings: PruneSettings,
+    artifact: Artifact,
+    job: JobRecord,
+    index: Index,
+    planned: Plan,
+    placement: Placement,
+    say: Say,
+) -> int:
+    """The batch size in force: as asked for, or as it was measured once, which the job record then holds."""
     if settings.batch_size != "auto":
-        artifact.adopt_job(planned.job)
         return int(settings.batch_size)
-    job = artifact.check_job(planned.job)
-    if job is None:
-        measured = find_batch_size(planned.encode(placement.device, batch_size=1), placement.gpus_per_worker)
-        say(f"batch size {measured}, the fastest on this hardware; kept for this output")
-        job = artifact.adopt_job(planned.with_batch_size(measured))
+    if "batch_size" not in job.resolved:
+        unmeasured = planned.encode(placement.device, batch_size=1)
+        measured = find_batch_size(unmeasured, index, placement.gpus_per_worker)
+        say(f"batch size {measured}, the fastest with large images of this corpus; kept for this output")
+        job = artifact.resolve(job, batch_size=measured)
     return int(job.resolved["batch_size"])
 
 

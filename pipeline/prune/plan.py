@@ -1,6 +1,6 @@
 """What a prune job is to do, settled before it starts Ray or writes a byte."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import environment, own_dtype
@@ -35,10 +35,6 @@ class Plan:
             select=self.select,
             device=device,
         )
-
-    def with_batch_size(self, batch_size: int) -> JobRecord:
-        """The job record of a job whose batch size was measured."""
-        return replace(self.job, resolved={**self.job.resolved, "batch_size": batch_size})
 
 
 def plan(settings: PruneSettings) -> Plan:

@@ -50,7 +50,7 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
 
     Pixels are there only where the sample owns its image. A sample that can't be used gets its `reason` and `message`.
     """
-    prepare = _preparer(settings.model).prepare
+    prepare = preparer_of(settings.model).prepare
     samples = settings.index.read_shard(shard)
     seconds = {"read": 0.0, "decode": 0.0}
     rows, pixels = [], []
@@ -105,6 +105,7 @@ def _decode(
 
 
 @lru_cache(maxsize=2)
-def _preparer(model: str) -> Preparer:
+def preparer_of(model: str) -> Preparer:
+    """The preparer of a checkpoint, loaded once a process."""
     checkpoint, family = open_checkpoint(model)
     return family.preparer(checkpoint)

@@ -59,6 +59,7 @@ class EncodeFacts:
     """What the model actor says of a whole shard; the same in each of its rows."""
 
     device: str = column(pa.string())  # that the model ran on: "cuda" or "cpu"
+    batch_size: int = column(pa.int32())  # images a forward pass: as asked, or less where memory ran out
     encode_began: float = column(pa.float64())  # seconds since the epoch
     encode_seconds: float = column(pa.float64())
     score_seconds: float = column(pa.float64())
@@ -79,6 +80,7 @@ class Outcome(Ending):
     size_bytes: int = column(pa.int64())
     seconds: str = column(pa.string())  # JSON, per stage
     device: str | None = column(pa.string())  # that the model ran on: "cuda" or "cpu"
+    batch_size: int | None = column(pa.int32())  # that it was made with
 
 
 PIXELS = pa.schema([("pixels", pa.large_binary()), ("pixels_shape", pa.list_(pa.int32()))])

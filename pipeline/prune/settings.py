@@ -45,7 +45,10 @@ class PruneSettings(ClusterSettings):
     feature_dtype: Annotated[
         FeatureDtype, Option("of the stored features; model is lossless", "DTYPE", WRITTEN, decides=True)
     ] = "model"
-    shard_size: Annotated[Count, Option("distinct images a shard", "N", WRITTEN, decides=True)] = 512
+    shard_size: Annotated[Count, Option("distinct images a shard at most", "N", WRITTEN, decides=True)] = 512
+    shard_bytes: Annotated[
+        Count, Option("prepared pixels a shard at most, or one image", "BYTES", WRITTEN, decides=True)
+    ] = 1 << 30
 
     batch_size: Annotated[
         Count | Literal["auto"],

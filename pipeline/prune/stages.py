@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.artifact.artifact import Artifact
 from pipeline.cluster.device import Placement
 from pipeline.cluster.following import Followed, follow
+from pipeline.cluster.memory import SmallerBatches
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.run_folder import RunFolder
 from pipeline.cluster.session import cluster_cpus
@@ -81,12 +82,14 @@ def run_shards(
     """
     tally, rate = Tally(), before or Tally()
     progress = Progress(num_images, "images")
+    smaller = SmallerBatches(settings.encode.batch_size, say)
 
     def take(row: dict[str, Any], stop: StopRequest) -> None:
         outcome = Outcome(**row)
         tally.add(outcome)
         rate.add(outcome)
         progress.add(outcome.images, outcome.errors)
+        smaller.note(outcome.shard, outcome.batch_size)
         if too_many_fail(rate.failed_samples, rate.samples, settings.max_error_rate):
             stop.make()
 

@@ -83,6 +83,7 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
         began=encode.encode_began,
         committed=time.time(),
         device=encode.device,
+        batch_size=encode.batch_size,
     )
     Artifact(settings.root).commit(record)
     count_shard(record, *(pc.sum(selections[name]).as_py() or 0 for name in ("num_tokens", "num_kept")))
@@ -103,6 +104,7 @@ def outcome_of(record: CommitRecord) -> Outcome:
         size_bytes=sum(entry.size_bytes for entry in record.files.values()),
         seconds=json.dumps(record.seconds),
         device=record.device,
+        batch_size=record.batch_size,
     )
 
 

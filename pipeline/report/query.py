@@ -162,6 +162,7 @@ def _shard_row(record: CommitRecord) -> ShardRow:
         prompts=record.files["prompts"].rows,
         errors=record.files["errors"].rows,
         size_bytes=sum(entry.size_bytes for entry in record.files.values()),
+        batch_size=record.batch_size,
         seconds={stage: record.seconds.get(stage, 0.0) for stage in STAGES},
     )
 

@@ -1,10 +1,11 @@
 """A shard from its prompts to its commit, with an engine that needs no model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline.answer.checks import survey
 from pipeline.answer.engine import Question, Reply
@@ -21,12 +22,15 @@ from tests.answer.fakes import kept
 
 
 class Echo:
-    """Replies with the prompt; refuses where it is told to."""
+    """Replies with the prompt; refuses where it is told to, and has memory for a few at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int = 1, memory: int = 1000) -> None:
         self.asked: list[Question] = []
+        self.batch_size, self.memory = batch_size, memory
 
     def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
+        if self.batch_size > self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         self.asked += questions
         return [
             Reply.refusal("told to") if "no" in q.prompt else Reply(q.prompt, [max_new_tokens], FinishReason.STOP, 0.5)
@@ -63,20 +67,30 @@ def test_rows_come_in_the_order_of_the_prompts_and_are_graded():
 
 
 @pytest.fixture
-def stage(small_pruned, tmp_path, monkeypatch):
+def memory() -> int:
+    """Prompts that the replaced model has memory for at once."""
+    return 1000
+
+
+@pytest.fixture
+def stage(small_pruned, tmp_path, monkeypatch, memory):
     """The stage over a small artifact, its model replaced."""
-    monkeypatch.setattr(AnswerShards, "_load", lambda self: (ShardLoader(Artifact(self._settings.pruned)), Echo()))
+
+    def load(self: AnswerShards) -> tuple[ShardLoader, Callable[[int], Echo]]:
+        return ShardLoader(Artifact(self._settings.pruned)), lambda batch_size: Echo(batch_size, memory)
+
+    monkeypatch.setattr(AnswerShards, "_load", load)
     pruned = small_pruned(tmp_path / "pruned")
     return AnswerShards(
         GenerateSettings(
             pruned=pruned, output=tmp_path / "out", model="m", dtype="float32", budget=Budget("count", 1),
-            batch_size=4, max_new_tokens=6, stop_file=StopFile(LocalStore(tmp_path), "stop"),
+            batch_size=4, batch_tokens=100, max_new_tokens=6, stop_file=StopFile(LocalStore(tmp_path), "stop"),
         )
     )  # fmt: skip
 
 
 def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
-    (outcome,) = stage.answer_shard(1).to_pylist()
+    (outcome,) = stage.answer_shard(1, 4).to_pylist()
     assert (outcome["shard"], outcome["prompts"], outcome["refused"], outcome["failure"]) == (1, 2, 0, None)
     artifact = Artifact(tmp_path / "out")
     record = artifact.read_commit(1)
@@ -100,4 +114,21 @@ def test_no_shard_begins_once_the_run_is_to_stop(stage, tmp_path):
     (tmp_path / "stop").touch()
     (outcome,) = stage(pa.table({"shard": [0]})).to_pylist()
     assert outcome["status"] == "stopped"
+    assert Artifact(tmp_path / "out").committed_shards() == []
+
+
+@pytest.mark.parametrize("memory", [2])
+def test_a_shard_whose_batch_does_not_fit_is_answered_at_half_of_it(stage, tmp_path):
+    (outcome,) = stage(pa.table({"shard": [1]})).to_pylist()
+    assert (outcome["status"], outcome["prompts"], outcome["batch_size"]) == ("committed", 2, 2)
+    record = Artifact(tmp_path / "out").read_commit(1)
+    assert record is not None
+    assert record.batch_size == 2
+
+
+@pytest.mark.parametrize("memory", [0])
+def test_a_shard_that_does_not_fit_prompt_by_prompt_is_given_up_and_says_what_to_do(stage, tmp_path):
+    (outcome,) = stage(pa.table({"shard": [1]})).to_pylist()
+    assert outcome["status"] == "given_up"
+    assert outcome["failure"].startswith("stage generate: memory runs out with one item in a batch (OutOfMemoryError")
     assert Artifact(tmp_path / "out").committed_shards() == []

@@ -110,7 +110,7 @@ class Case:
         answerer: Answerer | None = None,
     ) -> list[Reply]:
         """What the engine replies to prompts about images, which are given by their number."""
-        engine = TransformersEngine(answerer or self.answerer(), batch_size=batch_size)
+        engine = TransformersEngine(answerer or self.answerer(), batch_size=batch_size, batch_tokens=1 << 15)
         questions = [Question(prompt, kept[f"{image:064x}"]) for image, prompt in asked]
         return engine.answer(questions, max_new_tokens=max_new_tokens)
 

@@ -55,10 +55,10 @@ def test_prune_gives_them_up_and_an_honest_run_completes_it(
         os.kill(os.getpid(), signal.SIGKILL)
 
     class Encode(shards.EncodeShards):
-        def encode_shard(self, batch):
+        def encode_shard(self, batch, batch_size):
             if batch["shard"][0].as_py() == in_encode:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return shards.EncodeShards.encode_shard(self, batch)
+            return shards.EncodeShards.encode_shard(self, batch, batch_size)
 
     def read_stage(batch, settings):
         if batch["shard"][0].as_py() != in_read:
@@ -93,10 +93,10 @@ def test_answer_gives_it_up_and_an_honest_run_completes_it(without_ray, tiny_lla
     in_generate = IN_ENCODE
 
     class Answer(answer.AnswerShards):
-        def answer_shard(self, shard):
+        def answer_shard(self, shard, batch_size):
             if shard == in_generate:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return answer.AnswerShards.answer_shard(self, shard)
+            return answer.AnswerShards.answer_shard(self, shard, batch_size)
 
     output, said = tmp_path / "out", []
     settings = AnswerSettings(

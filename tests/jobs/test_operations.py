@@ -7,13 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
+from pipeline.prune import job as prune_job
+from pipeline.prune.encode import EncodeShards
 from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.prune.rows import DecodedRow
 from pipeline.prune.write import failed_samples
 
 REPO = Path(__file__).resolve().parents[2]
@@ -127,6 +134,55 @@ def test_a_measured_batch_size_is_kept(prune, tmp_path):
     said = prune(output, max_tokens="4", limit=8, batch_size="auto")
     assert (output / "_job.json").read_bytes() == before
     assert not any("fastest" in line for line in said)
+
+
+def test_a_run_that_ends_before_its_batch_size_is_measured_is_resumed(prune, tmp_path, monkeypatch):
+    """The index comes first, the job record before it."""
+    output, settings = tmp_path / "out", {"max_tokens": "4", "limit": 8, "batch_size": "auto"}
+    with monkeypatch.context() as patch:
+        patch.setattr(prune_job, "find_batch_size", lambda *_: (_ for _ in ()).throw(UserError("it died")))
+        with pytest.raises(UserError, match="it died"):
+            prune(output, **settings)
+    assert json.loads((output / "_job.json").read_text())["resolved"] == {}
+    assert (output / "_index" / "index.json").exists()
+    said = prune(output, **settings)
+    assert any("fastest" in line for line in said)
+    assert json.loads((output / "_job.json").read_text())["resolved"]["batch_size"] >= 1
+    assert (output / "_SUCCESS").exists()
+
+
+def test_a_shard_that_runs_out_of_memory_is_that_of_a_run_at_half_the_batch(prune, tmp_path, monkeypatch):
+    """Its neighbours are made at the batch size that was asked for."""
+    settings = {"max_tokens": "4", "limit": 24, "shard_size": 8}
+    half = tmp_path / "half"
+    prune(half, **settings, batch_size=4)
+    crowded = {row["image_id"] for row in pq.read_table(half / "selections/part-00000001.parquet").to_pylist()}
+    own = EncodeShards._encode_batch
+
+    def encode(self: EncodeShards, rows: Sequence[DecodedRow], *rest: Any) -> Any:
+        if len(rows) > 4 and any(row.image_id in crowded for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return own(self, rows, *rest)
+
+    monkeypatch.setattr(EncodeShards, "_encode_batch", encode)
+    said = prune(tmp_path / "out", **settings, batch_size=8)
+    records = list(Artifact(tmp_path / "out").commits())
+    assert [record.batch_size for record in records] == [8, 4, 8]
+    (told,) = [line for line in said if "ran out of memory" in line]
+    assert told.startswith("shard 00000001 ran out of memory at batch size 8 and was done at 4;")
+    made = {name: entry.sha256 for name, entry in records[1].files.items()}
+    asked_for = Artifact(half).read_commit(1)
+    assert asked_for is not None
+    assert made == {name: entry.sha256 for name, entry in asked_for.files.items()}
+
+
+def test_shards_are_cut_by_the_bytes_of_prepared_pixels(prune, tmp_path):
+    """The bundled model takes 128 x 128 pixels of every image: 48 KiB, of which three and a half fit."""
+    prune(tmp_path / "out", max_tokens="4", limit=8, shard_bytes=7 * 24 << 10)
+    records = list(Artifact(tmp_path / "out").commits())
+    assert [record.counts["images"] for record in records] == [3, 3, 2]
+    with pytest.raises(UserError, match="shard_bytes: 172032 -> 1073741824"):
+        prune(tmp_path / "out", max_tokens="4", limit=8)
 
 
 @pytest.mark.ray

@@ -1,11 +1,16 @@
 """One shard through one stage: retries, time-outs, and failures that travel to the driver."""
 
+import threading
+
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, passed_on
+from pipeline.cluster.run_folder import TriesFolder
 from pipeline.errors import UserError
+from pipeline.storage import LocalStore
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("value", pa.int32()), *ENDING])
 GOOD = pa.Table.from_pylist([{"shard": 7, "value": 1}], SCHEMA)
@@ -71,3 +76,64 @@ def test_a_shard_that_ended_is_one_row_which_later_stages_pass_on(status):
     passed = passed_on(ended, later)
     assert passed is not None
     assert passed.to_pylist() == [{**row, "more": None}]
+
+
+def test_a_shard_for_which_memory_runs_out_starts_again_at_half_the_batch(tmp_path):
+    """No start counts as a failed try, and the next shard begins at the size that was asked for."""
+    sizes: list[int] = []
+
+    def work(size: int) -> pa.Table:
+        sizes.append(size)
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return GOOD
+
+    one = runner(retries=0, tries=TriesFolder(LocalStore(tmp_path)))
+    assert one.run_batches(7, SCHEMA, 8, work) is GOOD
+    assert one.run_batches(8, SCHEMA, 8, work) is GOOD
+    assert sizes == [8, 4, 2] * 2
+
+
+def test_a_failure_at_half_the_batch_is_tried_again_from_the_whole():
+    sizes: list[int] = []
+
+    def work(size: int) -> pa.Table:
+        sizes.append(size)
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if len(sizes) < 4:
+            raise OSError("the disk hiccuped")
+        return GOOD
+
+    assert runner(retries=1).run_batches(7, SCHEMA, 4, work) is GOOD
+    assert sizes == [4, 2, 4, 2]
+
+
+def test_a_shard_that_fits_at_no_batch_is_given_up_at_once_with_a_sentence():
+    sizes: list[int] = []
+
+    def full(size: int) -> pa.Table:
+        sizes.append(size)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    (row,) = runner(retries=2).run_batches(7, SCHEMA, 4, full).to_pylist()
+    assert sizes == [4, 2, 1]
+    assert (row["shard"], row["status"]) == (7, Status.GIVEN_UP)
+    sentence, trace = row["failure"].split("\n", 1)
+    assert sentence.startswith("stage work: memory runs out with one item in a batch (OutOfMemoryError: CUDA out of")
+    assert "fewer --workers" in sentence
+    assert "Traceback" in trace
+
+
+def test_every_start_has_the_whole_time_out(monkeypatch):
+    ends: list[float] = []
+    monkeypatch.setattr(threading.Timer, "start", lambda self: ends.append(self.interval))
+    monkeypatch.setattr(threading.Timer, "cancel", lambda self: ends.append(0.0))
+
+    def work(size: int) -> pa.Table:
+        if size > 1:
+            raise MemoryError
+        return GOOD
+
+    assert runner(timeout_sec=5.0).run_batches(7, SCHEMA, 4, work) is GOOD
+    assert ends == [5.0, 0.0] * 3

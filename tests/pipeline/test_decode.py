@@ -6,9 +6,9 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.corpus.decode import MAX_PIXELS, DecodeError, decode_image, image_size
 from pipeline.prune import read
 from pipeline.prune.read import ReadSettings, read_shard
 from schemas.tables import INDEX
@@ -132,3 +132,18 @@ def test_decoding_lets_a_lack_of_memory_through(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         decode_image(encoded(picture(), "PNG"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_a_header_tells_the_size_without_decoding(form, monkeypatch):
+    data = encoded(picture(size=(60, 40)), form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it is decoded"))
+    assert image_size(io.BytesIO(data)) == (60, 40)
+
+
+def test_no_size_is_told_where_nothing_would_be_decoded():
+    assert image_size(io.BytesIO(b"")) is None
+    assert image_size(io.BytesIO(b"no image at all")) is None
+    assert image_size(io.BytesIO(encoded(picture(), "PNG")[:12])) is None
+    assert image_size(io.BytesIO(b"P6 20000 20000 255\n")) is None
+    assert MAX_PIXELS < 20000 * 20000

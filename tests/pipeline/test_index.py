@@ -1,15 +1,19 @@
 """The index: ownership, shards, growth."""
 
+import io
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.artifact.index import Index, read_index, unindexed_inputs
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
-from pipeline.index.build import extend_index
+from pipeline.index import build as build_module
+from pipeline.index.build import PixelBound, extend_index
 from pipeline.storage import LocalStore
 
 pytestmark = pytest.mark.usefixtures("work_here")
@@ -200,3 +204,79 @@ def test_an_index_of_another_version_is_refused(tmp_path):
         LocalStore(tmp_path).put("_index/index.json", text.encode())
         with pytest.raises(UserError, match=r"index.json was truncated, altered or written by another version"):
             read_index(LocalStore(tmp_path))
+
+
+def sizes(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def area(width: int, height: int) -> int:
+    return width * height
+
+
+@pytest.fixture
+def ragged(tmp_path: Path, write_tar) -> Callable[[int, Sequence[int]], str]:
+    """A tar of images of one row and so many columns, each with a prompt; 0 stands for bytes that are no image."""
+
+    def make(tar: int, columns: Sequence[int]) -> str:
+        members: list[tuple[str, bytes | dict]] = []
+        for n, width in enumerate(columns):
+            members.append((f"{n:03d}.png", sizes((width, 1)) if width else b"no image %d" % n))
+            members.append((f"{n:03d}.json", {"prompts": ["what ?"]}))
+        return str(write_tar(tmp_path / f"r-{tar}.tar", members))
+
+    return make
+
+
+def columns_of(index: Index) -> list[list[str]]:
+    """The images of each shard, by place."""
+    shards: list[list[str]] = []
+    for shard in range(index.num_shards):
+        rows = [row for row in index.read_shard(shard).to_pylist() if row["slot"] is not None]
+        assert [row["slot"] for row in rows] == list(range(len(rows)))
+        assert {row["image_shard"] for row in rows} <= {shard}
+        shards.append([Path(row["source"]).stem for row in rows])
+    return shards
+
+
+def test_shards_are_cut_by_prepared_pixels_as_well_as_by_number(ragged, tmp_path):
+    """At most 4 images and 100 pixels, or one image; what no size is known of takes nothing."""
+    corpus = ragged(0, [60, 40, 1, 250, 0, 99, 2, 3, 4, 5, 6, 7, 98])
+    index = build(corpus, LocalStore(tmp_path / "out"), shard_size=4, bound=PixelBound(100, area))
+    cut = [[0, 1], [2], [3], [4, 5], [6, 7, 8, 9], [10, 11], [12]]
+    assert [[int(name) for name in shard] for shard in columns_of(index)] == cut
+    assert [row["shard"] for row in rows_of(index)] == sorted(row["shard"] for row in rows_of(index))
+    by_number = build(corpus, LocalStore(tmp_path / "b"), shard_size=4, bound=PixelBound(1 << 30, area))
+    assert rows_of(by_number) == rows_of(build(corpus, LocalStore(tmp_path / "c"), shard_size=4))
+    assert [len(shard) for shard in columns_of(by_number)] == [4, 4, 4, 1]
+
+
+def test_a_corpus_cut_by_pixels_grows_without_a_change_to_what_is_there(ragged, tmp_path):
+    """Repeats ride with their owner, in old shards and new ones."""
+    store = LocalStore(tmp_path / "out")
+    bound = PixelBound(100, area)
+    first = ragged(0, [60, 50, 10, 60, 45])
+    old = build(first, store, bound=bound)
+    assert [len(shard) for shard in columns_of(old)] == [1, 2, 1]
+    before = {key: store.read(key) for key in old.parts()}
+    second = ragged(1, [70, 50, 20, 11, 70, 80])
+    grown = extend_index(
+        store, old, unindexed_inputs(old, resolve_corpus([first, second])), shard_size=8, limit=None, bound=bound
+    )
+    assert {key: store.read(key) for key in old.parts()} == before
+    assert [len(shard) for shard in columns_of(grown)] == [1, 2, 1, 2, 2]
+    repeats = [row for row in rows_of(grown) if row["slot"] is None]
+    found = [(Path(row["source"]).stem, row["shard"], row["image_shard"]) for row in repeats]
+    assert found == [("003", 0, 0), ("001", 3, 1), ("004", 3, 3)]
+
+
+def test_the_cut_is_the_same_however_the_scan_was_split(ragged, tmp_path, monkeypatch):
+    """As of any number of workers: units come in any order and the images alone decide."""
+    paths = [ragged(tar, [10 * tar + n for n in range(1, 30)]) for tar in range(3)]
+    whole = build(paths[0].replace("r-0", "r-{0..2}"), LocalStore(tmp_path / "a"), bound=PixelBound(100, area))
+    own = build_module.stream_items
+    monkeypatch.setattr(build_module, "stream_items", lambda items, stages: own(items[::-1], stages))
+    again = build(paths[0].replace("r-0", "r-{0..2}"), LocalStore(tmp_path / "b"), bound=PixelBound(100, area))
+    assert rows_of(again) == rows_of(whole)

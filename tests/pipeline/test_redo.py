@@ -178,12 +178,13 @@ def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Pa
     rows = [
         {"shard": n, "status": Status.COMMITTED, "failure": None, "stage": None, "samples": samples,
          "failed_samples": failed, "kept": 0, "errors": failed, "images": 0, "device": None, "seconds": "{}",
-         "size_bytes": 0, "reasons": json.dumps({"missing_file": failed})}
+         "batch_size": 8, "size_bytes": 0, "reasons": json.dumps({"missing_file": failed})}
         for n, (samples, failed) in enumerate(outcomes)
     ]  # fmt: skip
     monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))
     (tmp_path / "out").mkdir()
-    settings = SimpleNamespace(max_error_rate=0.5, placement=Placement("cpu", 0))
+    encode = SimpleNamespace(batch_size=8)
+    settings = SimpleNamespace(max_error_rate=0.5, placement=Placement("cpu", 0), encode=encode)
     artifact = Artifact(tmp_path / "out")
     with run_folder(artifact.root) as folder:
         run_shards(artifact, folder, [], 0, settings, lambda _: None, before)  # type: ignore[arg-type]

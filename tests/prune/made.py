@@ -77,7 +77,9 @@ def without_selection(reason: str | None = None, message: str | None = None) -> 
 def encoded_table(samples: list[IndexRow], rows: list[EncodedRow]) -> pa.Table:
     """A shard as the write stage gets it."""
     read = ReadFacts(read_seconds=0.5, decode_seconds=1.5)
-    encode = EncodeFacts(device="cpu", encode_began=1.7e9, encode_seconds=2.0, score_seconds=0.1, select_seconds=0.2)
+    encode = EncodeFacts(
+        device="cpu", batch_size=4, encode_began=1.7e9, encode_seconds=2.0, score_seconds=0.1, select_seconds=0.2
+    )
     return stage_table(
         ENCODED,
         table_of(IndexRow, samples),

@@ -213,6 +213,26 @@ def test_a_shard_that_ended_before_is_passed_on(stage):
     }
 
 
+def test_a_shard_whose_batch_does_not_fit_is_made_at_half_of_it_from_the_beginning(stage):
+    """The third batch of four is the first that does not fit; the shard is then as a run at two makes it."""
+    small = stage(4)
+    own = small._encoder.encode
+
+    def encode(pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[EncodedImage]:
+        if len(pixels) > 2 and any(image.shape[1] == 20 for image in pixels):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return own(pixels, sizes)
+
+    small._encoder.encode = encode
+    images = [*RAGGED, picture(8, 20), picture(9, 20), picture(10, 3)]
+    facts = ["encode_began", "encode_seconds", "score_seconds", "select_seconds"]
+    table = small(decoded_table(images)).drop_columns(facts)
+    assert small._encoder.batches == [4, 2, 2, 2, 2, 2]
+    assert table.equals(stage(2)(decoded_table(images)).drop_columns(facts))
+    assert facts_among(EncodeFacts, small(decoded_table(images))).batch_size == 2
+    assert facts_among(EncodeFacts, small(decoded_table(RAGGED))).batch_size == 4
+
+
 def test_a_model_that_cannot_be_used_is_said_of_every_shard(tmp_path: Path):
     settings = EncodeSettings(str(tmp_path), "float32", 4, "model", SelectSettings(Budget("all")))
     stage = EncodeShards(settings)

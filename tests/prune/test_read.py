@@ -102,7 +102,7 @@ def test_each_image_that_cannot_be_used_has_its_reason_and_spoils_no_other(decod
             return self._preparer.prepare(image)
 
     monkeypatch.setattr(read, "decode_image", decode)
-    monkeypatch.setattr(read, "_preparer", Refusing)
+    monkeypatch.setattr(read, "preparer_of", Refusing)
     table = decoded(samples)
     rows = {row.source: row for row in rows_among(DecodedRow, table)}
     assert {name: row.reason for name, row in rows.items()} == {

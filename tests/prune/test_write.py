@@ -111,7 +111,7 @@ def test_the_commit_record_counts_what_was_written(written: Path) -> None:
         "selections": 2, "prompts": 12, "errors": 6, "features.webdataset": 2, "features.parquet": 2,
     }  # fmt: skip
     assert set(record.seconds) == {"read", "decode", "encode", "score", "select", "write"}
-    assert (record.seconds["decode"], record.began, record.device) == (1.5, 1.7e9, "cpu")
+    assert (record.seconds["decode"], record.began, record.device, record.batch_size) == (1.5, 1.7e9, "cpu", 4)
 
 
 def test_the_driver_learns_the_same(tmp_path: Path) -> None:
