@@ -3,6 +3,11 @@
 Views: images, tokens (one row a visual token), prompts, errors, shards, answers.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 import os
 import sys
 from pathlib import Path

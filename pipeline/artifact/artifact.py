@@ -58,12 +58,12 @@ class Artifact(Ledger):
         """
         job = self.read_job()
         if job is None or job.kind != kind:
-            maker = {"prune": "jobs.prune_corpus", "answer": "jobs.answer_corpus"}[kind]
+            a_job = {"prune": "a prune job", "answer": "an answer job"}[kind]
             if job is not None:
-                what = f"was made by {job.kind}"
+                what = f"is the output of another job ({job.kind})"
             else:
                 what = f"holds no {_JOB}" if self.store.names() else "is empty, or does not exist"
-            raise UserError(f"{option} {self.store.locate()}: {what}; name the --output of {maker}")
+            raise UserError(f"{option} {self.store.locate()}: {what}; name the --output of {a_job}")
         return job
 
     def check_job(self, job: JobRecord) -> JobRecord | None:

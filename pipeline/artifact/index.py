@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Store
 from schemas.records import to_json
 from schemas.tables import INDEX
+from schemas.wording import counted
 
 FOLDER = "_index/"
 _RECORD = f"{FOLDER}index.json"
@@ -112,7 +113,8 @@ class Generation:
             return None
         seen = ", ".join(f"{key} ({count:,})" for key, count in self.keys_seen.items()) or "nothing but images"
         return (
-            f"{self.without_prompts:,} of {self.num_samples:,} samples have no prompts; in their place: {seen}; "
+            f"{self.without_prompts:,} of {counted(self.num_samples, 'samples', 'have')} no prompts; "
+            f"in their place: {seen}; "
             f"prompts are read from a sample's JSON record alone, in the form {PROMPTS_FORM}"
         )
 

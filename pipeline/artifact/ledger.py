@@ -16,6 +16,7 @@ from typing import BinaryIO
 from pipeline.errors import UserError
 from pipeline.storage import Entry, LocalStore, Store
 from schemas.records import CommitRecord, FailureRecord, FileEntry, RecordError, to_json
+from schemas.statuses import OK, Counted
 
 _COMMITS = "_commits/"
 FAILURES = "_failures/"
@@ -32,6 +33,7 @@ class Resume:
     reasons: list[str] = field(default_factory=list)  # why they are done again
     outdated: list[int] = field(default_factory=list)  # sound, but made from files that are not those in force any more
     num_images: int = 0  # distinct images of the shards that are done
+    num_ok: int = 0  # input samples of those shards that did not fail
 
 
 class Ledger:
@@ -206,6 +208,7 @@ class Ledger:
                 problem = self._first_problem(found, deep)
                 if problem is None and (sources is None or made_from(record, sources)):
                     resume.num_images += record.counts.get("images", 0)
+                    resume.num_ok += record.counts.get(Counted.SAMPLES.named(OK), 0)
                     continue
             resume.pending.append(shard)
             resume.damaged.append(shard)

@@ -94,7 +94,7 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
                 raise UserError(
                     f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned {artifact.root} "
                     "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
-                    "run jobs.answer_corpus again"
+                    "run the answer job again"
                 )
             yield tokens, answered.file_of(record, "answers")
 

@@ -126,7 +126,7 @@ def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava
     failed = run_command([*command, "--limit", "1", "--retries", "1"])
     assert failed.returncode == 1, failed.stderr
     assert "Traceback" not in failed.stderr
-    assert "1 shards were given up: 0" in failed.stderr
+    assert "1 shard was given up: 0" in failed.stderr
     assert "run the same command again" in failed.stderr
     assert not (output / "_SUCCESS").exists()
     assert commits(output) == 0
