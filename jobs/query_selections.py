@@ -37,7 +37,7 @@ def work(settings: QuerySettings) -> int:
     db = connect(Path(settings.pruned).resolve(), [Path(path).resolve() for path in settings.answers])
     try:
         if settings.sql is not None:
-            write_result(ask(db, settings.sql), settings.format)
+            write_result(ask(db, settings.sql, as_texts=settings.format != "parquet"), settings.format)
         else:
             for title, table in summarise(db).tables.items():
                 print_table(table, title)

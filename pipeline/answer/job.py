@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.answer.checks import Survey, check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
-from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.budget import Budget, parse_budget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
@@ -64,6 +64,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
     found = survey(pruned)
+    corpus = corpus_of(pruned)
+    if corpus is None:
+        raise UserError(f"--pruned {pruned.root} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
@@ -75,14 +78,15 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             **deciding(settings),
             "dtype": dtype,
             "positions": positions,
-            "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus_of(pruned)},
+            "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
         environment=environment(checkpoint),
     )
     if artifact.finished:
         artifact.adopt_job(job)
-        if not artifact.resume(found.num_shards, sources=found.hashes).pending:
+        resume = artifact.resume(found.num_shards, sources=found.hashes)
+        if not (resume.pending or resume.strays) and artifact.manifest_holds():
             say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
             return AnswerResult(0, found.num_shards)
     with artifact.locked():
@@ -93,6 +97,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         pending = resume.pending
         for reason in resume.reasons:
             say(reason)
+        drop_strays(artifact, resume, num_shards, say)
         if resume.outdated:
             say(
                 f"{counted(len(resume.outdated), 'shards', 'are')} answered again, "

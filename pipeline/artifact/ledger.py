@@ -32,6 +32,7 @@ class Resume:
     damaged: list[int] = field(default_factory=list)  # those of them that had been committed
     reasons: list[str] = field(default_factory=list)  # why they are done again
     outdated: list[int] = field(default_factory=list)  # sound, but made from files that are not those in force any more
+    strays: list[int] = field(default_factory=list)  # commit records of shards that the job does not have
     num_images: int = 0  # distinct images of the shards that are done
     num_ok: int = 0  # input samples of those shards that did not fail
 
@@ -191,8 +192,8 @@ class Ledger:
             deep: read every committed byte.
             sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
-        resume = Resume()
         committed = set(self.committed_shards())
+        resume = Resume(strays=sorted(shard for shard in committed if shard >= num_shards))
         listed = _Listed(self.store)
         for shard in range(num_shards):
             if shard not in committed:

@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifact.index import FOLDER, Generation, Index, IndexedInput, part_key, write_index, write_part
+from pipeline.artifact.index import (
+    FOLDER,
+    MAX_KEYS_SHOWN,
+    Generation,
+    Index,
+    IndexedInput,
+    part_key,
+    write_index,
+    write_part,
+)
 from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stream import Stage, run_on_worker, stream_items
 from pipeline.corpus.resolve import CorpusInput, common_root
@@ -33,7 +42,7 @@ from schemas.views import parquet_files, quoted
 
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
-MAX_KEYS_SEEN = 6
+MAX_KEYS_SEEN = MAX_KEYS_SHOWN + 1  # one more, so that it is seen that there are
 _SCAN = f"{FOLDER}scan/"  # samples found, a file a unit; there while an index is made
 UNREAD_BYTES = ("truncated_tar", "trailing_data")  # rows whose `size` is what the scan could not read
 
@@ -165,7 +174,9 @@ def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
     return found
 
 
-# Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
+# Positions are (input, sample). `n` numbers the samples of this generation in corpus order. A prompt id belongs to the
+# first prompt that can be posed, where there is none to the first; the others get ids of their own, so that ids are
+# unique and a join by them pairs nothing wrongly.
 _ASSIGN = """
 create table samples as
     select *, row_number() over (order by input, sample) as n from {scan} {limit};
@@ -176,7 +187,9 @@ create table owners as
     anti join known using (image_id);
 create table repeated as
     with prompts as (
-        select n, unnest(prompts).prompt_id as prompt_id, generate_subscripts(prompts, 1) as place from samples
+        select n, reason, unnest(prompts).prompt_id as prompt_id, unnest(prompts).status as status,
+               generate_subscripts(prompts, 1) as place
+        from samples
     ),
     suspects as (
         select prompt_id from prompts group by prompt_id having count(*) > 1
@@ -185,7 +198,9 @@ create table repeated as
     )
     select n, list(place) as places
     from (
-        select n, place, row_number() over (partition by prompt_id order by n, place) as occurrence, k.prompt_id as old
+        select n, place, k.prompt_id as old, row_number() over (
+            partition by prompt_id order by (status <> 'ok' or reason is not null), n, place
+        ) as occurrence
         from prompts semi join suspects using (prompt_id) left join known_prompts k using (prompt_id)
     )
     where occurrence > 1 or old is not null group by n;
@@ -195,8 +210,10 @@ create table placed as
            coalesce({first_shard} + o.rank // {shard_size}, k.shard)::integer as image_shard,
            s.* exclude (prompts, n, keys),
            case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
-               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id',
-                   message := 'its id was given to an earlier prompt') else p end)
+               case when list_contains(r.places, i) then struct_update(p, prompt_id := s.source || '#' || (i - 1),
+                   status := case when p.status = 'ok' then 'duplicate_prompt_id' else p.status end,
+                   message := coalesce(p.message || '; ', '') || 'its id ''' || p.prompt_id[:200]
+                       || ''' is that of another prompt') else p end)
            end as prompts
     from samples s
     asof left join (select n, rank from owners) before on s.n >= before.n

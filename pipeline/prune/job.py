@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import Placement, place
@@ -74,7 +74,7 @@ def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult |
         return None
     artifact.adopt_job(planned.job)
     resume = artifact.resume(index.num_shards)
-    if resume.pending:
+    if resume.pending or resume.strays or not artifact.manifest_holds():
         return None
     say(f"{counted(index.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
     return PruneResult(0, index.num_shards, usable=resume.num_ok)
@@ -106,6 +106,7 @@ def _run(
     resume = artifact.resume(index.num_shards, deep=settings.verify)
     for reason in resume.reasons:
         say(reason)
+    drop_strays(artifact, resume, index.num_shards, say)
     if settings.verify:
         verified = index.num_shards - len(resume.pending) + len(resume.reasons)
         say(f"verified {counted(verified, 'committed shards')}")
@@ -113,7 +114,9 @@ def _run(
     if resume.pending and skipped:
         say(f"{skipped:,} of {index.num_shards:,} shards are there already")
     if not resume.pending:
-        if whole_corpus and not artifact.finished:
+        if whole_corpus and not artifact.manifest_holds():
+            if artifact.finished:
+                say(f"the manifest of {artifact.root} is damaged or not that of its shards: it is written again")
             _finish(artifact, index)
         return PruneResult(0, skipped, usable=resume.num_ok)
     artifact.reopen()
