@@ -114,7 +114,7 @@ class Artifact(Ledger):
         if differing and self.finished:  # else a job took completion back while this was read
             raise UserError(
                 f"{self.store.locate()}: {_MANIFEST} and the commit record of shard {min(differing):08d} differ; "
-        "run its job again with the same --output to mend it"
+                "run its job again with the same --output to mend it"
             )
 
     def manifest_holds(self) -> bool:
@@ -132,7 +132,7 @@ class Artifact(Ledger):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.store.locate(_MANIFEST)} is missing or damaged ({type(error).__name__}: {error}); "
-        "run its job again with the same --output to mend it"
+                "run its job again with the same --output to mend it"
             ) from error
 
     @property

@@ -38,13 +38,14 @@ def _form(kind: duckdb.sqltypes.DuckDBPyType, foreign: Set[str]) -> str:
     """The SQL type that a value is written as."""
     if kind.id in foreign:
         return "varchar"
-    if kind.id not in ("list", "array", "struct", "map"):
+    if kind.id not in ("list", "array", "struct", "tuple", "map"):
         return str(kind)
     inner = [(name, part if isinstance(part, int) else _form(part, foreign)) for name, part in kind.children]
     if all(str(form) == str(part) for (_, form), (_, part) in zip(inner, kind.children, strict=True)):
         return str(kind)
-    if kind.id == "struct":
-        return f"struct({', '.join(f'{_quoted(name)} {form}' for name, form in inner)})"
+    if kind.id in ("struct", "tuple"):  # Arrow calls the fields of the latter, `row(1, 2)`, element1, element2
+        named = [(name or f"element{number}", form) for number, (name, form) in enumerate(inner, start=1)]
+        return f"struct({', '.join(f'{_quoted(name)} {form}' for name, form in named)})"
     if kind.id == "map":
         return f"map({', '.join(str(form) for _, form in inner)})"
     size = inner[1][1] if kind.id == "array" else ""

@@ -157,3 +157,16 @@ def drop_a_prompt(artifact: Artifact, shard: int) -> None:
     entry = write_table(artifact.root, "prompts", shard, rows.slice(0, len(rows) - 1))
     artifact.commit(replace(record, files={**record.files, "prompts": entry}))
     artifact.finish({"num_shards": 5})
+
+
+def test_a_lost_index_is_named_and_made_anew(corpus, prune_again, answer_again, tmp_path):
+    pruned = prune_again(tmp_path / "out", corpus)
+    answers = tmp_path / "answers"
+    answer_again(pruned, answers)
+    shutil.rmtree(pruned / "_index")
+    with pytest.raises(UserError, match="has lost its _index; run its prune job again"):
+        answer_again(pruned, answers)
+    prune_again(pruned, corpus)
+    said, changed, _ = answer_again(pruned, answers)
+    assert changed == set()
+    assert "nothing to do" in said

@@ -1,6 +1,7 @@
 """The index: ownership, shards, growth."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_limit_takes_the_first_samples(corpus, tmp_path):
     assert len(rows) == 13
 
 
-def test_repeated_prompt_ids_are_named_after_the_first(tmp_path, jpeg, write_tar):
+def test_repeated_prompt_ids_belong_to_the_first(tmp_path, jpeg, write_tar):
     record = {"prompts": [{"id": "same", "prompt": "one ?"}, {"id": f"own{0}", "prompt": "two ?"}]}
     for tar in range(2):
         write_tar(tmp_path / f"d-{tar}.tar", [("a.jpg", jpeg(tar)), ("a.json", record)])
@@ -200,3 +201,30 @@ def test_an_index_of_another_version_is_refused(tmp_path):
         LocalStore(tmp_path).put("_index/index.json", text.encode())
         with pytest.raises(UserError, match=r"index.json was truncated, altered or written by another version"):
             read_index(LocalStore(tmp_path))
+
+
+def test_ids_are_unique_and_belong_to_a_prompt_that_can_be_posed(tmp_path, jpeg, write_tar):
+    """A join of answers and prompts by `prompt_id` alone pairs nothing wrongly."""
+    members = []
+    for key, texts in {"1": [" ", "good ?"], "2": ["later ?"], "3": [5]}.items():
+        record = {"prompts": [{"id": "a", "prompt": text} for text in texts]}
+        members += [(f"{key}.jpg", jpeg(int(key))), (f"{key}.json", record)]
+    members.append(("0.json", {"prompts": [{"id": "b", "prompt": "without an image"}]}))
+    members += [("4.jpg", jpeg(4)), ("4.json", {"prompts": [{"id": "b", "prompt": "with one"}]})]
+    index = build(str(write_tar(tmp_path / "x.tar", members)), LocalStore(tmp_path / "out"))
+    rows = rows_of(index)
+    found = {p["prompt_id"]: (p["prompt"], p["status"], p["message"]) for row in rows for p in row["prompts"]}
+    assert len(found) == 6
+    assert found["a"] == ("good ?", "ok", None)
+    assert found["b"] == ("with one", "ok", None)
+    assert found["x.tar/2.jpg#0"] == ("later ?", "duplicate_prompt_id", "its id 'a' is that of another prompt")
+    (empty,) = [one for one in found.values() if one[1] == "empty_prompt"]
+    assert empty[2].endswith("; its id 'a' is that of another prompt")
+
+
+def test_more_keys_than_are_shown_are_mentioned(tmp_path, jpeg, write_tar):
+    for count, end in ((6, r"k5 \(1\)"), (7, r"k5 \(1\) and others")):
+        record = {f"k{n}": 1 for n in range(count)}
+        tar = write_tar(tmp_path / f"{count}.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
+        note = build(str(tar), LocalStore(tmp_path / str(count))).generations[-1].prompts_note()
+        assert re.search(rf"{end}; prompts are read from", note)
