@@ -19,8 +19,9 @@ EXAMPLES = """examples:
       --model examples/tiny-llava --output out/scenes --max-tokens 64
   <program> --corpus photos.jsonl --model llava-hf/llava-1.5-7b-hf --output out/photos \\
       --max-tokens 0.25 --feature-dtype int8 --features both
-  ray job submit --working-dir . -- python jobs/prune_corpus.py --corpus "/data/*.tar" \\
-      --model llava-hf/llava-1.5-7b-hf --output /data/pruned
+  RAY_AUTH_MODE=token ray job submit --working-dir . -- \\
+      python jobs/prune_corpus.py --corpus "/data/*.tar" --model llava-hf/llava-1.5-7b-hf \\
+      --output /data/pruned
 
 Run the same command again to resume; committed shards are skipped. To enlarge a corpus, name the new files too.
 """
