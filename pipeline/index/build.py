@@ -4,8 +4,6 @@ The lowest input position owns an image; prompts that refer to the same bytes an
 shard.
 """
 
-import errno
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -243,7 +241,7 @@ def assign_shards(
     Raises:
         UserError: there is no sample at all, or no room.
     """
-    with store.scratch() as scratch, _enough_space(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
+    with store.scratch() as scratch, _storage_errors(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
         db.execute("set threads = 1")
         if old_parts:
@@ -304,14 +302,12 @@ def _write_parts(store: Store, db: duckdb.DuckDBPyConnection, new: Generation) -
 
 
 @contextmanager
-def _enough_space() -> Iterator[None]:
-    """Tell DuckDB's own errors about a full disk as the system tells them, which the store of the scratch explains."""
+def _storage_errors() -> Iterator[None]:
+    """Give what befalls DuckDB's files as an error of the system, which the store of the scratch folder explains."""
     try:
         yield
-    except duckdb.Error as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except duckdb.OperationalError as error:  # I/O, a transaction that can't be written, memory: nothing of the SQL
+        raise OSError(str(error).partition("\n")[0]) from error
 
 
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:

@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact.index import Index, read_index, unindexed_inputs
@@ -12,7 +15,10 @@ from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from pipeline.index.build import extend_index
 from pipeline.storage import LocalStore
+from schemas.columns import table_of
+from schemas.samples import Sample
 
+REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("work_here")
 
 
@@ -228,3 +234,32 @@ def test_more_keys_than_are_shown_are_mentioned(tmp_path, jpeg, write_tar):
         tar = write_tar(tmp_path / f"{count}.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
         note = build(str(tar), LocalStore(tmp_path / str(count))).generations[-1].prompts_note()
         assert re.search(rf"{end}; prompts are read from", note)
+
+
+def test_a_place_that_takes_no_more_of_duckdbs_files_is_named(corpus, tmp_path):
+    """The limit of a file's size stands for a full disk, which tests can't have everywhere."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+from pipeline.artifact.index import Generation
+from pipeline.errors import UserError
+from pipeline.index.build import assign_shards
+from pipeline.storage import LocalStore
+store = LocalStore({str(tmp_path / "out")!r})
+units = [entry.key for entry in store.list("units/")]
+new = Generation.of_nothing("", [], first_input=0, first_shard=0, first_file=0, shards_per_file=64)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    assign_shards(store, units, [], new, shard_size=8, limit=None)
+except UserError as error:
+    print(error)
+"""
+    store = LocalStore(tmp_path / "out")
+    with store.new_file("units/unit-00000000.parquet") as unit:
+        pq.write_table(table_of(Sample, [Sample(input=0, sample=n, source=f"s{n}") for n in range(5000)]), unit.path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert re.match(r"\S+/out can't be written: .*File too large; nothing half-written is left", done.stdout), (
+        done.stderr
+    )
+    assert done.stdout.count("\n") == 1
