@@ -5,7 +5,8 @@ shard.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -37,6 +38,7 @@ from schemas.columns import column, table_of
 from schemas.samples import Sample
 from schemas.tables import INDEX, SCAN
 from schemas.views import parquet_files, quoted
+from schemas.wording import counted
 
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
@@ -72,6 +74,7 @@ def extend_index(
     shard_size: int,
     limit: int | None,
     shards_per_file: int = SHARDS_PER_FILE,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Index:
     """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
 
@@ -84,6 +87,7 @@ def extend_index(
         shard_size: distinct images a shard.
         limit: index only the first samples of the corpus (all inputs must be new then).
         shards_per_file: how many shards share a file of the index.
+        say: takes one line for the user.
 
     Raises:
         UserError: no input can be read or holds a sample; with a limit, one can't be read.
@@ -94,7 +98,11 @@ def extend_index(
     store.clear(_SCAN)
     # A folder of its own, which no worker of an older, killed run can still write to.
     settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit)
-    unread = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    unread, samples = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    without = [inputs[number - first_input].path for number, found in samples.items() if not found]
+    if without and any(samples.values()):  # else the job ends, with a sentence of its own
+        others = f" and {counted(len(without) - 1, 'other inputs')}" if len(without) > 1 else ""
+        say(f"{without[0]}{others}: no sample in it; a tar of nothing but zeros, or a manifest without lines")
     if unread and (limit is not None or (index is None and len(unread) == len(inputs))):
         raise UserError(f"--corpus: {next(iter(unread.values()))}; nothing was indexed: mend it and run again")
     new = Generation.of_nothing(
@@ -118,13 +126,15 @@ def extend_index(
     return extended
 
 
-def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> dict[int, str]:
+def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> tuple[dict[int, str], Counter[int]]:
     """Scan the units in parallel; with a limit in waves, until enough samples are found.
 
-    Returns the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind.
+    Returns:
+        the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind. And the samples
+        in each of the other inputs that were scanned.
     """
     wave = len(units) if settings.limit is None else max(8, 2 * cluster_cpus())
-    found = 0
+    samples: Counter[int] = Counter()
     unread: dict[int, str] = {}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
@@ -134,13 +144,13 @@ def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> dict[int, str]:
                 raise UserError(outcome.failure)
             if outcome.unread is not None:
                 unread.setdefault(outcome.input, outcome.unread)
-            found += outcome.samples
-        if settings.limit is not None and found >= settings.limit:
+            samples[outcome.input] += outcome.samples
+        if settings.limit is not None and samples.total() >= settings.limit:
             break
     for number, unit in enumerate(units):
         if unit.input in unread:
             settings.store.delete(_unit_key(settings.prefix, number))
-    return unread
+    return unread, Counter({number: found for number, found in samples.items() if number not in unread})
 
 
 def _unit_key(prefix: str, number: int) -> str:
@@ -265,7 +275,10 @@ def assign_shards(
             db, f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {new.first_shard} from placed"
         )
         if not num_samples:
-            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
+            raise UserError(
+                f"--corpus: {new.inputs[0].path}{' and the others hold' if len(new.inputs) > 1 else ' holds'} "
+                "no sample at all: nothing but zeros or blank lines; name the files that hold the images"
+            )
         (unread_bytes,) = _one_row(db, f"select sum(size) from placed where reason in {UNREAD_BYTES}")
         without = "from samples where reason is null and len(prompts) = 0"
         (without_prompts,) = _one_row(db, f"select count(*) {without}")

@@ -42,7 +42,9 @@ def complete_index(
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
     say(f"indexing {counted(len(new_inputs), 'input files')}")
     artifact.reopen()
-    index = extend_index(artifact.store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit)
+    index = extend_index(
+        artifact.store, index, new_inputs, shard_size=settings.shard_size, limit=settings.limit, say=say
+    )
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
     if too_many_fail(failed, new.num_samples, settings.max_error_rate):

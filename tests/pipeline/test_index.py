@@ -111,6 +111,13 @@ def test_repeated_prompt_ids_belong_to_the_first(tmp_path, jpeg, write_tar):
     assert statuses == [["ok", "ok"], ["duplicate_prompt_id", "duplicate_prompt_id"]]
 
 
+def test_an_input_without_a_sample_is_mentioned(corpus, tmp_path):
+    (tmp_path / "c-3.tar").write_bytes(b"\0" * 10240)
+    said: list[str] = []
+    build(corpus.replace("2}", "3}"), LocalStore(tmp_path / "out"), say=said.append)
+    assert said == [f"{tmp_path}/c-3.tar: no sample in it; a tar of nothing but zeros, or a manifest without lines"]
+
+
 def test_an_empty_corpus_is_refused(tmp_path, write_tar):
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(UserError, match="no sample"):
@@ -236,7 +243,7 @@ def test_more_keys_than_are_shown_are_mentioned(tmp_path, jpeg, write_tar):
         assert re.search(rf"{end}; prompts are read from", note)
 
 
-def test_a_place_that_takes_no_more_of_duckdbs_files_is_named(corpus, tmp_path):
+def test_a_place_that_takes_no_more_of_duckdbs_files_is_named(tmp_path):
     """The limit of a file's size stands for a full disk, which tests can't have everywhere."""
     code = f"""
 import resource, signal
