@@ -61,7 +61,7 @@ def _own_sigterm() -> Iterator[None]:
         if not terminated:
             raise
     finally:
-        if in_main_thread:
+        if in_main_thread and handler is not None:  # None: not set from Python
             signal.signal(signal.SIGTERM, handler)
         if terminated:
             signal.raise_signal(signal.SIGTERM)

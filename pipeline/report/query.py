@@ -116,7 +116,8 @@ def ask(db: duckdb.DuckDBPyConnection, sql: str, *, as_texts: bool = False) -> p
     try:
         table = storable(db.sql(reading), as_texts=as_texts).to_arrow_table()
     except duckdb.CatalogException as error:
-        raise UserError(f"the SQL can't be run: {_message(error)}; the views are {', '.join(VIEWS)}") from error
+        message = _message(error).partition(" Did you mean ")[0]  # its guess is among tables that are not ours
+        raise UserError(f"the SQL can't be run: {message} The views are {', '.join(VIEWS)}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"the SQL can't be run: {_message(error)}") from error
     return table.rename_columns(_told_apart(table.column_names))
