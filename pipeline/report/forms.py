@@ -1,6 +1,7 @@
 """DuckDB's types that Arrow or an output format holds in another way, or not at all: they become DuckDB's own texts."""
 
 from collections.abc import Set
+from typing import Any
 
 import duckdb
 
@@ -31,7 +32,9 @@ def storable(relation: duckdb.DuckDBPyRelation, *, as_texts: bool) -> duckdb.Duc
         f"cast({place} as {form}) as {_quoted(name)}"
         for place, form, name in zip(places, forms, relation.columns, strict=True)
     )
-    return relation.query("result", f"select {columns} from result as _ ({', '.join(places)})")
+    result = relation.query("result", f"select {columns} from result as _ ({', '.join(places)})")
+    assert result is not None, "a select has a result"
+    return result
 
 
 def _form(kind: duckdb.sqltypes.DuckDBPyType, foreign: Set[str]) -> str:
@@ -40,8 +43,9 @@ def _form(kind: duckdb.sqltypes.DuckDBPyType, foreign: Set[str]) -> str:
         return "varchar"
     if kind.id not in ("list", "array", "struct", "tuple", "map"):
         return str(kind)
-    inner = [(name, part if isinstance(part, int) else _form(part, foreign)) for name, part in kind.children]
-    if all(str(form) == str(part) for (_, form), (_, part) in zip(inner, kind.children, strict=True)):
+    children: list[tuple[str, Any]] = kind.children  # an array has its size among them
+    inner = [(name, part if isinstance(part, int) else _form(part, foreign)) for name, part in children]
+    if all(str(form) == str(part) for (_, form), (_, part) in zip(inner, children, strict=True)):
         return str(kind)
     if kind.id in ("struct", "tuple"):  # Arrow calls the fields of the latter, `row(1, 2)`, element1, element2
         named = [(name or f"element{number}", form) for number, (name, form) in enumerate(inner, start=1)]
