@@ -190,7 +190,7 @@ def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg,
     (tmp_path / "1.jpg").write_bytes(jpeg(1))
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     new = build(str(tmp_path / "m.jsonl"), LocalStore(tmp_path / "b")).generations[-1]
-    assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 6)
+    assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 7)  # one more than is shown
     assert next(iter(new.keys_seen.items())) == ("conversations", 9)
     assert new.prompts_note().startswith("9 of 15 samples have no prompts; in their place: conversations (9), k0 (1)")
 
