@@ -80,7 +80,7 @@ def execute(command: click.Command, arguments: list[str], program: str = "zoo-pr
         UserError: bad input.
     """
     try:
-        with command.make_context(program, arguments) as context:
+        with command.make_context(program, [*arguments]) as context:  # click empties the list
             return int(command.invoke(context))
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from schemas.wording import counted
+
 
 @dataclass
 class Progress:
@@ -43,7 +45,7 @@ class Progress:
     def _print(self, now: float) -> None:
         share = f"{100 * self.done / self.total:.0f} %" if self.total else "-"
         print(
-            f"{self.done:,} of {self.total:,} {self.unit} ({share}), {self.errors:,} errors, {self._pace(now)}",
+            f"{self.done:,} of {self.total:,} {self.unit} ({share}), {counted(self.errors, 'errors')}, {self._pace(now)}",
             file=self.stream,
             flush=True,
         )

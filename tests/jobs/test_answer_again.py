@@ -134,7 +134,7 @@ def test_a_pruned_shard_that_changes_while_it_is_answered_is_not_called_done(
 
     monkeypatch.setattr(answer_module, "_run_shards", then_changed)
     said, _, result = answer_again(pruned, output)
-    assert "1 shards" in said
+    assert "1 shard of " in said
     assert "changed while they were answered" in said
     assert set(result.failures) == {1}
     assert not Artifact(output).finished

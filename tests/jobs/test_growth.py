@@ -132,7 +132,7 @@ def test_a_corpus_without_prompts_says_so_twice(prune, tiny_llava, jpeg, write_t
     (line,) = [line for line in said if "no prompts" in line]
     assert "1 of 1 sample has no prompts; in their place: .txt (1), caption (1); " in line
     assert '"prompts": [{"prompt": ' in line
-    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 samples .*caption \(1\)") as caught:
+    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 sample has .*caption \(1\)") as caught:
         answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "answers").exists()

@@ -35,4 +35,5 @@ def test_no_stage_gets_more_processes_than_there_are_shards(monkeypatch, items, 
     monkeypatch.setattr(stream, "ray", SimpleNamespace(data=SimpleNamespace(from_items=lambda *_, **__: asked)))
     stages = [Stage(function, None, 0.25, processes=4), Stage(type("Model", (), {}), None, 1.0, processes=4)]
     assert list(stream_items([{"shard": n} for n in range(items)], stages)) == []
-    assert [pool.size for pool in asked.pools] == [size, size]
+    tasks, actors = asked.pools
+    assert (tasks.size, actors.max_size) == (size, size)
