@@ -45,7 +45,8 @@ class Progress:
     def _print(self, now: float) -> None:
         share = f"{100 * self.done / self.total:.0f} %" if self.total else "-"
         print(
-            f"{self.done:,} of {self.total:,} {self.unit} ({share}), {counted(self.errors, 'errors')}, {self._pace(now)}",
+            f"{self.done:,} of {self.total:,} {self.unit} ({share}), {counted(self.errors, 'errors')}, "
+            f"{self._pace(now)}",
             file=self.stream,
             flush=True,
         )
