@@ -3,14 +3,24 @@
 python examples/demo.py --output out
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 import argparse
+import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+
+from jobs.console import quiet_libraries
+from jobs.options import EXIT_BAD_INPUT, execute
+from jobs.zoo_prune import COMMAND
+from pipeline.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 CORPUS = "examples/scenes/scenes-{000000..000002}.tar"
@@ -32,12 +42,16 @@ def shown(*arguments: str) -> str:
 
 
 def run(title: str, *arguments: str) -> float:
-    """Run one job as a user would, showing the command; returns its wall-clock seconds."""
+    """Run one command as a user would, showing it; returns its wall-clock seconds."""
     print(f"\n== {title}\n$ {shown(*arguments)}", flush=True)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "jobs.zoo_prune", *arguments], cwd=REPO)
-    if done.returncode:
-        sys.exit(done.returncode)  # the job said why
+    try:
+        status = execute(COMMAND, list(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_BAD_INPUT
+    if status:
+        sys.exit(status)  # the job said why
     return time.perf_counter() - started
 
 
@@ -45,8 +59,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", default="out", help="folder for the demo's artifacts (default: out)")
     output = Path(parser.parse_args().output).expanduser().absolute()
+    os.chdir(REPO)  # what the commands name lies here
+    quiet_libraries()
+    print("starting Ray, once for all commands", flush=True)
+    started = time.perf_counter()
+    from pipeline.cluster.session import ray_session  # takes seconds to import
+
+    with ray_session(os.environ.get("RAY_ADDRESS") or None):
+        show(output, {"libraries and Ray": time.perf_counter() - started})
+
+
+def show(output: Path, seconds: dict[str, float]) -> None:
+    """The story, in a running Ray; `seconds` is what starting it took."""
     scenes, model = str(output / "scenes"), ("--model", MODEL)
-    seconds = {}
     seconds["prune"] = run(
         "prune: every distinct image encoded once, its tokens ranked",
         "prune", "--corpus", CORPUS, *model, "--output", scenes, "--max-tokens", "all", "--shard-size", "64",
@@ -61,7 +86,7 @@ def main() -> None:
     run("look: what was selected, what failed, how accurate it is", "query", "--pruned", scenes, *options)
 
     print("Accuracy is exact match: of a caption, which can be worded in many ways, it says little.\n")
-    print("wall-clock seconds of each command, Ray's start included")
+    print("wall-clock seconds")
     for name, value in seconds.items():
         print(f"  {name:24} {value:6.1f}")
     print(f"\nThe output lies in {output}. Three commands to try next, in {REPO}:\n")

@@ -3,11 +3,17 @@
 zoo-prune answer --pruned out/scenes --model examples/tiny-llava --tokens 32 --output out/answers
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 from pathlib import Path
 
 from jobs.console import exit_status, run, say
 from jobs.options import JobCommand, execute
 from pipeline.answer.settings import AnswerSettings
+from schemas.wording import counted
 
 EXAMPLES = """examples:
   <program> --pruned out/scenes --model examples/tiny-llava --tokens 32 \\
@@ -29,13 +35,15 @@ def work(settings: AnswerSettings) -> int:
 
     result = answer_corpus(settings, say)
     if result.shards_done:
-        say(f"answered {result.prompts:,} prompts in {result.shards_done:,} shards")
+        say(f"answered {counted(result.prompts, 'prompts')} in {counted(result.shards_done, 'shards')}")
     if not (result.failures or result.stopped_by):
         say(f"the answers lie in {settings.output}")
     table = accuracy(connect(Path(settings.pruned), [Path(settings.output)]))
     if len(table):
         print_table(table, title="accuracy, %")
-    return exit_status(result.failures, result.stopped_by)
+    nothing = result.prompts and result.refused == result.prompts
+    told = "error: every prompt was refused; the column `message` of the answers says why" if nothing else None
+    return exit_status(result.failures, result.stopped_by, all_failed=told)
 
 
 COMMAND = JobCommand("answer", AnswerSettings, work, __doc__.split("\n\n")[0], EXAMPLES)

@@ -8,8 +8,9 @@ import click
 
 from jobs.options import EXIT_BAD_INPUT, execute
 from pipeline.errors import UserError
+from schemas.wording import counted
 
-EXIT_INCOMPLETE = 1  # some shards were given up or inputs left out; the same command tries them again
+EXIT_INCOMPLETE = 1  # shards were given up or inputs left out, or every input failed
 
 
 def say(line: str) -> None:
@@ -25,9 +26,6 @@ def run(command: click.Command) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
 
 
 def called_as() -> str:
@@ -38,18 +36,30 @@ def called_as() -> str:
     return f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
 
 
-def exit_status(failures: dict[int, str], stopped_by: int | None, left_out: int = 0) -> int:
+def exit_status(
+    failures: dict[int, str], stopped_by: int | None, left_out: int = 0, *, all_failed: str | None = None
+) -> int:
     """Exit status of a job that ran, after saying what is left.
 
-    0; 1 with shards given up or input files left out; 128 + signal number.
+    0; 1 with shards given up or input files left out, or when every input failed; 128 + signal number.
+
+    Args:
+        failures: shards that were given up, with the reason.
+        stopped_by: signal number.
+        left_out: input files that could not be read.
+        all_failed: a sentence, when nothing that was asked for could be done.
     """
     if failures:
         numbers = ", ".join(map(str, sorted(failures)))
-        say(f"{len(failures):,} shards were given up: {numbers}; their tracebacks are in _failures/")
+        say(f"{counted(len(failures), 'shards', 'were')} given up: {numbers}; tracebacks are in _failures/")
     incomplete = bool(failures) or left_out > 0
     if incomplete or stopped_by is not None:
         say("run the same command again to resume")
-    return 128 + stopped_by if stopped_by is not None else EXIT_INCOMPLETE if incomplete else 0
+    if stopped_by is not None:
+        return 128 + stopped_by
+    if all_failed is not None:
+        say(all_failed)
+    return EXIT_INCOMPLETE if incomplete or all_failed is not None else 0
 
 
 def quiet_libraries() -> None:

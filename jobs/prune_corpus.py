@@ -4,17 +4,24 @@ zoo-prune prune --corpus "shards/{000000..000099}.tar" --model llava-hf/llava-1.
 ray job submit --working-dir . -- python jobs/prune_corpus.py --corpus "/data/*.tar" --model ... --output /data/out
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 from jobs.console import exit_status, run, say
 from jobs.options import JobCommand, execute
 from pipeline.prune.settings import PruneSettings
+from schemas.wording import counted
 
 EXAMPLES = """examples:
   <program> --corpus "examples/scenes/scenes-{000000..000002}.tar" \\
       --model examples/tiny-llava --output out/scenes --max-tokens 64
   <program> --corpus photos.jsonl --model llava-hf/llava-1.5-7b-hf --output out/photos \\
       --max-tokens 0.25 --feature-dtype int8 --features both
-  ray job submit --working-dir . -- python jobs/prune_corpus.py --corpus "/data/*.tar" \\
-      --model llava-hf/llava-1.5-7b-hf --output /data/pruned
+  RAY_AUTH_MODE=token ray job submit --working-dir . -- \\
+      python jobs/prune_corpus.py --corpus "/data/*.tar" --model llava-hf/llava-1.5-7b-hf \\
+      --output /data/pruned
 
 Run the same command again to resume; committed shards are skipped. To enlarge a corpus, name the new files too.
 """
@@ -26,10 +33,12 @@ def work(settings: PruneSettings) -> int:
 
     result = prune_corpus(settings, say)
     if result.shards_done:
-        say(f"pruned {result.images:,} images in {result.shards_done:,} shards, {result.errors:,} errors")
+        images, shards = counted(result.images, "images"), counted(result.shards_done, "shards")
+        say(f"pruned {images} in {shards}, {counted(result.errors, 'errors')}")
     if result.shards_done and not (result.failures or result.left_out or result.stopped_by):
         say(f"the output lies in {settings.output}")
-    return exit_status(result.failures, result.stopped_by, len(result.left_out))
+    nothing = None if result.usable else "error: not one input could be used; the errors table says why of each"
+    return exit_status(result.failures, result.stopped_by, len(result.left_out), all_failed=nothing)
 
 
 COMMAND = JobCommand("prune", PruneSettings, work, __doc__.split("\n\n")[0], EXAMPLES)

@@ -3,6 +3,11 @@
 Views: images, tokens (one row a visual token), prompts, errors, shards, answers.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 import os
 import sys
 from pathlib import Path
@@ -32,7 +37,7 @@ def work(settings: QuerySettings) -> int:
     db = connect(Path(settings.pruned).resolve(), [Path(path).resolve() for path in settings.answers])
     try:
         if settings.sql is not None:
-            write_result(ask(db, settings.sql), settings.format)
+            write_result(ask(db, settings.sql, as_texts=settings.format != "parquet"), settings.format)
         else:
             for title, table in summarise(db).tables.items():
                 print_table(table, title)

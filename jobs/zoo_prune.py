@@ -1,5 +1,10 @@
 """`zoo-prune`: all jobs under one name."""
 
+if __name__ == "__main__":  # before anything large is imported
+    from jobs.leaving import leave_on_signals
+
+    leave_on_signals()
+
 import click
 
 from jobs import answer_corpus, prune_corpus, query_selections

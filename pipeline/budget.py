@@ -1,9 +1,15 @@
 """Token budgets as users write them: a count, a ratio, or all."""
 
 import math
+import re
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+
+MAX_TOKENS = 10_000_000  # more than an image of any model has
+_MAX_DIGITS = 20  # of a number that is read; one of more digits is over the limit anyway
+_MAX_SHOWN = 40
+_COUNT = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,17 @@ def parse_budget(text: str, option: str) -> Budget:
     if text == "all":
         return Budget("all")
     try:
-        if text.isdigit():
-            value = float(text)
-            if value >= 1:
+        if _COUNT.fullmatch(text):
+            value = int(text) if len(text) <= _MAX_DIGITS else MAX_TOKENS + 1
+            if 1 <= value <= MAX_TOKENS:
                 return Budget("count", value)
-        else:
-            value = float(text)
-            if 0 < value <= 1:
-                return Budget("ratio", value)
+        elif text.isascii() and "_" not in text:
+            share = float(text)
+            if 0 < share <= 1:
+                return Budget("ratio", share)
     except ValueError:
         pass
-    raise UserError(f"{option} {text}: expected a count of at least 1 (64), a ratio over 0 and up to 1 (0.125), or all")
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    raise UserError(
+        f"{option} {shown}: expected a count of 1 to {MAX_TOKENS:,} (64), a ratio over 0 and up to 1 (0.125), or all"
+    )

@@ -15,6 +15,27 @@ class PromptStatus(StrEnum):
     DUPLICATE_ID = "duplicate_prompt_id"
 
 
+_IN_WORDS: dict[str, str] = {
+    PromptStatus.BAD: "not in the form of a prompt",
+    PromptStatus.EMPTY: "without text",
+    PromptStatus.DUPLICATE_ID: "with the id of another prompt",
+}
+
+
+def why_not_posed(statuses: Mapping[str, int]) -> str:
+    """Prompts that can't be posed, by their statuses, as a clause: `2 without text (empty_prompt)`.
+
+    Args:
+        statuses: number of prompts by status; "ok" is left out. A status that is none of `PromptStatus` is the reason
+            of their sample.
+    """
+    return ", ".join(
+        f"{count:,} {_IN_WORDS.get(status, 'of samples that failed')} ({status})"
+        for status, count in statuses.items()
+        if status != OK
+    )
+
+
 class Counted(StrEnum):
     """What a commit record counts per status."""
 

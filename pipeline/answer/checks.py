@@ -12,8 +12,9 @@ from pipeline.artifact.index import read_index
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from schemas.records import JobRecord, to_json
-from schemas.statuses import OK, Counted
+from schemas.statuses import OK, Counted, why_not_posed
 from schemas.views import quoted
+from schemas.wording import counted
 
 # What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
 _MODEL_PARTS = ("family", "config", "weights", "projector")
@@ -80,9 +81,8 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
     if counts[Counted.PROMPTS.named(OK)]:
         return
     if counts["prompts"]:
-        statuses = sorted(Counted.PROMPTS.per_status(counts).items())
-        why = ", ".join(f"{status} ({count:,})" for status, count in statuses)
-        raise UserError(f"--pruned {pruned.root}: none of its {counts['prompts']:,} prompts can be posed: {why}")
+        why = why_not_posed(dict(sorted(Counted.PROMPTS.per_status(counts).items())))
+        raise UserError(f"--pruned {pruned.root}: none of {counted(counts['prompts'], 'prompts')} can be posed: {why}")
     index = read_index(pruned.store)
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
@@ -114,8 +114,8 @@ def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> 
     )
     if images:
         raise UserError(
-            f"--tokens {text}: {images:,} images of {pruned.root} have fewer tokens stored (down to {fewest}); "
-            "ask for fewer, or prune again with a larger --max-tokens"
+            f"--tokens {text}: {counted(images, 'images', 'have')} fewer tokens stored in {pruned.root} "
+            f"(down to {fewest}); ask for fewer, or prune again with a larger --max-tokens"
         )
 
 

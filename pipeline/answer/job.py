@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.answer.checks import Survey, check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
-from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.budget import Budget, parse_budget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
@@ -28,6 +28,7 @@ from pipeline.families.generation_settings import check_generation
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
+from schemas.wording import counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class AnswerResult:
     shards_done: int
     shards_skipped: int
     prompts: int = 0
+    refused: int = 0  # of them
     failures: dict[int, str] = field(default_factory=dict)  # shards that were given up, with the reason
     stopped_by: int | None = None  # signal number
 
@@ -51,7 +53,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
     if not pruned.finished:
-        raise UserError(f"--pruned {pruned.root} is not finished; run jobs.prune_corpus on it again to complete it")
+        raise UserError(f"--pruned {pruned.root} is not finished; run its prune job again to complete it")
     checkpoint, family = open_checkpoint(settings.model)
     positions = settings.positions or family.positions[0]
     if positions not in family.positions:
@@ -63,6 +65,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
     found = survey(pruned)
+    corpus = corpus_of(pruned)
+    if corpus is None:
+        raise UserError(f"--pruned {pruned.root} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
@@ -74,15 +79,16 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             **deciding(settings),
             "dtype": dtype,
             "positions": positions,
-            "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus_of(pruned)},
+            "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
         environment=environment(checkpoint),
     )
     if artifact.finished:
         artifact.adopt_job(job)
-        if not artifact.resume(found.num_shards, sources=found.hashes).pending:
-            say(f"all {found.num_shards} shards of {artifact.root} are there already; nothing to do")
+        resume = artifact.resume(found.num_shards, sources=found.hashes)
+        if not (resume.pending or resume.strays) and artifact.manifest_holds():
+            say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
             return AnswerResult(0, found.num_shards)
     with artifact.locked():
         artifact.adopt_job(job)
@@ -92,28 +98,30 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         pending = resume.pending
         for reason in resume.reasons:
             say(reason)
+        drop_strays(artifact, resume, num_shards, say)
         if resume.outdated:
             say(
-                f"{len(resume.outdated):,} shards are answered again, the first is {resume.outdated[0]:08d}: "
+                f"{counted(len(resume.outdated), 'shards', 'are')} answered again, "
+                f"the first is {resume.outdated[0]:08d}: "
                 f"what {pruned.root} holds for them has changed since"
             )
         if pending:
             artifact.reopen()
             artifact.forget(resume.damaged)
-        run, prompts = Followed(), 0
+        run, prompts, refused = Followed(), 0, 0
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
                 progress = Progress(sum(found.posable.get(shard, 0) for shard in pending), "prompts")
                 pinned = settings.model_copy(update={"model": checkpoint.pinned})
                 run = _run_shards(pinned, budget, dtype, pruned, artifact, pending, progress, say)
-                prompts = progress.done
+                prompts, refused = progress.done, progress.errors
         if run.done == len(pending):
             _forget_what_changed(pruned, found, artifact, run, say)
             if not run.failures:
                 artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
         elif not run.failures and run.stopped_by is None:
             raise RuntimeError(f"{len(pending)} shards were asked for but {run.done} committed")
-    return AnswerResult(run.done, num_shards - len(pending), prompts, run.failures, run.stopped_by)
+    return AnswerResult(run.done, num_shards - len(pending), prompts, refused, run.failures, run.stopped_by)
 
 
 def _forget_what_changed(
@@ -126,7 +134,7 @@ def _forget_what_changed(
     resume = artifact.resume(found.num_shards, sources=found.hashes)
     if resume.pending:
         artifact.forget(resume.damaged)
-        say(f"{len(resume.pending):,} shards of {pruned.root} changed while they were answered")
+        say(f"{counted(len(resume.pending), 'shards')} of {pruned.root} changed while they were answered")
         for shard in resume.pending:
             failure = f"{pruned.root} changed while it was answered"
             artifact.give_up(FailureRecord(shard, time.time(), Status.GIVEN_UP, "generate", failure))

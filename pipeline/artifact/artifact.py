@@ -12,7 +12,7 @@ Readers go through here, never through a glob.
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,8 +21,9 @@ from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
 from pipeline.errors import UserError
 from pipeline.storage import HeldError
 from schemas.records import CommitRecord, JobRecord, OtherVersionError, RecordError, to_json
+from schemas.wording import counted
 
-__all__ = ["Artifact", "Resume", "made_from"]
+__all__ = ["Artifact", "Resume", "drop_strays", "made_from"]
 
 _JOB = "_job.json"
 _MANIFEST = "manifest.json"
@@ -39,9 +40,9 @@ class Artifact(Ledger):
         Raises:
             UserError: the record is damaged, or of another schema version.
         """
-        if self.store.stat(_JOB) is None:
-            return None
         try:
+            if self.store.stat(_JOB) is None:
+                return None
             return JobRecord.from_json(self.store.read(_JOB), self.store.locate(_JOB))
         except OtherVersionError as error:
             raise UserError(
@@ -50,6 +51,9 @@ class Artifact(Ledger):
             ) from error
         except RecordError as error:
             raise UserError(f"{error}; restore it, or start again in another --output") from error
+        except OSError as error:
+            where = f"{self.store.locate()} can't be read: {error.strerror or error}"
+            raise UserError(f"{where}; let this user read it, or name another folder") from error
 
     def require_job(self, kind: str, option: str) -> JobRecord:
         """The job record of an artifact made by `kind` ("prune" or "answer").
@@ -59,12 +63,12 @@ class Artifact(Ledger):
         """
         job = self.read_job()
         if job is None or job.kind != kind:
-            maker = {"prune": "jobs.prune_corpus", "answer": "jobs.answer_corpus"}[kind]
+            a_job = {"prune": "a prune job", "answer": "an answer job"}[kind]
             if job is not None:
-                what = f"was made by {job.kind}"
+                what = f"is the output of another job ({job.kind})"
             else:
                 what = f"holds no {_JOB}" if self.store.names() else "is empty, or does not exist"
-            raise UserError(f"{option} {self.store.locate()}: {what}; name the --output of {maker}")
+            raise UserError(f"{option} {self.store.locate()}: {what}; name the --output of {a_job}")
         return job
 
     def check_job(self, job: JobRecord) -> JobRecord | None:
@@ -117,8 +121,17 @@ class Artifact(Ledger):
         if differing and self.finished:  # else a job took completion back while this was read
             raise UserError(
                 f"{self.store.locate()}: {_MANIFEST} and the commit record of shard {min(differing):08d} differ; "
-                f"delete {_SUCCESS} there and run the job again with the same --output to mend it"
+                "run its job again with the same --output to mend it"
             )
+
+    def manifest_holds(self) -> bool:
+        """Whether the manifest is there, whole, and lists exactly what is committed."""
+        try:
+            for _ in self.checked_commits():
+                pass
+        except UserError:
+            return False
+        return self.finished
 
     def _manifest_files(self) -> dict[int, Any]:
         try:
@@ -126,7 +139,7 @@ class Artifact(Ledger):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.store.locate(_MANIFEST)} is missing or damaged ({type(error).__name__}: {error}); "
-                f"delete {_SUCCESS} there and run the job again with the same --output to mend it"
+                "run its job again with the same --output to mend it"
             ) from error
 
     @property
@@ -167,6 +180,13 @@ class Artifact(Ledger):
                 ) from error
             self.store.clear_unfinished()
             yield
+
+
+def drop_strays(artifact: Artifact, resume: Resume, num_shards: int, say: Callable[[str], None]) -> None:
+    """Remove commit records of shards that the job does not have; the caller holds the artifact."""
+    for shard in resume.strays:
+        say(f"the commit record of shard {shard:08d} is removed: this output has {counted(num_shards, 'shards')}")
+    artifact.forget(resume.strays)
 
 
 def _files_json(record: CommitRecord) -> dict[str, Any]:

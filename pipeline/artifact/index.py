@@ -20,8 +20,10 @@ from pipeline.errors import UserError
 from pipeline.storage import Store
 from schemas.records import to_json
 from schemas.tables import INDEX
+from schemas.wording import counted
 
 FOLDER = "_index/"
+MAX_KEYS_SHOWN = 6
 _RECORD = f"{FOLDER}index.json"
 
 
@@ -110,9 +112,13 @@ class Generation:
         odd = any(key != "prompts" for key in self.keys_seen)  # with the key, somebody meant to ask nothing
         if not self.without_prompts or (self.num_prompts and not odd):
             return None
-        seen = ", ".join(f"{key} ({count:,})" for key, count in self.keys_seen.items()) or "nothing but images"
+        keys = [f"{key} ({count:,})" for key, count in self.keys_seen.items()]
+        seen = ", ".join(keys[:MAX_KEYS_SHOWN]) or "nothing but images"
+        if len(keys) > MAX_KEYS_SHOWN:
+            seen += " and others"
         return (
-            f"{self.without_prompts:,} of {self.num_samples:,} samples have no prompts; in their place: {seen}; "
+            f"{self.without_prompts:,} of {counted(self.num_samples, 'samples', 'have')} no prompts; "
+            f"in their place: {seen}; "
             f"prompts are read from a sample's JSON record alone, in the form {PROMPTS_FORM}"
         )
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from pipeline.errors import UserError
 from pipeline.storage import Entry, LocalStore, Store
 from schemas.records import CommitRecord, FailureRecord, FileEntry, RecordError, to_json
+from schemas.statuses import OK, Counted
 
 _COMMITS = "_commits/"
 FAILURES = "_failures/"
@@ -31,7 +32,9 @@ class Resume:
     damaged: list[int] = field(default_factory=list)  # those of them that had been committed
     reasons: list[str] = field(default_factory=list)  # why they are done again
     outdated: list[int] = field(default_factory=list)  # sound, but made from files that are not those in force any more
+    strays: list[int] = field(default_factory=list)  # commit records of shards that the job does not have
     num_images: int = 0  # distinct images of the shards that are done
+    num_ok: int = 0  # input samples of those shards that did not fail
 
 
 class Ledger:
@@ -189,8 +192,8 @@ class Ledger:
             deep: read every committed byte.
             sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
-        resume = Resume()
         committed = set(self.committed_shards())
+        resume = Resume(strays=sorted(shard for shard in committed if shard >= num_shards))
         listed = _Listed(self.store)
         for shard in range(num_shards):
             if shard not in committed:
@@ -206,6 +209,7 @@ class Ledger:
                 problem = self._first_problem(found, deep)
                 if problem is None and (sources is None or made_from(record, sources)):
                     resume.num_images += record.counts.get("images", 0)
+                    resume.num_ok += record.counts.get(Counted.SAMPLES.named(OK), 0)
                     continue
             resume.pending.append(shard)
             resume.damaged.append(shard)

@@ -12,14 +12,12 @@ from pipeline.artifact.ledger import store_of
 from pipeline.storage import NewFile, Store
 from schemas.columns import views_of
 from schemas.records import FileEntry
-from schemas.tables import SELECTIONS
 
 # Fields of a selection that go into the JSON member beside its features.
 _SAMPLE_FIELDS = [
-    name
-    for name in SELECTIONS.names
-    if name not in ("sensitivity", "shard", "last_gain") and "sensitivity_" not in name
-]
+    "image_id", "source", "width", "height", "num_tokens", "num_kept", "num_structure", "grid", "segments", "structure",
+    "image_grid_thw", "ranking", "gain", "position",
+]  # fmt: skip
 
 
 def write_table(root: Path | Store, table: str, shard: int, rows: pa.Table) -> FileEntry:

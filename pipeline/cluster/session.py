@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[No
     """
     started = not ray.is_initialized()
     if started:
-        with warnings.catch_warnings(), _muted_stderr():
+        with _own_sigterm(), warnings.catch_warnings(), _muted_stderr():
             warnings.simplefilter("ignore")  # one FutureWarning about accelerator variables per start
             ray.init(
                 address=address or "local",
@@ -44,6 +46,25 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[No
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray makes it an exit with status 15, and its core writes a stack of its own to it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    terminated = False
+    try:
+        yield
+    except SystemExit as leaving:  # Ray's answer to the signal while it starts
+        terminated = in_main_thread and leaving.code == signal.SIGTERM
+        if not terminated:
+            raise
+    finally:
+        if in_main_thread and handler is not None:  # None: not set from Python
+            signal.signal(signal.SIGTERM, handler)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _user_error_behind(error: BaseException) -> UserError | None:
@@ -70,7 +91,7 @@ def _muted_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(saved, 2)
             held.seek(0)
             sys.stderr.write(held.read().decode(errors="replace"))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from pipeline.cluster.run_folder import StopFile
 
@@ -28,7 +29,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(file: StopFile, say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a stop request, the second into KeyboardInterrupt.
+    """Turn the first SIGINT or SIGTERM into a stop request; the second does what it did before this block.
 
     Outside the main thread signals can't be handled; the request can still be made by hand.
     """
@@ -36,12 +37,14 @@ def stop_on_signals(file: StopFile, say: Callable[[str], None]) -> Iterator[Stop
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
-            raise KeyboardInterrupt
+            signal.signal(number, handlers[number])
+            signal.raise_signal(number)
+            return
         request.signal_number = number
         request.make()
         say(f"{signal.Signals(number).name}: finishing the shards in flight; once more to leave at once")
 
-    handlers = {}
+    handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

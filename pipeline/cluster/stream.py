@@ -68,7 +68,7 @@ def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.
         )
     else:
         if stage.processes is not None:
-            options["compute"] = TaskPoolStrategy(size=stage.processes)
+            options["compute"] = TaskPoolStrategy(size=min(stage.processes, most))  # Ray warns of a size over it
         options["fn_args"] = (stage.settings,)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")

@@ -14,6 +14,7 @@ T = TypeVar("T")
 MAX_KEYS = 32  # of a sample without prompts that are noted
 MAX_KEY_CHARS = 64
 PROMPTS_FORM = '"prompts": [{"prompt": "what is this ?"}]'
+MANIFEST_FORM = f'{{"image": "photo.jpg", {PROMPTS_FORM}}}'
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ def read_prompts(record: dict[str, Any], sample_name: str) -> list[Prompt]:
     if not isinstance(raw, list):
         message = f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}"
         return [Prompt(prompt_id=f"{sample_name}#0", status=PromptStatus.BAD, message=message)]
-    return [_prompt(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
+    prompts = [_prompt(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
+    beside = record.get("prompt")
+    if isinstance(beside, str) and beside.strip():
+        message = f"'prompt' {shown(beside)} stands beside 'prompts' and was not read; put it into their list"
+        prompts.append(Prompt(prompt_id=f"{sample_name}#{len(raw)}", status=PromptStatus.BAD, message=message))
+    return prompts
 
 
 def _prompt(own_id: str, item: Any) -> Prompt:

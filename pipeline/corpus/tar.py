@@ -30,6 +30,7 @@ class _Members:
     found: Inspected | None = None  # what the image's bytes tell
     record: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)  # extensions of members that are neither image nor record
+    dotted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # records whose key has a dot, with the rest
     problem: tuple[str, str] | None = None
     unread: InputReadError | None = None  # why the storage did not give its image
 
@@ -205,19 +206,49 @@ def _take_member(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
             members.record = parse_record(stream.read())
         except ValueError as error:
             members.problem = ("bad_record", f"{member.name!r}: {error}")
-    elif len(members.others) < MAX_KEYS:
-        members.others.append(f".{extension}")
+    else:
+        if len(members.others) < MAX_KEYS:
+            members.others.append(f".{extension}")
+        if last == "json" and members.image is None and member.size <= MAX_JSON_BYTES:
+            _take_dotted(archive, member, extension, members)
+
+
+def _take_dotted(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, members: _Members) -> None:
+    """Keep a record that somebody put under a key with a dot: its prompts get rows, if the sample has no image."""
+    stream = archive.extractfile(member)
+    assert stream is not None, "regular members have a stream"
+    try:
+        record = parse_record(stream.read())
+    except ValueError:  # it may be anything: no member that we know of has this name
+        return
+    if "prompts" in record:
+        members.dotted.append((extension.removesuffix(".json"), record))
+
+
+def _without_dot(name: str) -> str:
+    """`a-b.jpg` of `a.b.jpg`."""
+    stem, _, extension = name.rpartition(".")
+    folder, slash, base = stem.rpartition("/")
+    return f"{folder}{slash}{base.replace('.', '-')}.{extension}"
 
 
 def _sample_of(unit: ScanUnit, members: _Members) -> Sample:
     name = f"{members.prefix}/{members.key}"
     problem = members.problem
     if members.image is None and problem is None:
-        problem = ("no_image", f"sample {members.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        message = f"sample {members.key!r} has no image member ({', '.join(sorted(IMAGE_EXTENSIONS))})"
+        with_dot = [other for other in members.others if other.rpartition(".")[2] in IMAGE_EXTENSIONS]
+        if with_dot:
+            found = f"{members.key}{with_dot[0]}"
+            message += f"; {found!r} is none, because a key ends at its first dot: write {_without_dot(found)!r}"
+        problem = ("no_image", message)
     if members.unread is not None and problem is None:
         problem = (members.unread.reason, str(members.unread))
     sample = Sample(input=unit.input, sample=members.offset, source=name)
     sample.prompts = read_prompts(members.record, name)
+    if members.image is None:
+        for rest, record in members.dotted:
+            sample.prompts += read_prompts(record, f"{name}.{rest}")
     if not sample.prompts:
         sample.keys = keys_instead(members.record, members.others)
     if members.image is not None:

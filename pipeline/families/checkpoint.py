@@ -43,7 +43,7 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     """
     refuse_url("--model", name, "name its folder, or its hub id (org/name), which is fetched for you")
     path, revision = Path(name).expanduser(), None
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike `Path.is_dir`, also of a name too long for a file
         path = _download(name)
         revision = path.name
     try:

@@ -4,9 +4,8 @@ The lowest input position owns an image; prompts that refer to the same bytes an
 shard. A shard is full when it holds as many images as it may, or as many bytes of their prepared pixels.
 """
 
-import errno
-import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifact.index import FOLDER, Generation, Index, IndexedInput, part_key, write_index, write_part
+from pipeline.artifact.index import (
+    FOLDER,
+    MAX_KEYS_SHOWN,
+    Generation,
+    Index,
+    IndexedInput,
+    part_key,
+    write_index,
+    write_part,
+)
 from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stream import Stage, run_on_worker, stream_items
 from pipeline.corpus.resolve import CorpusInput, common_root
@@ -30,10 +38,11 @@ from schemas.columns import column, table_of
 from schemas.samples import Sample
 from schemas.tables import INDEX, SCAN
 from schemas.views import parquet_files, quoted
+from schemas.wording import counted
 
 SHARDS_PER_FILE = 64
 SCAN_BATCH_ROWS = 8192
-MAX_KEYS_SEEN = 6
+MAX_KEYS_SEEN = MAX_KEYS_SHOWN + 1  # one more, so that it is seen that there are
 _SCAN = f"{FOLDER}scan/"  # samples found, a file a unit; there while an index is made
 UNREAD_BYTES = ("truncated_tar", "trailing_data")  # rows whose `size` is what the scan could not read
 
@@ -74,6 +83,7 @@ def extend_index(
     limit: int | None,
     bound: PixelBound | None = None,
     shards_per_file: int = SHARDS_PER_FILE,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Index:
     """Scan `inputs` with Ray, assign their images to new shards, write the new files and `index.json`.
 
@@ -87,6 +97,7 @@ def extend_index(
         limit: index only the first samples of the corpus (all inputs must be new then).
         bound: of the shards' pixels; None: only `shard_size` counts.
         shards_per_file: how many shards share a file of the index.
+        say: takes one line for the user.
 
     Raises:
         UserError: no input can be read or holds a sample; with a limit, one can't be read.
@@ -97,7 +108,11 @@ def extend_index(
     store.clear(_SCAN)
     # A folder of its own, which no worker of an older, killed run can still write to.
     settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit)
-    unread = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    unread, samples = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    without = [inputs[number - first_input].path for number, found in samples.items() if not found]
+    if without and any(samples.values()):  # else the job ends, with a sentence of its own
+        others = f" and {counted(len(without) - 1, 'other inputs')}" if len(without) > 1 else ""
+        say(f"{without[0]}{others}: no sample in it; a tar of nothing but zeros, or a manifest without lines")
     if unread and (limit is not None or (index is None and len(unread) == len(inputs))):
         raise UserError(f"--corpus: {next(iter(unread.values()))}; nothing was indexed: mend it and run again")
     new = Generation.of_nothing(
@@ -121,13 +136,15 @@ def extend_index(
     return extended
 
 
-def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> dict[int, str]:
+def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> tuple[dict[int, str], Counter[int]]:
     """Scan the units in parallel; with a limit in waves, until enough samples are found.
 
-    Returns the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind.
+    Returns:
+        the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind. And the samples
+        in each of the other inputs that were scanned.
     """
     wave = len(units) if settings.limit is None else max(8, 2 * cluster_cpus())
-    found = 0
+    samples: Counter[int] = Counter()
     unread: dict[int, str] = {}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
@@ -137,13 +154,13 @@ def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> dict[int, str]:
                 raise UserError(outcome.failure)
             if outcome.unread is not None:
                 unread.setdefault(outcome.input, outcome.unread)
-            found += outcome.samples
-        if settings.limit is not None and found >= settings.limit:
+            samples[outcome.input] += outcome.samples
+        if settings.limit is not None and samples.total() >= settings.limit:
             break
     for number, unit in enumerate(units):
         if unit.input in unread:
             settings.store.delete(_unit_key(settings.prefix, number))
-    return unread
+    return unread, Counter({number: found for number, found in samples.items() if number not in unread})
 
 
 def _unit_key(prefix: str, number: int) -> str:
@@ -175,7 +192,9 @@ def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
     return found
 
 
-# Positions are (input, sample). `n` numbers the samples of this generation in corpus order.
+# Positions are (input, sample). `n` numbers the samples of this generation in corpus order. A prompt id belongs to the
+# first prompt that can be posed, where there is none to the first; the others get ids of their own, so that ids are
+# unique and a join by them pairs nothing wrongly.
 _ASSIGN = """
 create table samples as
     select *, row_number() over (order by input, sample) as n from {scan} {limit};
@@ -194,7 +213,9 @@ create table owned as
     from owners o asof join starts s on o.rank >= s.rank;
 create table repeated as
     with prompts as (
-        select n, unnest(prompts).prompt_id as prompt_id, generate_subscripts(prompts, 1) as place from samples
+        select n, reason, unnest(prompts).prompt_id as prompt_id, unnest(prompts).status as status,
+               generate_subscripts(prompts, 1) as place
+        from samples
     ),
     suspects as (
         select prompt_id from prompts group by prompt_id having count(*) > 1
@@ -203,7 +224,9 @@ create table repeated as
     )
     select n, list(place) as places
     from (
-        select n, place, row_number() over (partition by prompt_id order by n, place) as occurrence, k.prompt_id as old
+        select n, place, k.prompt_id as old, row_number() over (
+            partition by prompt_id order by (status <> 'ok' or reason is not null), n, place
+        ) as occurrence
         from prompts semi join suspects using (prompt_id) left join known_prompts k using (prompt_id)
     )
     where occurrence > 1 or old is not null group by n;
@@ -213,8 +236,10 @@ create table placed as
            coalesce(o.shard, k.shard)::integer as image_shard,
            s.* exclude (prompts, n, width, height, keys),
            case when r.places is null then s.prompts else list_transform(s.prompts, lambda p, i:
-               case when list_contains(r.places, i) then struct_update(p, status := 'duplicate_prompt_id',
-                   message := 'its id was given to an earlier prompt') else p end)
+               case when list_contains(r.places, i) then struct_update(p, prompt_id := s.source || '#' || (i - 1),
+                   status := case when p.status = 'ok' then 'duplicate_prompt_id' else p.status end,
+                   message := coalesce(p.message || '; ', '') || 'its id ''' || p.prompt_id[:200]
+                       || ''' is that of another prompt') else p end)
            end as prompts
     from samples s
     asof left join (select n, shard from owned) before on s.n >= before.n
@@ -252,7 +277,7 @@ def assign_shards(
     Raises:
         UserError: there is no sample at all, or no room.
     """
-    with store.scratch() as scratch, _enough_space(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
+    with store.scratch() as scratch, _storage_errors(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
         db.execute("set threads = 1")
         if old_parts:
@@ -278,7 +303,10 @@ def assign_shards(
             db, f"select count(*), count(slot), sum(len(prompts)), max(shard) + 1 - {new.first_shard} from placed"
         )
         if not num_samples:
-            raise UserError("--corpus: the inputs hold no sample at all; is it the right folder?")
+            raise UserError(
+                f"--corpus: {new.inputs[0].path}{' and the others hold' if len(new.inputs) > 1 else ' holds'} "
+                "no sample at all: nothing but zeros or blank lines; name the files that hold the images"
+            )
         (unread_bytes,) = _one_row(db, f"select sum(size) from placed where reason in {UNREAD_BYTES}")
         without = "from samples where reason is null and len(prompts) = 0"
         (without_prompts,) = _one_row(db, f"select count(*) {without}")
@@ -343,14 +371,12 @@ def _write_parts(store: Store, db: duckdb.DuckDBPyConnection, new: Generation) -
 
 
 @contextmanager
-def _enough_space() -> Iterator[None]:
-    """Tell DuckDB's own errors about a full disk as the system tells them, which the store of the scratch explains."""
+def _storage_errors() -> Iterator[None]:
+    """Give what befalls DuckDB's files as an error of the system, which the store of the scratch folder explains."""
     try:
         yield
-    except duckdb.Error as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except duckdb.OperationalError as error:  # I/O, a transaction that can't be written, memory: nothing of the SQL
+        raise OSError(str(error).partition("\n")[0]) from error
 
 
 def _one_row(db: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:

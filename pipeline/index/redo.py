@@ -17,6 +17,7 @@ from schemas.columns import column, rows_of, table_of
 from schemas.samples import IndexRow
 from schemas.statuses import Counted
 from schemas.views import parquet_files
+from schemas.wording import counted
 
 # Failures of the place an input lies in or of the worker that read it, not of what the input is.
 TRANSIENT = ("missing_file", "read_error", "changed_file", "out_of_memory")
@@ -59,16 +60,16 @@ def forget_transient_errors(artifact: Artifact, index: Index, say: Callable[[str
         if any(record.counts.get(Counted.SAMPLES.named(reason), 0) for reason in TRANSIENT):
             shards.add(record.shard)
     if shards:
-        say(f"{len(shards):,} shards hold transient failures and are done again")
+        say(f"{counted(len(shards), 'shards', 'hold')} transient failures: done again")
         artifact.reopen()
         artifact.forget(sorted(shards))
         _hash_again(index, unhashed)
     else:
         say("no shard holds a transient failure; nothing to redo")
-    counted = Index(index.store, [_recounted(index.store, generation) for generation in index.generations])
-    if counted != index:
-        write_index(counted)
-    return counted
+    now = Index(index.store, [_recounted(index.store, generation) for generation in index.generations])
+    if now != index:
+        write_index(now)
+    return now
 
 
 def _unhashed(index: Index) -> list[Unhashed]:

@@ -12,6 +12,8 @@ from pipeline.index.build import PixelBound, extend_index
 from pipeline.prune.read import preparer_of
 from pipeline.prune.settings import PruneSettings
 from pipeline.prune.stages import share_that_failed, too_many_fail
+from schemas.statuses import why_not_posed
+from schemas.wording import counted
 
 MAX_TOLD = 10  # input files told one by one
 
@@ -58,7 +60,7 @@ def complete_index(
         return index
     if index is not None and settings.limit is not None:
         raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
-    say(f"indexing {len(new_inputs):,} input files")
+    say(f"indexing {counted(len(new_inputs), 'input files')}")
     artifact.reopen()
     index = extend_index(
         artifact.store,
@@ -67,6 +69,7 @@ def complete_index(
         shard_size=settings.shard_size,
         limit=settings.limit,
         bound=PixelBound(settings.shard_bytes, PreparedBytes(model)),
+        say=say,
     )
     new = index.generations[-1]
     failed = sum(new.failed_samples.values())
@@ -75,12 +78,12 @@ def complete_index(
         share = share_that_failed(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate)
         raise UserError(f"{share}; mend the cause and run again, or raise the rate")
     say(
-        f"indexed {index.num_samples:,} samples: {index.num_images:,} distinct images in "
-        f"{index.num_shards:,} shards, {index.num_prompts:,} prompts"
+        f"indexed {counted(index.num_samples, 'samples')}: {counted(index.num_images, 'distinct images')} in "
+        f"{counted(index.num_shards, 'shards')}, {counted(index.num_prompts, 'prompts')}"
     )
     if new.failed_prompts:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in new.failed_prompts.items())
-        say(f"{sum(new.failed_prompts.values()):,} prompts can't be posed: {reasons}; the errors table says why")
+        prompts = counted(sum(new.failed_prompts.values()), "prompts")
+        say(f"{prompts} can't be posed: {why_not_posed(new.failed_prompts)}; the errors table says where")
     if (note := new.prompts_note()) is not None:
         say(note)
     if new.unread_bytes:
@@ -96,7 +99,7 @@ def left_out(index: Index, inputs: list[CorpusInput], say: Callable[[str], None]
         say(f"left out: {why}")
     if found:
         say(
-            f"{len(found):,} input files are left out, because their storage does not give their bytes; "
-            "the next run tries them again, and without them in --corpus the output can be finished"
+            f"{counted(len(found), 'input files', 'are')} left out, because the storage does not give their bytes; "
+            "the next run tries again, and without what is left out in --corpus the output can be finished"
         )
     return found

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.artifact.index import Index
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import Placement, place
@@ -22,6 +22,7 @@ from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
+from schemas.wording import counted
 
 Say = Callable[[str], None]
 
@@ -37,6 +38,7 @@ class PruneResult:
     failures: dict[int, str] = field(default_factory=dict)  # shards that were given up, with the reason
     stopped_by: int | None = None  # signal number
     left_out: dict[str, str] = field(default_factory=dict)  # input files that can't be read, with the reason
+    usable: int = 0  # samples of all committed shards that did not fail
 
 
 def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
@@ -73,10 +75,11 @@ def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult |
     if index is None or new_inputs or not artifact.finished:
         return None
     artifact.adopt_job(planned.job)
-    if artifact.resume(index.num_shards).pending:
+    resume = artifact.resume(index.num_shards)
+    if resume.pending or resume.strays or not artifact.manifest_holds():
         return None
-    say(f"all {index.num_shards} shards of {artifact.root} are there already; nothing to do")
-    return PruneResult(0, index.num_shards)
+    say(f"{counted(index.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
+    return PruneResult(0, index.num_shards, usable=resume.num_ok)
 
 
 def _batch_size(
@@ -112,15 +115,19 @@ def _run(
     resume = artifact.resume(index.num_shards, deep=settings.verify)
     for reason in resume.reasons:
         say(reason)
+    drop_strays(artifact, resume, index.num_shards, say)
     if settings.verify:
-        say(f"verified {index.num_shards - len(resume.pending) + len(resume.reasons):,} committed shards")
+        verified = index.num_shards - len(resume.pending) + len(resume.reasons)
+        say(f"verified {counted(verified, 'committed shards')}")
     skipped = index.num_shards - len(resume.pending)
     if resume.pending and skipped:
         say(f"{skipped:,} of {index.num_shards:,} shards are there already")
     if not resume.pending:
-        if whole_corpus and not artifact.finished:
+        if whole_corpus and not artifact.manifest_holds():
+            if artifact.finished:
+                say(f"the manifest of {artifact.root} is damaged or not that of its shards: it is written again")
             _finish(artifact, index)
-        return PruneResult(0, skipped)
+        return PruneResult(0, skipped, usable=resume.num_ok)
     artifact.reopen()
     artifact.forget(resume.damaged)
     with run_folder(artifact.root) as folder:
@@ -142,7 +149,8 @@ def _run(
             errors += _finish(artifact, index)
     elif not run.failures and run.stopped_by is None:
         raise RuntimeError(f"{len(resume.pending)} shards were asked for but {run.done} committed")
-    return PruneResult(run.done, skipped, tally.images, errors, run.failures, run.stopped_by)
+    usable = resume.num_ok + tally.samples - tally.failed_samples
+    return PruneResult(run.done, skipped, tally.images, errors, run.failures, run.stopped_by, usable=usable)
 
 
 def _finish(artifact: Artifact, index: Index) -> int:

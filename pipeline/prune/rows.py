@@ -77,8 +77,6 @@ class Outcome(Ending):
     failed_samples: int = column(pa.int64())
     reasons: str = column(pa.string())  # JSON, failed samples per reason
     errors: int = column(pa.int64())  # rows of the errors table
-    size_bytes: int = column(pa.int64())
-    seconds: str = column(pa.string())  # JSON, per stage
     device: str | None = column(pa.string())  # that the model ran on: "cuda" or "cpu"
     batch_size: int | None = column(pa.int32())  # that it was made with
 

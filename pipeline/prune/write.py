@@ -101,8 +101,6 @@ def outcome_of(record: CommitRecord) -> Outcome:
         failed_samples=record.counts["samples"] - record.counts.get(Counted.SAMPLES.named(OK), 0),
         reasons=json.dumps(failed_samples(record)),
         errors=record.files["errors"].rows,
-        size_bytes=sum(entry.size_bytes for entry in record.files.values()),
-        seconds=json.dumps(record.seconds),
         device=record.device,
         batch_size=record.batch_size,
     )

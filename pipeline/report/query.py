@@ -14,12 +14,14 @@ import pyarrow.fs
 from pipeline.artifact.artifact import Artifact, made_from
 from pipeline.budget import Budget, parse_budget
 from pipeline.errors import UserError
+from pipeline.report.forms import storable
 from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
 from schemas.views import STAGES, ShardRow, quoted, tokens_view
 
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
+VIEWS = ("images", "tokens", "prompts", "errors", "shards", "answers")
 _BLANK = r"(?:\s|--[^\n]*|/\*.*?\*/)*+"
 _EXPLAIN = re.compile(
     rf"{_BLANK}explain\b{_BLANK}(analyze\b|\(\s*(?:analyze|format)\b[\w\s,]*\)|)(.*)", re.DOTALL | re.IGNORECASE
@@ -94,20 +96,28 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
                 raise UserError(
                     f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned {artifact.root} "
                     "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
-                    "run jobs.answer_corpus again"
+                    "run the answer job again"
                 )
             yield tokens, answered.file_of(record, "answers")
 
 
-def ask(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+def ask(db: duckdb.DuckDBPyConnection, sql: str, *, as_texts: bool = False) -> pa.Table:
     """The result of one reading statement, in which a column name that comes again gets a number.
+
+    Args:
+        db: a connection of `connect`.
+        sql: the statement.
+        as_texts: give times and blobs as the texts that DuckDB has for them.
 
     Raises:
         UserError: not SQL, a statement that would write, or several statements.
     """
     reading = _reading(sql)
     try:
-        table = db.sql(reading).to_arrow_table()
+        table = storable(db.sql(reading), as_texts=as_texts).to_arrow_table()
+    except duckdb.CatalogException as error:
+        message = _message(error).partition(" Did you mean ")[0]  # its guess is among tables that are not ours
+        raise UserError(f"the SQL can't be run: {message} The views are {', '.join(VIEWS)}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"the SQL can't be run: {_message(error)}") from error
     return table.rename_columns(_told_apart(table.column_names))
@@ -134,6 +144,10 @@ def _reading(sql: str) -> str:
 
 
 def _only_kind(sql: str) -> str:
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:  # a shell hands over any bytes
+        raise UserError("the SQL is no UTF-8 text; write it in UTF-8") from error
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:

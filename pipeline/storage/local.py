@@ -17,8 +17,11 @@ from pipeline.errors import UserError
 from pipeline.storage.paths import open_regular
 from pipeline.storage.store import Entry, HeldError, NewFile
 
+_IN_THE_WAY = frozenset((errno.EEXIST, errno.ENOTDIR))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_FORBIDDEN = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
 # The place's fault, not the data's: trying again at once would not help.
-_CANNOT_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+_CANNOT_WRITE = _IN_THE_WAY | _FULL | _FORBIDDEN
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
 _UNFINISHED = ".tmp"  # names that begin with a dot and end so are half-written
 _SCRATCH = ".scratch-"
@@ -154,8 +157,8 @@ class LocalStore:
     @contextlib.contextmanager
     def hold(self, key: str, owner: str) -> Iterator[None]:
         """Hold a key by a lock on its file, which the system takes back when the process ends, however it ends."""
-        path = self._path(key)
-        with _writing(path):
+        path, root = self._path(key), self._path()
+        with _writing(root):  # the folder, of which the user knows; not the lock in it
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = open(path, "a+")  # noqa: SIM115  # closed below, after the block of the caller
         with stream:
@@ -171,7 +174,7 @@ class LocalStore:
                     f"{path} can't be locked: {os.strerror(error.errno)}; mount its file system with locking, or take "
                     "a folder on another one"
                 ) from error
-            with _writing(path):
+            with _writing(root):
                 stream.truncate(0)
                 stream.write(owner + "\n")
                 stream.flush()
@@ -205,9 +208,22 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = UserError(
-            f"{path} can't be written: {os.strerror(error.errno) if error.errno else error}; nothing half-written is "
-            "left; make room or mend it, then run the same command again to resume"
-        )
+        told = UserError(f"{path} can't be written: {_cause_and_remedy(path, error)}")
         told.passing = error.errno not in _CANNOT_WRITE
         raise told from error
+
+
+def _cause_and_remedy(path: Path, error: OSError) -> str:
+    in_the_way = [one for one in (path, *path.parents) if one.exists() and not one.is_dir()]
+    if error.errno in _IN_THE_WAY and in_the_way:
+        return f"{in_the_way[0]} is a file where a folder must be; name another folder, or move the file away"
+    cause = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _FULL:
+        remedy = "make room"
+    elif error.errno in _FORBIDDEN:
+        remedy = "allow this user to write there, or name another folder"
+    elif error.errno == errno.ENOENT:
+        remedy = "name a folder that can be made"
+    else:
+        remedy = "mend its storage"
+    return f"{cause}; nothing half-written is left; {remedy}, then run the same command again to resume"

@@ -52,7 +52,7 @@ def test_what_is_stored_can_be_asked_for(pruned, tokens):
 @pytest.mark.parametrize("tokens", ["3", "100", "0.7", "1.0"])
 def test_more_than_is_stored_is_refused(pruned, tokens):
     """Two of four tokens are stored."""
-    with pytest.raises(UserError, match=rf"--tokens {tokens}: 6 images of .* have fewer tokens stored \(down to 2\)"):
+    with pytest.raises(UserError, match=rf"--tokens {tokens}: 6 images have fewer tokens stored in .* \(down to 2\)"):
         check_stored(pruned, survey(pruned), parse_budget(tokens, "--tokens"), tokens)
 
 
@@ -64,7 +64,7 @@ def recount(pruned: Artifact, counts: dict[str, int]) -> None:
 
 def test_prompts_that_cannot_be_posed_are_counted_by_reason(pruned):
     recount(pruned, {"prompts": 3, "prompts.empty_prompt": 2, "prompts.missing_file": 1})
-    with pytest.raises(UserError, match=r"none of its 6 prompts can be posed: empty_prompt \(4\), missing_file \(2\)"):
+    with pytest.raises(UserError, match=r"none of 6 prompts can be posed: 4 without text .*, 2 of samples that failed"):
         check_prompts(pruned, survey(pruned))
 
 

@@ -2,8 +2,8 @@
 
 import importlib.util
 import shlex
-import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,26 @@ def demo():
 
 
 def test_its_commands_are_what_it_shows_and_are_understood(demo, monkeypatch, capsys, tmp_path):
-    ran = []
+    ran, sessions = [], []
 
-    def note(command, **_):
-        ran.append(command)
-        return subprocess.CompletedProcess(command, 0)
+    def note(_command, arguments):
+        ran.append(arguments)
+        return 0
 
-    monkeypatch.setattr(demo.subprocess, "run", note)
+    @contextmanager
+    def session(_address):
+        sessions.append(len(ran))
+        yield
+
+    monkeypatch.setattr(demo, "execute", note)
+    monkeypatch.setattr("pipeline.cluster.session.ray_session", session)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "a folder")])
     demo.main()
     shown = capsys.readouterr().out.replace("\\\n", " ")
     typed = [shlex.split(line.removeprefix("$ ")) for line in shown.splitlines() if "zoo-prune " in line]
-    assert [line[1:] for line in typed[: len(ran)]] == [command[3:] for command in ran]
+    assert [line[1:] for line in typed[: len(ran)]] == ran
+    assert sessions == [0], "one Ray for all commands"
     assert len(typed) == len(ran) + 3
     for _, job, *arguments in typed:
         context = COMMAND.commands[job].make_context(job, arguments)

@@ -133,7 +133,7 @@ def test_one_shard_that_cannot_be_written_stops_no_other(made_corpus, tiny_llava
     assert prune_corpus.main(arguments) == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said
-    assert "1 shards were given up: 7;" in said
+    assert "1 shard was given up: 7;" in said
     assert "run the same command again" in said
     assert not (output / "_SUCCESS").exists()
     assert commits(output) == NUM_SHARDS - 1

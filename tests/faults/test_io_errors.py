@@ -151,7 +151,7 @@ def test_a_tar_that_cannot_be_read_to_its_end_is_left_out_until_it_can(
     done = failing_reads.run(command_of(corpus, tiny_llava, output), **broken)
     assert done.returncode == 1, done.stderr
     assert f"left out: {path} can't be read at byte {region[0]}: Input/output error" in done.stderr
-    assert "1 input files are left out" in done.stderr
+    assert "1 input file is left out" in done.stderr
     assert "run the same command again" in done.stderr
     assert not (output / "_SUCCESS").exists()
 

@@ -134,7 +134,7 @@ def test_a_pruned_shard_that_changes_while_it_is_answered_is_not_called_done(
 
     monkeypatch.setattr(answer_module, "_run_shards", then_changed)
     said, _, result = answer_again(pruned, output)
-    assert "1 shards" in said
+    assert "1 shard of " in said
     assert "changed while they were answered" in said
     assert set(result.failures) == {1}
     assert not Artifact(output).finished
@@ -157,3 +157,16 @@ def drop_a_prompt(artifact: Artifact, shard: int) -> None:
     entry = write_table(artifact.root, "prompts", shard, rows.slice(0, len(rows) - 1))
     artifact.commit(replace(record, files={**record.files, "prompts": entry}))
     artifact.finish({"num_shards": 5})
+
+
+def test_a_lost_index_is_named_and_made_anew(corpus, prune_again, answer_again, tmp_path):
+    pruned = prune_again(tmp_path / "out", corpus)
+    answers = tmp_path / "answers"
+    answer_again(pruned, answers)
+    shutil.rmtree(pruned / "_index")
+    with pytest.raises(UserError, match="has lost its _index; run its prune job again"):
+        answer_again(pruned, answers)
+    prune_again(pruned, corpus)
+    said, changed, _ = answer_again(pruned, answers)
+    assert changed == set()
+    assert "nothing to do" in said

@@ -44,6 +44,9 @@ def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
         ({"model": "hf://org/name"}, r"--model hf://org/name is a URL; .*hub id \(org/name\)"),
         ({"model": "https://huggingface.co/org/name"}, "--model https://.* is a URL"),
         ({"model": "nowhere"}, "--model nowhere: no such folder"),
+        ({"model": "n" * 300}, "--model n+: no such folder"),
+        ({"output": "o" * 300}, "/o+ can't be read: File name too long; .*name another folder"),
+        ({"corpus": "c" * 300 + ".tar"}, "can't be read at byte 0: File name too long"),
         ({"model": "examples/scenes"}, "--model examples/scenes: config.json can't be used"),
         ({"max_tokens": "0"}, "--max-tokens 0: expected a count"),
         ({"max_tokens": "1.5"}, "--max-tokens 1.5: expected a count"),
@@ -56,8 +59,13 @@ def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
         ({"shard_timeout": "nan"}, "--shard-timeout nan: expected above 0$"),
         ({"retries": "-1"}, "--retries -1: expected at least 0$"),
         ({"max_error_rate": "1.5"}, r"--max-error-rate 1\.5: expected between 0 and 1$"),
+        ({"gpus_per_worker": "-1"}, "--gpus-per-worker -1: expected 0, a share of 1, or a whole number$"),
         ({"gpus_per_worker": "1.5"}, r"--gpus-per-worker 1\.5: expected 0, a share of 1, or a whole number$"),
         ({"gpus_per_worker": "nan"}, "--gpus-per-worker nan: expected 0, a share of 1"),
+        ({"output": "README.md"}, "/README.md is a file where a folder must be; name another folder"),
+        ({"output": "README.md/out"}, "/README.md is a file where a folder must be; name another folder"),
+        ({"output": "/proc/x"}, "/proc/x can't be written: .*; name a folder that can be made"),
+        ({"corpus": ""}, "--corpus '': expected a text that is not empty"),
         ({"output": ""}, "--output '': expected a text that is not empty$"),
         ({"limit": "0", "retries": "-1"}, "--limit 0: expected at least 1.*--retries -1|--retries -1.*; --limit 0: "),
         ({"max_tok": "4"}, "No such option '--max-tok'"),
@@ -90,7 +98,7 @@ def test_a_model_without_weights_or_with_a_cut_file(tmp_path):
 
 
 def test_answer_and_query(tmp_path):
-    with pytest.raises(UserError, match=r"--pruned .*does not exist; name the --output of jobs.prune_corpus"):
+    with pytest.raises(UserError, match=r"--pruned .*does not exist; name the --output of a prune job"):
         answer_corpus.main(["--pruned", str(tmp_path / "no"), "--model", MODEL, "--output", str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"--tokens none: expected a count"):
         answer_corpus.main(["--pruned", str(tmp_path), "--model", MODEL, "--output", "x", "--tokens", "none"])

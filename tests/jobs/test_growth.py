@@ -130,9 +130,9 @@ def test_a_corpus_without_prompts_says_so_twice(prune, tiny_llava, jpeg, write_t
     write_tar(tmp_path / "x.tar", members)
     said = prune(tmp_path / "out", corpus=(str(tmp_path / "x.tar"),), max_tokens="4")
     (line,) = [line for line in said if "no prompts" in line]
-    assert "1 of 1 samples have no prompts; in their place: .txt (1), caption (1); " in line
+    assert "1 of 1 sample has no prompts; in their place: .txt (1), caption (1); " in line
     assert '"prompts": [{"prompt": ' in line
-    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 samples .*caption \(1\)") as caught:
+    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 sample has .*caption \(1\)") as caught:
         answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "answers").exists()
@@ -141,8 +141,11 @@ def test_a_corpus_without_prompts_says_so_twice(prune, tiny_llava, jpeg, write_t
 def test_a_corpus_of_prompts_that_all_failed_is_not_answered(prune, tiny_llava, jpeg, write_tar, tmp_path):
     write_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.json", {"prompts": [" ", 5]})])
     said = prune(tmp_path / "out", corpus=(str(tmp_path / "x.tar"),), max_tokens="4")
-    assert "2 prompts can't be posed: bad_prompt (1), empty_prompt (1); the errors table says why" in said
+    assert (
+        "2 prompts can't be posed: 1 not in the form of a prompt (bad_prompt), 1 without text (empty_prompt); "
+        "the errors table says where"
+    ) in said
     errors = {row["reason"]: row["message"] for row in rows_of(tmp_path / "out", "errors")}
     assert errors["bad_prompt"] == "the prompt is 5, expected a text or an object"
-    with pytest.raises(UserError, match=r"none of its 2 prompts can be posed: bad_prompt \(1\), empty_prompt \(1\)"):
+    with pytest.raises(UserError, match=r"none of 2 prompts can be posed: 1 not in the form .*, 1 without text"):
         answers(tmp_path / "out", tiny_llava, tmp_path / "answers")

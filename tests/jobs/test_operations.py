@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import prune_corpus as job
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
 from pipeline.prune import job as prune_job
@@ -90,7 +91,7 @@ def test_redo_errors_takes_up_files_that_were_missing(tmp_path, jpeg, tiny_llava
         (manifest.parent / f"{n:04d}.jpg").write_bytes(jpeg(n if n != 10 else 0))  # sample 10 repeats the bytes of 0
     said: list[str] = []
     prune_corpus(PruneSettings(**settings, redo_errors=True), said.append)
-    assert any("hold transient failures" in line for line in said)
+    assert any("transient failures: done again" in line for line in said)
     after = statuses(output)
     assert {p for p, s in after.items() if s != "ok"} == {"p11"}
     assert (output / "selections" / "part-00000000.parquet").read_bytes() == first
@@ -211,3 +212,43 @@ def test_sigterm_finishes_the_shards_in_flight(prune, scenes_tars, tiny_llava, t
     said = prune(output, max_tokens="4", shard_size=2)
     assert f"{done} of 154 shards are there already" in said
     assert (output / "_SUCCESS").exists()
+
+
+@pytest.mark.usefixtures("work_here")
+def test_a_job_whose_every_input_failed_has_status_1(tmp_path, jpeg, tiny_llava, capsys):
+    manifest = write_manifest(tmp_path / "c", jpeg, 3, range(0))
+    command = ["--corpus", str(manifest), "--model", tiny_llava, "--output", str(tmp_path / "out")]
+    for _ in range(2):  # also when there is nothing left to do
+        assert job.main(command) == 1
+        told = capsys.readouterr().err.splitlines()
+        assert told[-1] == "error: not one input could be used; the errors table says why of each"
+    (tmp_path / "c" / "0001.jpg").write_bytes(jpeg(1))
+    assert job.main([*command, "--redo-errors"]) == 0
+
+
+@pytest.mark.parametrize("harm", ["empty the manifest", "copy a record", "alter a copy", "lose the manifest"])
+@pytest.mark.parametrize("verify", [False, True])
+def test_manifests_and_stray_records_are_mended(pruned_64, prune, tmp_path, harm, verify):
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned_64, copy)
+    stray = copy / "_commits" / "00000007.json"
+    if harm == "empty the manifest":
+        (copy / "manifest.json").write_text("{}")
+    elif harm == "lose the manifest":
+        (copy / "manifest.json").unlink()
+    else:
+        record = (copy / "_commits" / "00000001.json").read_text()
+        stray.write_text(record if harm == "copy a record" else record.replace('"shard": 1,', '"shard": 7,'))
+    said = prune(copy, max_tokens="64", verify=verify)
+    if "copy" in harm:
+        assert "the commit record of shard 00000007 is removed: this output has 5 shards" in said
+    assert not stray.exists()
+    assert (copy / "manifest.json").read_bytes() == (pruned_64 / "manifest.json").read_bytes()
+    assert len(list(Artifact(copy).checked_commits())) == 5
+    again = prune(copy, max_tokens="64")
+    assert again == [f"5 shards are there already in {copy}; nothing to do"]
+
+
+def test_an_output_that_can_not_be_looked_at_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"can't be read: File name too long; .*name another folder"):
+        Artifact(tmp_path / ("x" * 300)).read_job()

@@ -121,7 +121,7 @@ def test_commands_in_the_texts_use_options_that_exist():
 def test_options_named_in_the_texts_exist():
     """`--feature-dtype int8` in running text, too."""
     known = {o for module in JOBS.values() for p in module.COMMAND.params for o in p.opts}
-    known |= {"--num-gpus", "--version", "--help"}  # the first is of `ray start`
+    known |= {"--num-gpus", "--working-dir", "--version", "--help"}  # the first two are of `ray`
     for path in (REPO / "README.md", REPO / "docs" / "operations.md"):
         for named in re.findall(r"`(--[a-z][a-z-]+)", path.read_text()):
             assert named in known, f"{path.name}: {named}"

@@ -48,3 +48,14 @@ def test_datasets(pruned_64, table, tmp_path):
     assert len(rows) == sum(
         s["files"][table]["rows"] for s in json.loads((pruned_64 / "manifest.json").read_text())["shards"]
     )
+
+
+def test_datasets_on_a_table_without_rows(prune, tmp_path, jpeg, write_tar):
+    """`datasets` makes no dataset on disk of no rows, whoever wrote them; it streams them, with their columns."""
+    datasets = pytest.importorskip("datasets")
+    tar = write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"prompts": ["what ?"]})])
+    prune(tmp_path / "out", corpus=(str(tar),), max_tokens="2")
+    files = files_of(tmp_path / "out", "errors")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, cache_dir=tmp_path)
+    assert list(rows) == []
+    assert list(rows.features) == ["source", "prompt_id", "image_id", "reason", "message", "shard"]

@@ -232,5 +232,5 @@ def test_a_record_half_written_by_a_killed_first_run_is_no_foreign_file(tmp_path
 def test_what_is_no_artifact_is_told(there, message, tmp_path):
     if there:
         (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=rf"--pruned {tmp_path}: {message}; name the --output of jobs.prune_corpus"):
+    with pytest.raises(UserError, match=rf"--pruned {tmp_path}: {message}; name the --output of a prune job"):
         Artifact(tmp_path).require_job("prune", "--pruned")

@@ -24,7 +24,9 @@ def test_counts_ratios_and_all(text, num_tokens, kept):
     assert parse_budget(text, "--max-tokens").of(num_tokens) == kept
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "1.5", "0.0", "many", "", "nan", "inf", "1e9"])
+@pytest.mark.parametrize(
+    "text", ["0", "-3", "1.5", "0.0", "many", "", "nan", "inf", "1e9", "9" * 5000, "99999999", "٣", "²", "0.1_2", "1_0"]
+)
 def test_impossible_budgets_are_named(text):
     with pytest.raises(UserError, match="--tokens"):
         parse_budget(text, "--tokens")

@@ -2,10 +2,14 @@
 
 import io
 import json
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,7 +19,10 @@ from pipeline.errors import UserError
 from pipeline.index import build as build_module
 from pipeline.index.build import PixelBound, extend_index
 from pipeline.storage import LocalStore
+from schemas.columns import table_of
+from schemas.samples import Sample
 
+REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("work_here")
 
 
@@ -98,7 +105,7 @@ def test_limit_takes_the_first_samples(corpus, tmp_path):
     assert len(rows) == 13
 
 
-def test_repeated_prompt_ids_are_named_after_the_first(tmp_path, jpeg, write_tar):
+def test_repeated_prompt_ids_belong_to_the_first(tmp_path, jpeg, write_tar):
     record = {"prompts": [{"id": "same", "prompt": "one ?"}, {"id": f"own{0}", "prompt": "two ?"}]}
     for tar in range(2):
         write_tar(tmp_path / f"d-{tar}.tar", [("a.jpg", jpeg(tar)), ("a.json", record)])
@@ -106,6 +113,13 @@ def test_repeated_prompt_ids_are_named_after_the_first(tmp_path, jpeg, write_tar
     index = build(str(tmp_path / "d-{0..1}.tar"), LocalStore(tmp_path / "out"), index)
     statuses = [[p["status"] for p in row["prompts"]] for row in rows_of(index)]
     assert statuses == [["ok", "ok"], ["duplicate_prompt_id", "duplicate_prompt_id"]]
+
+
+def test_an_input_without_a_sample_is_mentioned(corpus, tmp_path):
+    (tmp_path / "c-3.tar").write_bytes(b"\0" * 10240)
+    said: list[str] = []
+    build(corpus.replace("2}", "3}"), LocalStore(tmp_path / "out"), say=said.append)
+    assert said == [f"{tmp_path}/c-3.tar: no sample in it; a tar of nothing but zeros, or a manifest without lines"]
 
 
 def test_an_empty_corpus_is_refused(tmp_path, write_tar):
@@ -180,7 +194,7 @@ def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg,
     (tmp_path / "1.jpg").write_bytes(jpeg(1))
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     new = build(str(tmp_path / "m.jsonl"), LocalStore(tmp_path / "b")).generations[-1]
-    assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 6)
+    assert (new.num_prompts, new.without_prompts, len(new.keys_seen)) == (6, 9, 7)  # one more than is shown
     assert next(iter(new.keys_seen.items())) == ("conversations", 9)
     assert new.prompts_note().startswith("9 of 15 samples have no prompts; in their place: conversations (9), k0 (1)")
 
@@ -280,3 +294,59 @@ def test_the_cut_is_the_same_however_the_scan_was_split(ragged, tmp_path, monkey
     monkeypatch.setattr(build_module, "stream_items", lambda items, stages: own(items[::-1], stages))
     again = build(paths[0].replace("r-0", "r-{0..2}"), LocalStore(tmp_path / "b"), bound=PixelBound(100, area))
     assert rows_of(again) == rows_of(whole)
+
+
+def test_ids_are_unique_and_belong_to_a_prompt_that_can_be_posed(tmp_path, jpeg, write_tar):
+    """A join of answers and prompts by `prompt_id` alone pairs nothing wrongly."""
+    members = []
+    for key, texts in {"1": [" ", "good ?"], "2": ["later ?"], "3": [5]}.items():
+        record = {"prompts": [{"id": "a", "prompt": text} for text in texts]}
+        members += [(f"{key}.jpg", jpeg(int(key))), (f"{key}.json", record)]
+    members.append(("0.json", {"prompts": [{"id": "b", "prompt": "without an image"}]}))
+    members += [("4.jpg", jpeg(4)), ("4.json", {"prompts": [{"id": "b", "prompt": "with one"}]})]
+    index = build(str(write_tar(tmp_path / "x.tar", members)), LocalStore(tmp_path / "out"))
+    rows = rows_of(index)
+    found = {p["prompt_id"]: (p["prompt"], p["status"], p["message"]) for row in rows for p in row["prompts"]}
+    assert len(found) == 6
+    assert found["a"] == ("good ?", "ok", None)
+    assert found["b"] == ("with one", "ok", None)
+    assert found["x.tar/2.jpg#0"] == ("later ?", "duplicate_prompt_id", "its id 'a' is that of another prompt")
+    (empty,) = [one for one in found.values() if one[1] == "empty_prompt"]
+    assert empty[2].endswith("; its id 'a' is that of another prompt")
+
+
+def test_more_keys_than_are_shown_are_mentioned(tmp_path, jpeg, write_tar):
+    for count, end in ((6, r"k5 \(1\)"), (7, r"k5 \(1\) and others")):
+        record = {f"k{n}": 1 for n in range(count)}
+        tar = write_tar(tmp_path / f"{count}.tar", [("1.jpg", jpeg(1)), ("1.json", record)])
+        note = build(str(tar), LocalStore(tmp_path / str(count))).generations[-1].prompts_note()
+        assert re.search(rf"{end}; prompts are read from", note)
+
+
+def test_a_place_that_takes_no_more_of_duckdbs_files_is_named(tmp_path):
+    """The limit of a file's size stands for a full disk, which tests can't have everywhere."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+from pipeline.artifact.index import Generation
+from pipeline.errors import UserError
+from pipeline.index.build import assign_shards
+from pipeline.storage import LocalStore
+store = LocalStore({str(tmp_path / "out")!r})
+units = [entry.key for entry in store.list("units/")]
+new = Generation.of_nothing("", [], first_input=0, first_shard=0, first_file=0, shards_per_file=64)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    assign_shards(store, units, [], new, shard_size=8, limit=None, bound=None)
+except UserError as error:
+    print(error)
+"""
+    store = LocalStore(tmp_path / "out")
+    with store.new_file("units/unit-00000000.parquet") as unit:
+        pq.write_table(table_of(Sample, [Sample(input=0, sample=n, source=f"s{n}") for n in range(5000)]), unit.path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert re.match(r"\S+/out can't be written: .*File too large; nothing half-written is left", done.stdout), (
+        done.stderr
+    )
+    assert done.stdout.count("\n") == 1

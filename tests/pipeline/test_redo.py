@@ -177,8 +177,8 @@ def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Pa
     """Follow shards of (samples, failed samples) at an error rate of 0.5."""
     rows = [
         {"shard": n, "status": Status.COMMITTED, "failure": None, "stage": None, "samples": samples,
-         "failed_samples": failed, "kept": 0, "errors": failed, "images": 0, "device": None, "seconds": "{}",
-         "batch_size": 8, "size_bytes": 0, "reasons": json.dumps({"missing_file": failed})}
+         "failed_samples": failed, "kept": 0, "errors": failed, "images": 0, "device": None, "batch_size": 8,
+         "reasons": json.dumps({"missing_file": failed})}
         for n, (samples, failed) in enumerate(outcomes)
     ]  # fmt: skip
     monkeypatch.setattr(shards, "_outcomes", lambda pending, settings, stop: iter(rows))

@@ -229,3 +229,36 @@ def test_one_odd_prompt_costs_neither_image_nor_neighbours(tmp_path, jpeg, write
         (row,) = scan_all(one)
         assert (row["reason"], row["image_id"]) == (None, hashlib.sha256(jpeg(1)).hexdigest())
         assert [p["status"] for p in row["prompts"]] == ["bad_prompt", "bad_prompt", "ok"]
+
+
+def test_prompts_under_a_key_with_a_dot_have_rows_and_the_dot_is_named(tmp_path, jpeg, write_tar):
+    """WebDataset ends a key at its first dot, so that `a.b.jpg` is no image."""
+    prompts = {"prompts": [{"id": "q", "prompt": "what ?"}]}
+    path = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("d/a.b.jpg", jpeg(1)),
+            ("d/a.b.json", prompts),
+            ("d/a.c.jpg", jpeg(2)),
+            ("d/a.c.json", {"prompts": ["who ?"]}),
+        ],
+    )
+    (row,) = scan_all(path)
+    assert row["reason"] == "no_image"
+    assert "'d/a.b.jpg' is none, because a key ends at its first dot: write 'd/a-b.jpg'" in row["message"]
+    assert [(p["prompt_id"], p["prompt"]) for p in row["prompts"]] == [("q", "what ?"), ("a.tar/d/a.c#0", "who ?")]
+
+
+def test_other_json_members_of_a_sample_with_an_image_hold_no_prompts(tmp_path, jpeg, write_tar):
+    path = write_tar(
+        tmp_path / "a.tar", [("a.jpg", jpeg(1)), ("a.json", {"prompts": ["what ?"]}), ("a.x.json", {"prompts": ["no"]})]
+    )
+    (row,) = scan_all(path)
+    assert [p["prompt"] for p in row["prompts"]] == ["what ?"]
+
+
+def test_a_prompt_beside_prompts_is_told(tmp_path, jpeg, write_tar):
+    record = {"prompt": "the odd one", "prompts": ["what ?"]}
+    (row,) = scan_all(write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", record)]))
+    assert [p["status"] for p in row["prompts"]] == ["ok", "bad_prompt"]
+    assert "'the odd one' stands beside 'prompts' and was not read" in row["prompts"][1]["message"]

@@ -131,6 +131,30 @@ def test_a_file_system_without_locks_is_said(store, monkeypatch, number):
         pass
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_can_not_be_held_is_named_not_the_file_of_its_lock(store, monkeypatch, number):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    told = f"^{store.locate()} can't be written: {os.strerror(number)}; .*; allow this user to write there, or name"
+    with pytest.raises(UserError, match=told), store.hold("_lock", "me"):
+        pass
+
+
+def test_what_stands_in_the_way_of_a_folder_is_named(store):
+    store.put("file", b"1")
+    file = store.locate("file")
+    for place in (file, f"{file}/deeper/still"):
+        with pytest.raises(UserError, match=f"{file} is a file where a folder must be"):
+            LocalStore(place).put("a", b"1")
+        with (
+            pytest.raises(UserError, match=f"{file} is a file where a folder must be"),
+            LocalStore(place).hold("l", ""),
+        ):
+            pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 def test_a_place_that_cannot_be_written_is_said(store, monkeypatch, number):
     def replace(*_: object) -> None:
