@@ -15,7 +15,7 @@ from pipeline.storage.paths import READ_INSTEAD, refuse_url
 from pipeline.storage.places import expand
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
-MAX_EXPANDED = 1_000_000  # paths that the braces of one pattern may stand for
+MAX_EXPANDED = 250_000  # paths that the braces of one pattern may stand for
 _RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?[0-9]+)?\}")
 # How files begin that are often taken for one of ours, and what to do with them.
 _FOREIGN = (
