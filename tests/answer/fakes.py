@@ -69,7 +69,7 @@ class FakeAnswerer:
 
     def __init__(self) -> None:
         self.model = FakeModel()
-        self.shares_beginnings = True
+        self.shares_beginnings = self.takes_padding = True
         self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f" {' '.join(map(str, ids))} ")
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
