@@ -67,7 +67,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     check_prompts(pruned, found)
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
-    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="answer",
         schema_version=SCHEMA_VERSION,

@@ -30,6 +30,7 @@ _READ_BYTES = 8 << 20
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100 << 20
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors names them
 
 
 def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
@@ -260,6 +261,14 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     except (ValueError, struct.error, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a complete safetensors file ({error}); fetch it again") from error
     return header, 8 + length
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The floating dtype of the first tensor by name, which stands for all of them."""
+    header, _ = read_header(weight_files(checkpoint.path, checkpoint.name)[0])
+    return next(
+        (_DTYPES[header[name]["dtype"]] for name in sorted(header) if header[name]["dtype"] in _DTYPES), "float32"
+    )
 
 
 def _digest_json(file: Path) -> str:

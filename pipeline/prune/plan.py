@@ -53,7 +53,7 @@ def plan(settings: PruneSettings) -> Plan:
     check_buildable(checkpoint)
     estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
     family.preparer(checkpoint)  # so that a wrong image processor shows before any work
-    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="prune",
         schema_version=SCHEMA_VERSION,
