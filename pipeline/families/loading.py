@@ -62,11 +62,7 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
             for name in without:
                 owner, _, child = name.rpartition(".")
                 delattr(self.get_submodule(owner), child)
-            self.all_tied_weights_keys = {
-                target: source
-                for target, source in self.all_tied_weights_keys.items()
-                if not target.startswith(left_out) and not source.startswith(left_out)
-            }
+            _untie(self, left_out)
 
         @classmethod
         def is_custom_code(cls) -> bool:
@@ -74,6 +70,15 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
 
     Part.__name__ = stock.__name__  # some renamings are found by class name
     return Part
+
+
+def _untie(model: Any, left_out: tuple[str, ...]) -> None:
+    """Take ties of weights that begin with one of these names out of what Transformers ties after loading."""
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if not target.startswith(left_out) and not source.startswith(left_out)
+    }
 
 
 def projector_form(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:

@@ -29,6 +29,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 LANGUAGE = re.compile(r"model\.(language_model|text_model)\.|lm_head\.")
 SAME, REFUSED, NONE = "same", "refused", "-"
 
+LACKING = r"lacks \d+ tensors it needs"
+
 Rename = Callable[[str], str]
 
 
@@ -42,7 +44,7 @@ class Variant:
 
     change: Callable[[Any, Path], bool]
     same: Callable[[Any, Path], None]
-    refusal: str = r"lacks \d+ tensors it needs"
+    refusal: str = LACKING
 
 
 def edit(file: Path, **changes: Any) -> bool:
@@ -62,13 +64,16 @@ def stock_weights(case: Any) -> dict[str, torch.Tensor]:
     return dict(case.stock.named_parameters())
 
 
-def names(rename: Rename) -> Callable[[Any, Path], bool]:
-    """Tensors under other names, of which the language model's are still told from the others."""
+def names(rename: Rename, having: str = "") -> Callable[[Any, Path], bool]:
+    """Tensors under other names, of which the language model's are still told from the others.
+
+    It is a form of families that have tensors whose names begin with `having`.
+    """
 
     def change(case: Any, folder: Path) -> bool:
-        renamed = {rename(name): tensor for name, tensor in stock_weights(case).items()}
-        if rename is not as_they_are and renamed.keys() == stock_weights(case).keys():
+        if not any(name.startswith(having) for name in stock_weights(case)):
             return False
+        renamed = {rename(name): tensor for name, tensor in stock_weights(case).items()}
         write_weights(folder, renamed)
         language = {rename(name) for name in stock_weights(case) if LANGUAGE.match(name)}
         assert {name for name in renamed if _LANGUAGE_WEIGHTS.match(name)} == language
@@ -83,12 +88,10 @@ def as_they_are(name: str) -> str:
 
 def model_apart(name: str) -> str:
     """As before Transformers 4.52: each part with a root of its own, towers with a level more."""
-    if not name.startswith(("model.language_model.", "model.vision_tower.", "model.multi_modal_projector.", "lm_head.",
-                            "model.image_newline")):  # fmt: skip
-        return name
     name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
     name = re.sub(r"^model\.language_model\.", "language_model.model.", name).removeprefix("model.")
-    return re.sub(r"^vision_tower\.(?=embeddings|encoder\.layers|p\w+_layernorm)", "vision_tower.vision_model.", name)
+    of_clip = r"embeddings\.(class|patch|position)_embedding\b|encoder\.layers|p\w+_layernorm"  # and SigLIP
+    return re.sub(rf"^vision_tower\.(?={of_clip})", "vision_tower.vision_model.", name)
 
 
 def language_first(name: str) -> str:
@@ -134,10 +137,9 @@ def tied(head: str) -> Callable[[Any, Path], bool]:
     def change(case: Any, folder: Path) -> bool:
         weights = stock_weights(case)
         embedding = next(name for name in weights if name.endswith("embed_tokens.weight"))
-        if head == "absent":
-            del weights["lm_head.weight"]
-        elif head == "present":
-            weights["lm_head.weight"] = weights[embedding]
+        weights.pop("lm_head.weight", None)  # of a model that is tied already, it is none
+        if head != "absent":
+            weights["lm_head.weight"] = weights[embedding] if head == "present" else weights[embedding].flip(0)
         write_weights(folder, weights)
         return say_tied(folder, True)
 
@@ -151,7 +153,7 @@ def say_tied(folder: Path, value: bool) -> bool:
 
 def untied_without_head(case: Any, folder: Path) -> bool:
     weights = stock_weights(case)
-    del weights["lm_head.weight"]
+    weights.pop("lm_head.weight", None)
     write_weights(folder, weights)
     return say_tied(folder, False)
 
@@ -259,11 +261,13 @@ def same_generation(case: Any, folder: Path) -> None:
 BF16, FP16 = torch.bfloat16, torch.float16
 VARIANTS = {
     "names: as the model's parameters": Variant(names(as_they_are), same_weights),
-    "names: `language_model.model.*`, `vision_tower.*`": Variant(names(model_apart), same_weights),
-    "names: `model.layers.*`, `visual.*`": Variant(names(language_first), same_weights),
-    "names: `model.layers.*`, `model.visual.*`": Variant(names(visual_inside), same_weights),
+    "names: `language_model.model.*`, `vision_tower.*`": Variant(
+        names(model_apart, "model.vision_tower."), same_weights
+    ),
+    "names: `model.layers.*`, `visual.*`": Variant(names(language_first, "model.visual."), same_weights),
+    "names: `model.layers.*`, `model.visual.*`": Variant(names(visual_inside, "model.visual."), same_weights),
     "names: without `model.`": Variant(names(without_root), same_weights),
-    "names: `model.language_model.model.*`": Variant(names(doubled), same_weights),
+    "names: `model.language_model.model.*`": Variant(names(doubled, "model.language_model."), same_weights),
     "stored in bfloat16": Variant(stored_as(BF16, told=True), same_weights),
     "stored in float16": Variant(stored_as(FP16, told=True), same_weights),
     "stored in bfloat16, no dtype in config.json": Variant(stored_as(BF16, told=False), same_weights),
@@ -331,6 +335,9 @@ def test_a_variant_is_what_the_table_says(case, tmp_path, name, variant):
     elif said == REFUSED:
         with pytest.raises(UserError, match=one.refusal):
             one.same(case, folder)
+        if one.refusal == LACKING:
+            _, info = case.tiny.stock.from_pretrained(folder, output_loading_info=True)
+            assert info["missing_keys"], "the untouched model would make these tensors up"
 
 
 def test_storage_in_half_precision_is_half_precision(case, tmp_path):
