@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, UnusableImageError
@@ -84,7 +85,7 @@ def check_resized_size(processor: Any, image: Image.Image) -> None:
         UnusableImageError: it would have more than `MAX_RESIZED_PIXELS` when its shortest edge has the processor's
             size, or more than `MAX_PADDED_PIXELS` when it is padded to a square.
     """
-    if processor.do_pad and hasattr(processor, "pad_to_square"):
+    if isinstance(processor, LlavaImageProcessorPil) and processor.do_pad:
         if max(image.size) ** 2 > MAX_PADDED_PIXELS:
             raise UnusableImageError(
                 f"an image of {image.width} x {image.height} would be padded to {max(image.size) ** 2:,} pixels; "
