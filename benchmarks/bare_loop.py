@@ -86,7 +86,7 @@ def bare_loop(
     limit_threads(1)
     checkpoint, _ = open_checkpoint(model)
     settings = EncodeSettings(
-        model, own_dtype(checkpoint.config), batch_size, "model", SelectSettings(parse_budget(max_tokens, ""))
+        model, own_dtype(checkpoint), batch_size, "model", SelectSettings(parse_budget(max_tokens, ""))
     )
     encoder = load_encoder(settings, torch.device("cpu"))
     loader = DataLoader(

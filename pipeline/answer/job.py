@@ -25,6 +25,7 @@ from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
+from pipeline.families.loading import check_buildable
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
@@ -62,6 +63,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             f"{family.positions[0]}; leave the option out"
         )
     check_generation(checkpoint)
+    check_buildable(checkpoint)
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
     found = survey(pruned)
@@ -71,7 +73,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     check_prompts(pruned, found)
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
-    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="answer",
         schema_version=SCHEMA_VERSION,

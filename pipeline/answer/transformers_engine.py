@@ -80,10 +80,12 @@ class TransformersEngine:
             started = time.perf_counter()
             outputs = list(_generate(self._answerer, chunk, max_new_tokens))
             seconds = (time.perf_counter() - started) / len(chunk)
-            for one, (token_ids, reason) in zip(chunk, outputs, strict=True):
-                text = self._answerer.tokenizer.decode(token_ids, skip_special_tokens=True)
+            for one, (token_ids, end) in zip(chunk, outputs, strict=True):
+                # An end that is no special token is part of the text, as it is where the model is used by itself.
+                text = self._answerer.tokenizer.decode([*token_ids, *end], skip_special_tokens=True)
                 assert isinstance(text, str), "one sequence decodes to one text"
-                replies[one.number] = Reply(text.strip(), token_ids, reason, seconds)
+                reason = FinishReason.STOP if end else FinishReason.LENGTH
+                replies[one.number] = Reply(text, token_ids, reason, seconds)
         return [replies[number] for number in range(len(questions))]
 
     def _token_ids(self, question: Question) -> list[int]:
@@ -103,7 +105,8 @@ class TransformersEngine:
         ones, which they would pad to their length.
         """
         model = self._answerer.model
-        limit = 0 if runs_alone(model.generation_config) else fixed_rotation_limit(model)
+        alone = runs_alone(model.generation_config) or not self._answerer.takes_padding
+        limit = 0 if alone else fixed_rotation_limit(model)
         together: list[_Posed] = []
         long: list[_Posed] = []
         apart: list[_Posed] = []
@@ -136,8 +139,8 @@ class TransformersEngine:
 @torch.inference_mode()
 def _generate(
     answerer: Answerer, posed: Sequence[_Posed], max_new_tokens: int
-) -> Iterator[tuple[list[int], FinishReason]]:
-    """Generated token ids (end of sequence excluded) and finish reason of each question.
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Generated token ids of each question, and the id that ended them, if one did.
 
     Questions that begin alike, up to and including their image, share one pass over that beginning: its cache is
     computed once and copied to each of them.
@@ -179,7 +182,7 @@ def _generate(
     )
     for tokens in output[:, ids.shape[1] :].tolist():
         stop = next((n for n, token in enumerate(tokens) if token in ends), None)
-        yield (tokens, FinishReason.LENGTH) if stop is None else (tokens[:stop], FinishReason.STOP)
+        yield (tokens, []) if stop is None else (tokens[:stop], tokens[stop : stop + 1])
 
 
 def _padding(answerer: Answerer, ends: Sequence[int]) -> int:

@@ -2,14 +2,15 @@
 
 import importlib.metadata
 import platform
-from typing import Any
 
 from pipeline.families.base import Checkpoint
+from pipeline.families.checkpoint import stored_dtype
 
 
-def own_dtype(config: Any) -> str:
-    """The dtype a checkpoint's config asks for; float32 when it says none."""
-    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+def own_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype that Transformers would load a checkpoint in: its config's or, without one, its first tensor's."""
+    dtype = getattr(checkpoint.config, "dtype", None) or stored_dtype(checkpoint)
+    return str(dtype).removeprefix("torch.")
 
 
 def environment(checkpoint: Checkpoint) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb, twice its warning
@@ -34,7 +35,10 @@ class DecodeError(Exception):
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as the viewer would see it: first frame, upright, mode RGB (alpha dropped, 16 bits scaled to 8).
+    """The image as Transformers' own loader would give it: first frame, upright, Pillow's RGB (alpha dropped).
+
+    Grey images of 9 to 16 bits are the one difference. They are scaled to 8 bits by their high bits, as Pillow reads
+    16-bit colour; its conversion of grey would make white of all but the darkest 256 of 65,536 levels.
 
     Raises:
         DecodeError: `empty_file`, `unreadable_image` or `decompression_bomb`.
@@ -53,7 +57,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                         f"{image.width} x {image.height} pixels in {len(data)} bytes; at most {max_pixels} are decoded",
                     )
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                bits = _deep_grey_bits(image)
+                return _to_rgb(ImageOps.exif_transpose(image), bits)
     except Image.DecompressionBombError as error:
         raise DecodeError("decompression_bomb", str(error)) from error
     except UnidentifiedImageError as error:
@@ -77,8 +82,17 @@ def image_size(stream: BinaryIO) -> tuple[int, int] | None:
     return (width, height) if 0 < width * height <= MAX_PIXELS else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey; a plain convert would clip it to white
-        values = np.asarray(image, dtype=np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+def _deep_grey_bits(image: Image.Image) -> int | None:
+    """How many bits a sample of a grey image of 9 to 16 unsigned bits has; None for every other image."""
+    if image.format == "PPM" and image.mode == "I":
+        return 16  # whatever its largest value is, Pillow scales it to 65,535
+    if not image.mode.startswith("I;16"):
+        return None
+    return int(image.tag_v2.get(258, (16,))[0]) if isinstance(image, TiffImageFile) else 16
+
+
+def _to_rgb(image: Image.Image, deep_grey_bits: int | None) -> Image.Image:
+    if deep_grey_bits is None:
+        return image.convert("RGB")
+    values = np.asarray(image).astype(np.uint16) >> (deep_grey_bits - 8)
+    return Image.fromarray(np.minimum(values, 255).astype(np.uint8)).convert("RGB")

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage
-from pipeline.families.loading import attends_causally, load_part
+from pipeline.families.loading import load_part, shares_beginnings, takes_padding
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 
 
@@ -47,6 +47,7 @@ class PackedAnswerer:
         token_types: Callable[[Tensor], Tensor] | None = None,
         as_list: bool = True,
         add_special_tokens: bool = True,
+        video: str | None = None,
     ) -> None:
         """Load tokenizer and language model.
 
@@ -60,6 +61,7 @@ class PackedAnswerer:
             token_types: (which tokens are of the image) -> token types, for models that attend by them.
             as_list: the model takes a list of feature tensors; else one tensor.
             add_special_tokens: the model's processor lets its tokenizer add them.
+            video: what stands for a video in a text, where the family takes videos.
         """
         self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
@@ -71,9 +73,10 @@ class PackedAnswerer:
             )
         self._placeholder, self._template, self._inline = placeholder, default_template, inline
         self._expand, self._token_types, self._as_list = expand, token_types, as_list
-        self._poser = Poser(checkpoint, self.tokenizer, self.render, add_special_tokens=add_special_tokens)
+        self._poser = Poser(checkpoint, self.tokenizer, self.render, add_special_tokens=add_special_tokens, video=video)
         self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings = token_types is None and attends_causally(checkpoint.config)
+        self.shares_beginnings = token_types is None and shares_beginnings(self.model)
+        self.takes_padding = takes_padding(self.model)
         self._positions = positions or "compact"
         self._newline_O = None if newline is None else newline(self.model)
 

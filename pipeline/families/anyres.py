@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
+from pipeline.families import llava
 from pipeline.families.base import Checkpoint, EncodedImage, Segment
-from pipeline.families.llava import spec_of
 from pipeline.families.loading import captured, load_part
 from pipeline.families.processing import image_processor, normalised
 
@@ -30,6 +30,18 @@ def num_tiles(processor: Any, width: int, height: int) -> int:
     side = (crop and crop.get("height")) or size.get("height") or size["shortest_edge"]
     down, across = select_best_resolution((height, width), processor.image_grid_pinpoints)
     return 1 + -(-down // side) * -(-across // side)
+
+
+def refusal(config: Any) -> str | None:
+    """Why this config can't be handled, None if it can: as of LLaVA, or a grid that lacks a patch."""
+    if (reason := llava.refusal(config)) is not None:
+        return reason
+    if config.vision_config.model_type == "siglip_vision_model" and config.vision_feature_select_strategy == "default":
+        return (
+            "vision_feature_select_strategy is 'default', which leaves out the first patch of a SigLIP tower; the "
+            "model itself can't lay the others out in a grid and asks for 'full'"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,9 @@ class AnyresEncoder:
             group_by_tile: tokens are ranked within their tile.
         """
         self._processor = image_processor(checkpoint, kinds)
-        self._model = load_part(part, checkpoint, device, dtype)
+        self._model = load_part(part, checkpoint, device, dtype).model
         self._pack, self._group_by_tile = pack, group_by_tile
-        self.projector = spec_of(self._model.multi_modal_projector)
+        self.projector = llava.spec_of(self._model.multi_modal_projector)
         vision = checkpoint.config.vision_config
         self._side = vision.image_size // vision.patch_size
         self._tile_size = vision.image_size

@@ -114,6 +114,7 @@ class Answerer(Protocol):
     model: Any  # a Transformers model with `generate`
     image_token_id: int
     shares_beginnings: bool  # one pass over a prompt's beginning, image included, can serve all prompts about it
+    takes_padding: bool  # prompts of different length can run beside each other; else each runs alone
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""

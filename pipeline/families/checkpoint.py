@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
 from pipeline.families.base import Checkpoint, Family
+from pipeline.families.loading import first_line
 from pipeline.storage.paths import refuse_url
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -29,6 +30,7 @@ _READ_BYTES = 8 << 20
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100 << 20
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors names them
 
 
 def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
@@ -46,18 +48,23 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     if not os.path.isdir(path):  # unlike `Path.is_dir`, also of a name too long for a file
         path = _download(name)
         revision = path.name
+    as_written = _config_as_written(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: config.json can't be used ({first})") from error
+        if "auto_map" in as_written:
+            raise UserError(
+                f"--model {name}: its config.json (auto_map) asks for code of its own to be run, which is never done; "
+                "use a checkpoint in the form of Transformers' own models"
+            ) from error
+        raise UserError(f"--model {name}: config.json can't be used ({first_line(error)})") from error
     family = family_of(config.model_type)
     if family is None:
         raise UserError(
             f"--model {name}: model type {config.model_type!r} is not supported; "
             f"supported are {', '.join(sorted(FAMILIES))}"
         )
-    reason = family.refusal(config)
+    reason = _quantised(as_written) or family.refusal(config)
     if reason is not None:
         raise UserError(f"--model {name}: {reason}")
     if (path / "adapter_config.json").exists():
@@ -67,6 +74,26 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
         )
     weight_files(path, name)
     return Checkpoint(path.resolve(), name, config, revision), family
+
+
+def _config_as_written(path: Path) -> dict[str, Any]:
+    """What config.json holds, or nothing where it holds no object: Transformers says what is wrong with it."""
+    try:
+        data = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _quantised(config: dict[str, Any]) -> str | None:
+    """Why a config with quantised weights, of the whole model or of a part, can't be handled; None if it has none."""
+    for name, value in config.items():
+        if name in ("quantization_config", "compression_config") and value:
+            method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value
+            return f"its config.json has a {name} ({method}); weights are loaded as they are, use those not quantised"
+        if isinstance(value, dict) and (reason := _quantised(value)) is not None:
+            return reason
+    return None
 
 
 def weight_files(path: Path, name: str) -> list[Path]:
@@ -117,8 +144,9 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(hub_id[1], revision=hub_id[2], allow_patterns=_NEEDED_FILES))
     except Exception as error:  # the hub client raises many unrelated types; all of them mean: not to be had
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: no such folder, and the hub does not give it ({first})") from error
+        raise UserError(
+            f"--model {name}: no such folder, and the hub does not give it ({first_line(error)})"
+        ) from error
 
 
 def identity(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
@@ -233,6 +261,14 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     except (ValueError, struct.error, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a complete safetensors file ({error}); fetch it again") from error
     return header, 8 + length
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The floating dtype of the first tensor by name, which stands for all of them."""
+    header, _ = read_header(weight_files(checkpoint.path, checkpoint.name)[0])
+    return next(
+        (_DTYPES[header[name]["dtype"]] for name in sorted(header) if header[name]["dtype"] in _DTYPES), "float32"
+    )
 
 
 def _digest_json(file: Path) -> str:

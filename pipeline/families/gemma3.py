@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import (
     Gemma3ForConditionalGeneration,
-    Gemma3Model,
     Gemma3MultiModalProjector,
 )
 
@@ -48,7 +47,9 @@ class Gemma3Encoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
-        self._model = load_part(part_of(Gemma3Model, "language_model"), checkpoint, device, dtype)
+        self._model = load_part(
+            part_of(Gemma3ForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
+        ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
     @torch.inference_mode()

@@ -13,13 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pipeline.errors import UserError
 from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
-from pipeline.families.loading import attends_causally, captured, load_part
+from pipeline.families.loading import captured, load_part, shares_beginnings, takes_padding
 from pipeline.families.processing import image_processor, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 from zoo_ops import ProjectorSpec
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
-PLACEHOLDER = "<|image_pad|>"
+PLACEHOLDER, VIDEO = "<|image_pad|>", "<|video_pad|>"
 INLINE = "<|vision_start|><|image_pad|><|vision_end|>"
 TEMPLATE = f"<|im_start|>user\n{INLINE}{{prompt}}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -76,7 +76,7 @@ class GridEncoder:
                 the merger reads them in raster order.
         """
         self._processor = image_processor(checkpoint, PROCESSORS)
-        self._model = load_part(part, checkpoint, device, dtype)
+        self._model = load_part(part, checkpoint, device, dtype).model
         self._order = order
         self._tower = self._model.visual
         self._merge = self._tower.spatial_merge_size
@@ -147,9 +147,9 @@ class GridAnswerer:
         self._render = partial(
             render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE
         )
-        self._poser = Poser(checkpoint, self.tokenizer, self._render)
+        self._poser = Poser(checkpoint, self.tokenizer, self._render, video=VIDEO)
         self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings = attends_causally(checkpoint.config)
+        self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
         self._output = output or _pooled
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:

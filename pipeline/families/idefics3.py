@@ -16,12 +16,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3Connector,
     Idefics3ForConditionalGeneration,
-    Idefics3Model,
 )
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
-from pipeline.families.loading import attends_causally, captured, load_part, part_of, projector_form
+from pipeline.families.loading import captured, load_part, part_of, projector_form, shares_beginnings, takes_padding
 from pipeline.families.processing import image_processor, normalised, tile_bytes, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
@@ -48,7 +47,7 @@ class TilePreparer:
             inputs = self._processor(
                 image, do_rescale=False, do_normalize=False, return_row_col_info=True, return_tensors="np"
             )
-        except (ValueError, ZeroDivisionError, MemoryError) as error:
+        except (ValueError, ZeroDivisionError) as error:
             raise unusable(image, error) from error
         tiles = inputs["pixel_values"][0]
         rows, cols = int(np.ravel(inputs["rows"])[0]), max(1, int(np.ravel(inputs["cols"])[0]))
@@ -79,7 +78,7 @@ class TileEncoder:
         kinds: Sequence[str],
     ) -> None:
         self._processor = image_processor(checkpoint, kinds)
-        self._model = load_part(part, checkpoint, device, dtype)
+        self._model = load_part(part, checkpoint, device, dtype).model
         self.projector = spec_of(self._model.connector)
 
     @torch.inference_mode()
@@ -123,7 +122,14 @@ class TileAnswerer:
         positions: str | None = None,
         *,
         part: type[Any],
+        video: str | None = None,
     ) -> None:
+        """Load.
+
+        Args:
+            part: the language side, see `part_of`.
+            video: what stands for a video in a text, where the family takes videos.
+        """
         assert positions in (None, "compact"), "answer_corpus refuses the others"
         self.tokenizer = load_tokenizer(checkpoint)
         self.image_token_id = checkpoint.config.image_token_id
@@ -134,9 +140,9 @@ class TileAnswerer:
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
         self._render = partial(render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE)
-        self._poser = Poser(checkpoint, self.tokenizer, self._render)
+        self._poser = Poser(checkpoint, self.tokenizer, self._render, video=video)
         self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings = attends_causally(checkpoint.config)
+        self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with the tags of all tiles and K image tokens in the place of the image."""
@@ -168,7 +174,9 @@ PROCESSORS = ("Idefics3ImageProcessor",)
 FAMILY = Family(
     name="idefics3",
     preparer=partial(TilePreparer, kinds=PROCESSORS),
-    encoder=partial(TileEncoder, part=part_of(Idefics3Model, "text_model"), kinds=PROCESSORS),
+    encoder=partial(
+        TileEncoder, part=part_of(Idefics3ForConditionalGeneration, "model.text_model", "lm_head"), kinds=PROCESSORS
+    ),
     answerer=partial(
         TileAnswerer, part=part_of(Idefics3ForConditionalGeneration, "model.vision_model", "model.connector")
     ),

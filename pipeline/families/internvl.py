@@ -9,7 +9,6 @@ import torch
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.internvl.modeling_internvl import (
     InternVLForConditionalGeneration,
-    InternVLModel,
     InternVLMultiModalProjector,
 )
 
@@ -38,7 +37,9 @@ class InternVLEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
-        self._model = load_part(part_of(InternVLModel, "language_model"), checkpoint, device, dtype)
+        self._model = load_part(
+            part_of(InternVLForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
+        ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
     @torch.inference_mode()
@@ -89,6 +90,7 @@ FAMILY = Family(
         default_template=f"<|im_start|>user\n{PLACEHOLDER}\n{{prompt}}<|im_end|>\n<|im_start|>assistant\n",
         expand=lambda text: text.replace(PLACEHOLDER, f"<img>{PLACEHOLDER}</img>"),
         as_list=False,
+        video="<video>",
     ),
     projector=lambda config: _spec_of(projector_form(InternVLMultiModalProjector, config)),
     projector_weights=r"(^|\.)multi_modal_projector\.",

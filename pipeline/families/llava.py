@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
-    LlavaModel,
     LlavaMultiModalProjector,
 )
 
@@ -18,7 +17,7 @@ from pipeline.families.loading import captured, load_part, part_of, projector_fo
 from pipeline.families.processing import UintPreparer, image_processor, normalised
 from zoo_ops import ProjectorSpec
 
-PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor")
+PROCESSORS = ("LlavaImageProcessor", "CLIPImageProcessor", "SiglipImageProcessor")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -48,7 +47,9 @@ class LlavaEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
-        self._model = load_part(part_of(LlavaModel, "language_model"), checkpoint, device, dtype)
+        self._model = load_part(
+            part_of(LlavaForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
+        ).model
         self.projector = spec_of(self._model.multi_modal_projector)
         self._patch_size = checkpoint.config.vision_config.patch_size
 
@@ -59,8 +60,12 @@ class LlavaEncoder:
         with captured(self._model.multi_modal_projector) as seen:
             self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
         rows, cols = (side // self._patch_size for side in inputs.shape[-2:])
+        segments = [Segment(0, 0, rows, cols)]
+        if seen.input.shape[1] == rows * cols - 1:
+            # The model leaves out the first token, which is a patch where the tower has no class token.
+            segments = [Segment(0, 0, 1, cols - 1, col=1), Segment(cols - 1, 0, rows - 1, cols, row=1)]
         return [
-            EncodedImage(features, projected, [Segment(0, 0, rows, cols)], (rows, cols, 1))
+            EncodedImage(features, projected, segments, (rows, cols, 1))
             for features, projected in zip(seen.input, seen.output, strict=True)
         ]
 

@@ -6,14 +6,13 @@ from typing import Any
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import (
     LlavaNextForConditionalGeneration,
-    LlavaNextModel,
     LlavaNextMultiModalProjector,
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.anyres import AnyresEncoder, num_tiles
+from pipeline.families.anyres import AnyresEncoder, num_tiles, refusal
 from pipeline.families.base import Family
-from pipeline.families.llava import refusal, spec_of
+from pipeline.families.llava import spec_of
 from pipeline.families.loading import part_of, projector_form
 from pipeline.families.processing import UintPreparer
 
@@ -35,7 +34,7 @@ FAMILY = Family(
     preparer=partial(UintPreparer, kinds=PROCESSORS, num_tiles=num_tiles),
     encoder=partial(
         AnyresEncoder,
-        part=part_of(LlavaNextModel, "language_model"),
+        part=part_of(LlavaNextForConditionalGeneration, "model.language_model", "lm_head"),
         pack=_pack,
         kinds=PROCESSORS,
         group_by_tile=True,

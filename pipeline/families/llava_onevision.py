@@ -6,14 +6,13 @@ from typing import Any
 from torch import Tensor
 from transformers.models.llava_onevision.modeling_llava_onevision import (
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionModel,
     LlavaOnevisionMultiModalProjector,
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.anyres import AnyresEncoder, num_tiles
+from pipeline.families.anyres import AnyresEncoder, num_tiles, refusal
 from pipeline.families.base import Family
-from pipeline.families.llava import refusal, spec_of
+from pipeline.families.llava import spec_of
 from pipeline.families.loading import part_of, projector_form
 from pipeline.families.processing import UintPreparer
 
@@ -36,7 +35,7 @@ FAMILY = Family(
     preparer=partial(UintPreparer, kinds=PROCESSORS, num_tiles=num_tiles),
     encoder=partial(
         AnyresEncoder,
-        part=part_of(LlavaOnevisionModel, "language_model"),
+        part=part_of(LlavaOnevisionForConditionalGeneration, "model.language_model", "lm_head"),
         pack=_pack,
         kinds=PROCESSORS,
         group_by_tile=False,
@@ -47,6 +46,7 @@ FAMILY = Family(
         placeholder="<image>",
         default_template="<|im_start|>user <image>\n{prompt}<|im_end|><|im_start|>assistant\n",
         newline=lambda model: model.model.image_newline,
+        video="<video>",
     ),
     projector=lambda config: spec_of(projector_form(LlavaOnevisionMultiModalProjector, config)),
     projector_weights=r"(^|\.)(multi_modal_projector\.|image_newline$)",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint
@@ -46,10 +47,14 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
     Transformers builds models on no device before it reads weights, so what is left out never takes memory, and its
     tensors are never read.
 
+    Both sides are parts of the class that users load whole. Which names of tensors a checkpoint may use, Transformers
+    decides by that class: the model inside it understands fewer of them.
+
     Args:
         stock: the model class.
         without: submodules by dotted name.
     """
+    left_out = tuple(f"{name}." for name in without)
 
     class Part(stock):
         def __init__(self, config: Any) -> None:
@@ -57,6 +62,7 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
             for name in without:
                 owner, _, child = name.rpartition(".")
                 delattr(self.get_submodule(owner), child)
+            _untie(self, left_out)
 
         @classmethod
         def is_custom_code(cls) -> bool:
@@ -66,10 +72,42 @@ def part_of(stock: type[Any], *without: str) -> type[Any]:
     return Part
 
 
+def _untie(model: Any, left_out: tuple[str, ...]) -> None:
+    """Take ties of weights that begin with one of these names out of what Transformers ties after loading."""
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if not target.startswith(left_out) and not source.startswith(left_out)
+    }
+
+
 def projector_form(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """A projector built from a config on no device, which has the form of the projector but not its weights."""
     with torch.device("meta"):
         return build(config)
+
+
+def check_buildable(checkpoint: Checkpoint) -> None:
+    """Build the model on no device, without weights, so that a config which describes none is known before any work.
+
+    Raises:
+        UserError: Transformers can't build a model of the config.
+    """
+    try:
+        with torch.device("meta"):
+            AutoModelForImageTextToText.from_config(checkpoint.config)
+    except Exception as error:  # the code of a model raises many unrelated types about values it can't work with
+        text = checkpoint.config.get_text_config()
+        pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", 0)
+        if isinstance(pad, int) and not -size <= pad < size:
+            raise UserError(
+                f"--model {checkpoint.name}: pad_token_id in its config.json is {pad}, which is no token of its "
+                f"vocabulary of {size:,}; correct it or set it to null"
+            ) from error
+        raise UserError(
+            f"--model {checkpoint.name}: no model can be built of its config.json "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
@@ -109,16 +147,34 @@ def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dty
     return model.to(device).eval()
 
 
-def attends_causally(config: Any) -> bool:
+def shares_beginnings(model: Any) -> bool:
     """Whether every token sees exactly the tokens before it, however they are padded.
 
-    It is not so with a sliding window, which counts places, those of padding between a beginning and its continuation
-    among them.
+    It is not so with a sliding window or chunks, which count places, those of padding between a beginning and its
+    continuation among them; nor with layers that carry a state on, which padding would be part of.
     """
-    text = config.get_text_config()
-    return not getattr(text, "sliding_window", None) and "sliding_attention" not in (
-        getattr(text, "layer_types", None) or ()
-    )
+    return layer_kinds(model) == {"full_attention"}
+
+
+def takes_padding(model: Any) -> bool:
+    """Whether padding before a prompt leaves its answer as it is: layers that attend, to all or through a window."""
+    return layer_kinds(model) <= {"full_attention", "sliding_attention"}
+
+
+def layer_kinds(model: Any) -> set[str]:
+    """Kinds of the language model's layers, as Transformers names them; `recurrent` where it has layers with a state.
+
+    A config without a list of kinds has layers of one kind.
+    """
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if getattr(text, "sliding_window", None):
+        kinds.add("sliding_attention")
+    if getattr(text, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    if any(getattr(module, "_is_stateful", False) for module in model.modules()):
+        kinds.add("recurrent")
+    return kinds or {"full_attention"}
 
 
 def context_length(model: Any) -> int | None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers.models.paligemma.modeling_paligemma import (
     PaliGemmaForConditionalGeneration,
-    PaliGemmaModel,
     PaliGemmaMultiModalProjector,
 )
 
@@ -36,7 +35,9 @@ class PaliGemmaEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
-        self._model = load_part(part_of(PaliGemmaModel, "language_model"), checkpoint, device, dtype)
+        self._model = load_part(
+            part_of(PaliGemmaForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
+        ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
     @torch.inference_mode()

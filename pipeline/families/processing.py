@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, UnusableImageError
 from pipeline.families.loading import first_line
 
 MAX_RESIZED_PIXELS = 64 << 20  # of an image as its processor would resize it; beyond lie only absurd aspect ratios
+MAX_PADDED_PIXELS = 178_956_970  # of an image padded to a square: as many as an image may have to be decoded
 
 
 def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
@@ -32,7 +34,7 @@ def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
         UserError: the folder holds no image processor, or one of another kind.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil")
+        processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(
             f"--model {checkpoint.name}: its image processor can't be used ({first_line(error)})"
@@ -78,7 +80,7 @@ class UintPreparer:
             pixels = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np", **self._options)[
                 "pixel_values"
             ]
-        except (ValueError, ZeroDivisionError, MemoryError) as error:
+        except (ValueError, ZeroDivisionError) as error:
             raise unusable(image, error) from error
         if self._an_entry_each:
             pixels = pixels[0]
@@ -100,11 +102,19 @@ def tile_bytes(prepare: Callable[[Image.Image], np.ndarray]) -> int:
 
 
 def check_resized_size(processor: Any, image: Image.Image) -> None:
-    """Refuse an image whose shortest edge can't be brought to the processor's size without growing out of bounds.
+    """Refuse an image that would grow out of bounds on its way to the processor's size.
 
     Raises:
-        UnusableImageError: it would have more than `MAX_RESIZED_PIXELS`.
+        UnusableImageError: it would have more than `MAX_RESIZED_PIXELS` when its shortest edge has the processor's
+            size, or more than `MAX_PADDED_PIXELS` when it is padded to a square.
     """
+    if isinstance(processor, LlavaImageProcessorPil) and processor.do_pad:
+        if max(image.size) ** 2 > MAX_PADDED_PIXELS:
+            raise UnusableImageError(
+                f"an image of {image.width} x {image.height} would be padded to {max(image.size) ** 2:,} pixels; "
+                f"at most {MAX_PADDED_PIXELS:,} are worked on"
+            )
+        return
     short = processor.size.get("shortest_edge") if processor.size else None
     if not short or processor.size.get("longest_edge"):
         return

@@ -22,7 +22,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         UserError: the checkpoint has no tokenizer that can be used.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         if not (checkpoint.path / "chat_template.jinja").exists():
             for name in ("processor_config.json", "chat_template.json"):  # where processors kept it before
                 file = checkpoint.path / name
@@ -40,7 +40,13 @@ class Poser:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Any, render: Callable[[str], str], *, add_special_tokens: bool = True
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        render: Callable[[str], str],
+        *,
+        add_special_tokens: bool = True,
+        video: str | None = None,
     ) -> None:
         """Pose a prompt at once, to see that the chat template takes one.
 
@@ -49,6 +55,8 @@ class Poser:
             tokenizer: of the checkpoint.
             render: prompt -> text with one image.
             add_special_tokens: as the model's own processor asks its tokenizer.
+            video: what stands for a video in a text, unless the tokenizer says so itself; None: the family's processor
+                knows no videos.
 
         Raises:
             UserError: the chat template takes none.
@@ -57,8 +65,9 @@ class Poser:
         names = ("image_token_id", "video_token_id")
         ids = {getattr(owner, name, None) for owner in (checkpoint.config, tokenizer) for name in names}
         self._visual = {token for token in ids if isinstance(token, int)}
+        self._video = video and (getattr(tokenizer, "video_token", None) or video)
         try:
-            self._expected = self._count(self._tokenise(render("x")))
+            self._expected = self._count(self._tokenise(self._rendered("x")))
         except UnusablePromptError as error:
             raise UserError(
                 f"--model {checkpoint.name}: its chat template can't pose a prompt about an image ({error})"
@@ -70,7 +79,7 @@ class Poser:
         Raises:
             UnusablePromptError: the prompt can't be rendered or tokenised, or holds tokens of images or videos.
         """
-        ids = self._tokenise(self._render(prompt))
+        ids = self._tokenise(self._rendered(prompt))
         counts = self._count(ids)
         for token in self._visual:
             if counts[token] != self._expected[token]:
@@ -79,6 +88,14 @@ class Poser:
                     f"{self._tokenizer.convert_ids_to_tokens(token)!r}, which stand for images or videos"
                 )
         return ids
+
+    def _rendered(self, prompt: str) -> str:
+        text = self._render(prompt)
+        if self._video and self._video in text:
+            raise UnusablePromptError(
+                f"the prompt's own text holds {self._video!r}, which stands for a video; a prompt is about one image"
+            )
+        return text
 
     def _tokenise(self, text: str) -> list[int]:
         return tokenise(self._tokenizer, text, add_special_tokens=self._add_special_tokens)

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLModel,
     Qwen2_5_VLPatchMerger,
 )
 from transformers.vision_utils import get_vision_window_index
@@ -44,7 +43,7 @@ FAMILY = Family(
     preparer=GridPreparer,
     encoder=partial(
         GridEncoder,
-        part=part_of(Qwen2_5_VLModel, "language_model"),
+        part=part_of(Qwen2_5_VLForConditionalGeneration, "model.language_model", "lm_head"),
         spec_of=_spec_of,
         order=_raster_order,
     ),

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger, Qwen2VLForConditionalGeneration, Qwen2VLModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger, Qwen2VLForConditionalGeneration
 
 from pipeline.families.base import Family
 from pipeline.families.grid_rope import GridAnswerer, GridEncoder, GridPreparer
@@ -26,7 +26,9 @@ def _merger(config: Any) -> nn.Module:
 FAMILY = Family(
     name="qwen2_vl",
     preparer=GridPreparer,
-    encoder=partial(GridEncoder, part=part_of(Qwen2VLModel, "language_model"), spec_of=_spec_of),
+    encoder=partial(
+        GridEncoder, part=part_of(Qwen2VLForConditionalGeneration, "model.language_model", "lm_head"), spec_of=_spec_of
+    ),
     answerer=partial(GridAnswerer, part=part_of(Qwen2VLForConditionalGeneration, "model.visual")),
     projector=lambda config: _spec_of(projector_form(_merger, config)),
     projector_weights=r"(^|\.)visual\.merger\.",

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     BaseModelOutputWithDeepstackFeatures,
     Qwen3VLForConditionalGeneration,
-    Qwen3VLModel,
     Qwen3VLVisionPatchMerger,
 )
 
@@ -38,7 +37,9 @@ def _output(images: Sequence[KeptImage], to_model: Callable[[Tensor], Tensor]) -
 FAMILY = Family(
     name="qwen3_vl",
     preparer=GridPreparer,
-    encoder=partial(GridEncoder, part=part_of(Qwen3VLModel, "language_model"), spec_of=_spec_of),
+    encoder=partial(
+        GridEncoder, part=part_of(Qwen3VLForConditionalGeneration, "model.language_model", "lm_head"), spec_of=_spec_of
+    ),
     answerer=partial(GridAnswerer, part=part_of(Qwen3VLForConditionalGeneration, "model.visual"), output=_output),
     projector=lambda config: _spec_of(projector_form(_merger, config)),
     projector_weights=r"(^|\.)visual\.(merger|deepstack_merger_list)\.",

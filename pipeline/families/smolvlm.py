@@ -5,7 +5,6 @@ from functools import partial
 from transformers.models.smolvlm.modeling_smolvlm import (
     SmolVLMConnector,
     SmolVLMForConditionalGeneration,
-    SmolVLMModel,
 )
 
 from pipeline.families.base import Family
@@ -17,9 +16,13 @@ PROCESSORS = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
 FAMILY = Family(
     name="smolvlm",
     preparer=partial(TilePreparer, kinds=PROCESSORS),
-    encoder=partial(TileEncoder, part=part_of(SmolVLMModel, "text_model"), kinds=PROCESSORS),
+    encoder=partial(
+        TileEncoder, part=part_of(SmolVLMForConditionalGeneration, "model.text_model", "lm_head"), kinds=PROCESSORS
+    ),
     answerer=partial(
-        TileAnswerer, part=part_of(SmolVLMForConditionalGeneration, "model.vision_model", "model.connector")
+        TileAnswerer,
+        part=part_of(SmolVLMForConditionalGeneration, "model.vision_model", "model.connector"),
+        video="<video>",
     ),
     projector=lambda config: spec_of(projector_form(SmolVLMConnector, config)),
     projector_weights=r"(^|\.)connector\.",

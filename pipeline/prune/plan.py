@@ -6,6 +6,7 @@ from pipeline.budget import parse_budget
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.corpus.resolve import CorpusInput, resolve_corpus
 from pipeline.families.checkpoint import identity, open_checkpoint
+from pipeline.families.loading import check_buildable
 from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.select import SelectSettings, resolve_estimator
 from pipeline.prune.settings import PruneSettings
@@ -45,9 +46,10 @@ def plan(settings: PruneSettings) -> Plan:
     """
     inputs = resolve_corpus(settings.corpus)
     checkpoint, family = open_checkpoint(settings.model)
+    check_buildable(checkpoint)
     estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
     family.preparer(checkpoint)  # so that a wrong image processor shows before any work
-    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint.config)
+    dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="prune",
         schema_version=SCHEMA_VERSION,

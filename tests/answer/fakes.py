@@ -70,7 +70,7 @@ class FakeAnswerer:
 
     def __init__(self, context: int | None = None) -> None:
         self.model = FakeModel(context)
-        self.shares_beginnings = True
+        self.shares_beginnings = self.takes_padding = True
         self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f" {' '.join(map(str, ids))} ")
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:

@@ -24,7 +24,9 @@ def test_replies_come_in_the_order_of_the_questions(answerer):
         (word * 3, FinishReason.LENGTH),
         (word * 3, FinishReason.LENGTH),
     ]
-    assert [r.text for r in replies] == ["7 7 7", "7", "7 7 7", "7 7 7"]
+    assert [r.text for r in replies] == [" 7 7 7 ", " 7 1 ", " 7 7 7 ", " 7 7 7 "], (
+        "what the tokenizer decodes, end included"
+    )
     assert {r.message for r in replies} == {None}
     assert all(r.seconds > 0 for r in replies)
 
@@ -82,6 +84,12 @@ def test_settings_that_look_at_the_prompt_take_one_at_a_time(answerer):
     assert [len(rows) for rows in rows_of_batches(answerer)] == [1, 1]
 
 
+def test_a_model_that_takes_no_padding_takes_one_at_a_time(answerer):
+    answerer.takes_padding = False
+    TransformersEngine(answerer, batch_size=8).answer([question("2"), question("4")], max_new_tokens=1)
+    assert [len(rows) for rows in rows_of_batches(answerer)] == [1, 1]
+
+
 @pytest.mark.parametrize(("new_tokens", "batches"), [(5, [3]), (6, [2, 1]), (60, [1, 1, 1])])
 def test_texts_that_reach_the_limit_of_a_rotation_run_alone(answerer, monkeypatch, new_tokens, batches):
     """The last positions are below 103, 103 and 104: text, image and 100 tokens before pruning."""
@@ -99,7 +107,7 @@ def test_a_refused_prompt_costs_the_others_nothing(answerer):
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
     first, second, third = engine.answer([question("2"), question("no!"), question("4")], max_new_tokens=2)
     assert second == Reply(None, (), FinishReason.REFUSED, 0.0, "no! can't be posed")
-    assert (first.text, third.text) == ("7 7", "7 7")
+    assert (first.text, third.text) == (" 7 7 ", " 7 7 ")
     assert [len(rows) for rows in rows_of_batches(answerer)] == [2]
 
 

@@ -23,7 +23,7 @@ from pipeline.prune.select import SelectSettings, select_tokens
 from schemas.columns import schema_of, table_of
 from schemas.selections import SelectionRow
 from schemas.stored import StoredSelection
-from tests.families.models import TINY, Tiny, build
+from tests.families.models import MORE, TINY, Tiny, build
 
 SIZES = [(64, 48), (90, 30), (33, 100), (56, 56), (121, 70)]  # width, height
 ALL = Budget("all")
@@ -132,14 +132,15 @@ class Case:
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """The case of a family by name."""
+    """The case of a family, or of another model of one, by name."""
     cases: dict[str, Case] = {}
 
     def get(name: str) -> Case:
         if name not in cases:
             folder = tmp_path_factory.mktemp(name)
             images = [picture(seed, size) for seed, size in enumerate(SIZES)]
-            cases[name] = Case(TINY[name], folder, build(TINY[name], folder), images)
+            tiny = {**TINY, **MORE}[name]
+            cases[name] = Case(tiny, folder, build(tiny, folder), images)
         return cases[name]
 
     return get

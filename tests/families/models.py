@@ -39,6 +39,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -334,6 +335,57 @@ TINY = {
             linear=True,
         ),
     )
+}
+
+
+def _llava_siglip(strategy: str) -> LlavaConfig:
+    return LlavaConfig(
+        vision_config={**SIGLIP, "vision_use_head": False},
+        text_config={"model_type": "llama", **TEXT},
+        image_token_index=_token("<image>"),
+        vision_feature_select_strategy=strategy,
+    )
+
+
+# Other models of the same families, on which answers are compared as well.
+MORE = {
+    "llava-siglip-full": Tiny(
+        "llava",
+        LlavaForConditionalGeneration,
+        lambda: _llava_siglip("full"),
+        lambda: SiglipImageProcessorPil(size=SQUARE["size"]),
+        "<image>",
+        "<image>",
+    ),
+    "llava-siglip-default": Tiny(
+        "llava",
+        LlavaForConditionalGeneration,
+        lambda: _llava_siglip("default"),
+        lambda: SiglipImageProcessorPil(size=SQUARE["size"]),
+        "<image>",
+        "<image>",
+    ),
+    "llava-padded": Tiny(
+        "llava",
+        LlavaForConditionalGeneration,
+        _llava,
+        lambda: LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE["crop_size"], do_pad=True),
+        "<image>",
+        "<image>",
+    ),
+    "llava-two-layers": Tiny(
+        "llava",
+        LlavaForConditionalGeneration,
+        lambda: LlavaConfig(
+            vision_config=CLIP,
+            text_config={"model_type": "llama", **TEXT},
+            image_token_index=_token("<image>"),
+            vision_feature_layer=[-2, -1],
+        ),
+        lambda: CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE["crop_size"]),
+        "<image>",
+        "<image>",
+    ),
 }
 
 

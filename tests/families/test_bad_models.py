@@ -1,5 +1,6 @@
 """Wrong or damaged checkpoints: one clear sentence each; and only the part that is needed is ever loaded."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
 from pipeline.families.checkpoint import identity, open_checkpoint
+from pipeline.families.loading import check_buildable
 from pipeline.prune.select import resolve_estimator
-from tests.families.models import TINY
+from tests.families.models import SIGLIP, TINY
 
 CPU = torch.device("cpu")
 
@@ -103,6 +106,75 @@ def test_llava_configs_that_are_not_handled_say_why(copy_of, changes, message):
     change_config(folder, **changes)
     with pytest.raises(UserError, match=message):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_a_grid_that_lacks_a_patch_is_refused_as_the_model_refuses_it(copy_of, case, name):
+    folder = copy_of(name)
+    tower = {**SIGLIP, "vision_use_head": False}
+    change_config(folder, vision_feature_select_strategy="default", vision_config=tower)
+    with pytest.raises(UserError, match="leaves out the first patch of a SigLIP tower"):
+        open_checkpoint(str(folder))
+    stock = TINY[name].stock(AutoConfig.from_pretrained(folder))
+    with pytest.raises((ValueError, RuntimeError)), torch.no_grad():
+        stock.model.get_image_features(**case(name).pixel_inputs(case(name).images[0]))
+
+
+@pytest.mark.parametrize("where", ["quantization_config", "text_config", "vision_config"])
+def test_quantised_weights_are_refused_by_name(copy_of, where):
+    folder = copy_of("llava")
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config[where], "quantization_config": quantised} if where in config else quantised
+    change_config(folder, **{where: changed})
+    with pytest.raises(UserError, match=r"config\.json has a quantization_config \(bitsandbytes\); weights are loaded"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(("file", "key"), [("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer"),
+                                           ("preprocessor_config.json", "AutoImageProcessor")])  # fmt: skip
+def test_code_of_a_checkpoint_is_never_asked_about(copy_of, monkeypatch, file, key):
+    """Transformers would ask on the terminal whether to run it."""
+    folder = copy_of("llava")
+    (folder / "code.py").write_text("raise SystemExit('ran')\n")
+    data = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    named = {"model_type": "of_its_own", "tokenizer_class": "OfItsOwn", "image_processor_type": "OfItsOwn"}
+    (folder / file).write_text(json.dumps({**data, **named, "auto_map": {key: ["code.C", None]}}))
+    if key == "AutoConfig":
+        (folder / file).write_text(json.dumps({**data, **named, "auto_map": {key: "code.C"}}))
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "n")
+    if key == "AutoConfig":
+        with pytest.raises(UserError, match=r"config\.json \(auto_map\) asks for code of its own to be run"):
+            open_checkpoint(str(folder))
+    else:
+        checkpoint, family = open_checkpoint(str(folder))
+        with contextlib.suppress(UserError):
+            family.preparer(checkpoint)
+        with contextlib.suppress(UserError):
+            family.answerer(checkpoint, CPU, torch.float32)
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])
+@pytest.mark.parametrize("pad", [4000, -4000])
+def test_a_pad_token_that_is_none_is_one_sentence_before_any_work(copy_of, name, pad):
+    folder = copy_of(name)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change_config(folder, text_config={**text, "pad_token_id": pad}, pad_token_id=pad)
+    checkpoint, _ = open_checkpoint(str(folder))
+    message = f"pad_token_id in its config.json is {pad}, which is no token of its vocabulary of {text['vocab_size']};"
+    with pytest.raises(UserError, match=message) as caught:
+        check_buildable(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_describes_no_model_is_one_sentence(copy_of):
+    folder = copy_of("llava")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change_config(folder, text_config={**text, "hidden_act": "of_its_own"})
+    with pytest.raises(UserError, match=r"no model can be built of its config\.json \(KeyError: "):
+        check_buildable(open_checkpoint(str(folder))[0])
 
 
 @pytest.mark.parametrize("name", TINY)

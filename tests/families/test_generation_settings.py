@@ -204,6 +204,26 @@ def test_ends_and_padding_of_every_kind(with_settings, tokens):
     assert answers(case, folder, PROMPTS) == untouched(case, folder, PROMPTS)
 
 
+@torch.no_grad()
+def test_the_text_is_what_the_untouched_model_decodes(with_settings):
+    """The ends are words here, no special tokens, and stay in the text."""
+    case, folder = with_settings("llava", eos_token_id=MANY_ENDS)
+    checkpoint, family = open_checkpoint(str(folder))
+    answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
+    asked = [(1, prompt) for prompt in PROMPTS]
+    replies = case.replies(asked, case.kept(Budget("all")), batch_size=32, max_new_tokens=NEW_TOKENS, answerer=answerer)
+    stock = case.tiny.stock.from_pretrained(folder).eval()
+    for reply, prompt in zip(replies, PROMPTS, strict=True):
+        ids = stock_ids(case, prompt, case.images[1], range(len(flat_features(case, 1))))
+        output = stock.generate(
+            input_ids=ids, do_sample=False, max_new_tokens=NEW_TOKENS, **case.pixel_inputs(case.images[1])
+        )
+        made = output[0, ids.shape[1] :]
+        assert reply.text == answerer.tokenizer.decode(made, skip_special_tokens=True)
+        assert (reply.finish_reason == "stop") == (int(made[-1]) in MANY_ENDS)
+    assert "stop" in {reply.finish_reason for reply in replies}
+
+
 @pytest.mark.parametrize("setting", REFUSED)
 def test_what_cannot_be_followed_is_refused_by_name(with_settings, setting):
     _, folder = with_settings("llava", **{setting: REFUSED[setting]})

@@ -47,6 +47,18 @@ def test_places_cover_the_grid_once(case, name):
         assert sorted(in_grid) == [(row, col) for row in range(rows) for col in range(cols)]
 
 
+def test_a_first_patch_that_the_model_leaves_out_has_no_place(case):
+    """LLaVA with a SigLIP tower and `default`: the first token is a patch there, and the model drops it."""
+    case = case("llava-siglip-default")
+    everything = [(row, col) for row in range(4) for col in range(4)]
+    for number, image in enumerate(case.encoded):
+        assert [tuple(place) for place in image.places()[:, 1:].tolist()] == everything[1:]
+        tower = case.stock.model.vision_tower(**case.pixel_inputs(case.images[number]), output_hidden_states=True)
+        assert torch.equal(image.features_ND, tower.hidden_states[-2][0, 1:])
+    ranking = case.rows("uniform_grid")[0]["ranking"]
+    assert sorted(ranking) == list(range(15))
+
+
 def test_next_tokens_are_those_of_their_tiles(case):
     case = case("llava_next")
     side, size = 4, 28
@@ -77,7 +89,7 @@ def _effective(pin: list[int], height: int, width: int) -> int:
     return min(int(width * scale) * int(height * scale), width * height)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "llava-siglip-default"])
 def test_the_tokens_view_tells_the_same_places(case, name):
     case = case(name)
     rows = [{**dict.fromkeys(SELECTIONS.names), **row} for row in case.rows()]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.budget import Budget
 from pipeline.families import family_of
 from pipeline.families.base import KeptImage
-from tests.families.models import TINY, tokenizer
+from tests.families.models import MORE, TINY, tokenizer
 
 NEW_TOKENS = 32
 PROMPTS = ["what is this", "how many red w3 in the picture", "w9", "what colour <image> of w1 w2 w3", "w5 w6 w7 w8"]
@@ -71,7 +71,7 @@ def answers(case: Any, kept: dict[str, KeptImage], positions: str | None = None)
     return [list(reply.token_ids) for reply in replies]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *MORE])
 def test_with_all_tokens_answers_are_the_stock_models_own(case, name):
     case = case(name)
     got = answers(case, case.kept(Budget("all")))
@@ -87,7 +87,7 @@ def test_with_all_tokens_answers_are_the_stock_models_own(case, name):
     assert len({tuple(tokens) for tokens in expected}) > len(case.images)  # image and prompt both matter
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *MORE])
 @pytest.mark.parametrize("budget", [Budget("count", 3), Budget("ratio", 0.4)], ids=["count", "ratio"])
 def test_pruned_answers_are_those_of_pruning_by_hand(case, name, budget):
     case = case(name)
@@ -98,7 +98,7 @@ def test_pruned_answers_are_those_of_pruning_by_hand(case, name, budget):
     assert got != answers(case, case.kept(Budget("all")))
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "original" in family_of(name).positions])
+@pytest.mark.parametrize("name", [*(name for name in TINY if "original" in family_of(name).positions), *MORE])
 def test_original_positions_are_those_before_pruning(case, name):
     case = case(name)
     kept = case.kept(Budget("count", 3))

@@ -8,10 +8,10 @@ from transformers import CLIPImageProcessorPil
 
 from pipeline.families.base import UnusableImageError
 from pipeline.families.processing import MAX_RESIZED_PIXELS, check_resized_size, normalised
-from tests.families.models import TINY
+from tests.families.models import MORE, TINY
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *MORE])
 def test_prepared_pixels_give_the_processors_own_bits(case, name):
     case = case(name)
     processor = case.tiny.processor()
@@ -39,6 +39,28 @@ def test_absurd_sizes_are_refused_or_bounded(case, name, size):
             preparer.prepare(image)
     else:
         assert preparer.prepare(image).size <= 3 * MAX_RESIZED_PIXELS
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_too_little_memory_is_not_blamed_on_the_image(case, name, monkeypatch):
+    """It goes on to the read stage, which files it as `out_of_memory` for a redo to take up."""
+    checkpoint, family = case(name).opened
+    preparer = family.preparer(checkpoint)
+
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(type(preparer._processor), "resize", run_out)
+    with pytest.raises(MemoryError):
+        preparer.prepare(Image.new("RGB", (90, 30)))
+
+
+def test_an_image_is_not_padded_to_a_square_at_any_price(case):
+    checkpoint, family = case("llava-padded").opened
+    preparer = family.preparer(checkpoint)
+    assert preparer.prepare(Image.new("RGB", (3000, 1))).shape == (3, 28, 28)
+    with pytest.raises(UnusableImageError, match=r"20000 x 1 would be padded to 400,000,000 pixels; at most"):
+        preparer.prepare(Image.new("RGB", (20000, 1)))
 
 
 def test_a_shortest_edge_is_not_brought_to_size_at_any_price():

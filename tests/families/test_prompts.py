@@ -1,5 +1,8 @@
 """Text is text: a prompt is answered as the untouched model would answer it, or refused alone with a reason."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +10,17 @@ import torch
 
 from pipeline.answer.engine import Reply
 from pipeline.budget import Budget
+from pipeline.families.checkpoint import open_checkpoint
 from tests.families.models import SPECIAL, TINY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 
 NEW_TOKENS = 6
+# What stands for images or videos in the model's own processor, beside the placeholder that says where the image goes.
+REFUSED = {
+    **{key: {"<|video_pad|>"} for key in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{key: {"<video>"} for key in ("internvl", "llava_onevision", "smolvlm")},
+    "gemma3": {"<image_soft_token>"},
+}
 HARMLESS = ["what is this", "w9 w1"]
 
 
@@ -46,11 +56,27 @@ def test_special_tokens_in_a_prompt_never_cost_more_than_that_prompt(case, name)
             assert row.token_ids == untouched(case, prompt), prompt
             assert row.message is None
     refused = {prompt.split()[1] for prompt, row in zip(odd, rows[len(HARMLESS) :], strict=True) if row.message}
-    assert refused <= {"<image_soft_token>", "<video>", "<|video_pad|>"}
-    if name == "gemma3":
-        assert refused == {"<image_soft_token>"}
-    if name.startswith("qwen"):
-        assert "<|video_pad|>" in refused
+    assert refused == REFUSED.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "smolvlm"])
+def test_a_video_is_refused_whatever_the_config_says_of_it(case, name, tmp_path):
+    """The model's own processor goes by the text: it asks for a video wherever the text has its placeholder."""
+    case = case(name)
+    folder = Path(shutil.copytree(case.folder, tmp_path / name))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("video_token_id", "video_token_index"):
+        if key in config:
+            config[key] = 7  # of another word
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint, family = open_checkpoint(str(folder))
+    answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
+    (video,) = REFUSED[name]
+    rows = posed(case, ["w1", f"w3 {video} w4", "w2"], answerer)
+    assert [row.finish_reason for row in rows] == ["length", "refused", "length"]
+    assert rows[1].message == (
+        f"the prompt's own text holds {video!r}, which stands for a video; a prompt is about one image"
+    )
 
 
 @pytest.mark.parametrize("name", TINY)

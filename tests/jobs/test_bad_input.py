@@ -1,5 +1,6 @@
 """Every mistake a user makes at the command line: one clear sentence, exit status 2, no traceback, nothing written."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,31 @@ def test_exit_status_and_no_traceback(job, tmp_path):
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_wants_its_own_code_run_is_refused_without_a_question(tmp_path):
+    model = Path(shutil.copytree(REPO / MODEL, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config.update(model_type="of_its_own", auto_map={"AutoConfig": "code.Config"})
+    (model / "config.json").write_text(json.dumps(config))
+    arguments = prune_arguments(tmp_path, model=str(model))
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.prune_corpus", *arguments], cwd=REPO, capture_output=True, text=True, input="y\n"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --model {model}: its config.json (auto_map) asks for code")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_any_work(tmp_path):
+    model = Path(shutil.copytree(REPO / MODEL, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["pad_token_id"] = 1 << 20
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"pad_token_id in its config\.json is 1048576, which is no token"):
+        prune_corpus.main(prune_arguments(tmp_path, model=str(model)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_left_out_or_not_quoted(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageFile
+from transformers.image_utils import load_image
 
 from pipeline.corpus.decode import MAX_PIXELS, DecodeError, decode_image, image_size
 from pipeline.prune import read
@@ -57,6 +58,31 @@ def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
     image = decode_image(encoded(Image.fromarray(values), "PNG"))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    image = decode_image(encoded(Image.fromarray(values), "PPM"))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_twelve_bits_are_scaled_by_their_own_depth():
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((1, 4), np.uint16)).save(stream, "TIFF")
+    data = bytearray(stream.getvalue())
+    with Image.open(io.BytesIO(data)) as image:
+        strip = image.tag_v2[273][0]
+    entry = data.index(bytes.fromhex("020103000100000010000000"))  # BitsPerSample: one short, 16
+    data[entry + 8] = 12
+    data[strip : strip + 6] = bytes.fromhex("000 0ff 800 fff".replace(" ", ""))
+    counts = data.index(bytes.fromhex("170104000100000008000000"))  # StripByteCounts
+    data[counts + 8] = 6
+    assert np.asarray(decode_image(bytes(data)))[0, :, 0].tolist() == [0, 15, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bits_are_what_transformers_own_loader_gives(dtype):
+    values = np.array([[-5, 0, 1, 127, 200.6, 255, 256, 70000]]).astype(dtype)
+    data = encoded(Image.fromarray(values), "TIFF")
+    expected = load_image(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(decode_image(data)), np.asarray(expected))
+    assert np.asarray(expected)[0, :4, 0].tolist() == [0, 0, 1, 127]
 
 
 def test_an_animation_gives_its_first_frame():
