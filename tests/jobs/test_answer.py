@@ -91,13 +91,17 @@ def answerable(pruned: Path) -> list[dict]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, raw_images, tiny_llava, tmp_path):
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_keep_all_equals_the_untouched_model_on_every_prompt(step, pruned_all, raw_images, tiny_llava, tmp_path):
+    """Of every third image, which the slow form makes every image."""
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
+    chosen = set(sorted({prompt["image_id"] for prompt in prompts})[::step])
     answers = answers_of(pruned_all, tmp_path / "all", tiny_llava, {"tokens": "all", "workers": 2})
     assert {row["tokens"] for row in answers.values()} == {256}
-    expected = untouched_answers(tiny_llava, prompts, raw_images)
-    assert answers.keys() == expected.keys()
+    assert answers.keys() == {prompt["prompt_id"] for prompt in prompts}
+    expected = untouched_answers(tiny_llava, [p for p in prompts if p["image_id"] in chosen], raw_images)
+    assert len(expected) > 1600 // step * 0.9
     different = [i for i, tokens in expected.items() if answers[i]["answer_tokens"] != tokens]
     assert different == []
 

@@ -75,7 +75,7 @@ prune("auto", batch_size="auto", **one)
 prune("half", device="cpu", gpus_per_worker=0.5, workers=2)  # as many workers as CPUs
 prune("three", gpus_per_worker=3.0)
 answer("answers-auto", **one)
-answer("answers-half", device="cpu", gpus_per_worker=0.5, workers=2)
+answer("answers-half", device="cpu", gpus_per_worker=0.5, **one)
 if not torch.cuda.is_available():
     prune("cuda", device="cuda", **one)
 print(json.dumps(found))
