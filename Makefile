@@ -13,7 +13,7 @@ STAMP       := $(VENV)/.installed
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
+.PHONY: help install test test-fast test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -35,6 +35,9 @@ test: $(STAMP)   ## run the whole suite (without the slow marker)
 
 test-fast: $(STAMP) ## the tests of parts, without Ray and whole jobs: the inner loop
 	$(PYTEST) -m "not slow and not ray and not job"
+
+test-slow: $(STAMP) ## the long forms of tests, but for the fault suite (`make faults`)
+	$(PYTEST) -m slow --ignore=tests/faults
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .
