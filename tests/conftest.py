@@ -2,9 +2,9 @@
 
 `make test` runs some processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly
 artifacts are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
-`tests/in_this_process.py`, and carry the marker `job`, which is set here by their fixtures. Tests on Ray carry the
-marker `ray`: those that take the fixture `ray_session` get it here, those that start a program which starts Ray carry
-it themselves.
+`tests/in_this_process.py`. Tests on Ray carry the marker `ray`: those that take the fixture `ray_session` get it here,
+those that start a program which starts Ray carry it themselves. The marker `long` keeps tests out of `make test-fast`:
+whole jobs, and of the tests that run for every model family all but two, get it here.
 """
 
 import fcntl
@@ -24,10 +24,12 @@ from PIL import Image
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
 
 from jobs.console import quiet_libraries
+from pipeline.families import FAMILIES
 from tests.in_this_process import in_this_process
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent
+FURTHER_FAMILIES = {*FAMILIES} - {"llava", "qwen2_5_vl"}
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 quiet_libraries()
 
@@ -35,11 +37,14 @@ quiet_libraries()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests on Ray and tests of jobs, and begin with their files: short ones fill up what processes have left."""
     for item in items:
-        for fixture, marker in (("ray_session", "ray"), ("without_ray", "job")):
+        for fixture, marker in (("ray_session", "ray"), ("without_ray", "long")):
             if fixture in item.fixturenames:  # type: ignore[attr-defined]
                 item.add_marker(marker)
-    long_files = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("job")}
-    items.sort(key=lambda item: item.path not in long_files)
+        of = getattr(item, "callspec", None)
+        if item.path.parent.name == "families" and of and FURTHER_FAMILIES & set(of.id.split("-")):
+            item.add_marker("long")
+    on_ray, long = ({item.path for item in items if item.get_closest_marker(name)} for name in ("ray", "long"))
+    items.sort(key=lambda item: (item.path not in on_ray, item.path not in long))
 
 
 @pytest.fixture(autouse=True)

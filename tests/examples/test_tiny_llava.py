@@ -16,6 +16,8 @@ from scenes import NUM_TOKENS
 from train_language import random_subset
 from transformers import AutoImageProcessor, AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 _NUM_CORPUS_IMAGES = 25
 
 

@@ -97,7 +97,7 @@ def test_keep_all_equals_the_untouched_model_on_every_prompt(step, pruned_all, r
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
     chosen = set(sorted({prompt["image_id"] for prompt in prompts})[::step])
-    answers = answers_of(pruned_all, tmp_path / "all", tiny_llava, {"tokens": "all", "workers": 2})
+    answers = answers_of(pruned_all, tmp_path / "all", tiny_llava, {"tokens": "all", "workers": 1})
     assert {row["tokens"] for row in answers.values()} == {256}
     assert answers.keys() == {prompt["prompt_id"] for prompt in prompts}
     expected = untouched_answers(tiny_llava, [p for p in prompts if p["image_id"] in chosen], raw_images)

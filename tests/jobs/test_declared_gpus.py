@@ -77,7 +77,7 @@ prune("three", gpus_per_worker=3.0)
 answer("answers-auto", **one)
 answer("answers-half", device="cpu", gpus_per_worker=0.5, **one)
 if not torch.cuda.is_available():
-    prune("cuda", device="cuda", **one)
+    answer("cuda", device="cuda", **one)
 print(json.dumps(found))
 """
 SIZES = [1, 1, 7, 3, 1, 20, 2, 1]

@@ -86,9 +86,9 @@ def streams(_process: int, output: Path) -> bool:
     ("moment", "number", "times"),
     [
         (maps_torch, signal.SIGINT, 1),
-        (starts_ray, signal.SIGTERM, 1),
+        pytest.param(starts_ray, signal.SIGTERM, 1, marks=pytest.mark.slow),
         (starts_ray, signal.SIGINT, 1),
-        (indexes, signal.SIGTERM, 1),
+        pytest.param(indexes, signal.SIGTERM, 1, marks=pytest.mark.slow),
         (streams, signal.SIGINT, 2),
     ],
 )

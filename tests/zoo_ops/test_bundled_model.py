@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from zoo_ops import draw_directions, estimate_sensitivity, rank_tokens, spearman
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "tiny-llava"
 NUM_DIRECTIONS, STEP_SIZE = 64, 0.01
