@@ -12,6 +12,8 @@ from settle_tower import SettleSettings, TowerSettler
 from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset
 from train_tower import TowerSettings, TowerTrainer
 
+pytestmark = pytest.mark.long
+
 _NUM_SCENES = 12
 
 
@@ -46,8 +48,6 @@ def _tower(work_dir: Path) -> TowerTrainer:
 def test_resumed_training_ends_with_the_same_bits(
     scenes_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-pytestmark = pytest.mark.long
     monkeypatch.setattr(tiny_model, "NUM_THREADS", 1)
     whole, parts = _work_dir(tmp_path / "whole", scenes_dir), _work_dir(tmp_path / "parts", scenes_dir)
     _tower(whole).run()
