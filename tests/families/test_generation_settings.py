@@ -19,6 +19,8 @@ from pipeline.families.generation_settings import check_generation
 from tests.families.models import TINY, VOCABULARY
 from tests.families.test_parity import flat_features, stock_ids, token_types
 
+pytestmark = pytest.mark.long
+
 NEW_TOKENS = 12
 PROMPTS = ["what is this", "how many red w3 in the picture of this", "w9", "w5 w6 w7 w5 w6 w7 w5 w6"]
 
