@@ -35,7 +35,8 @@ def work(settings: AnswerSettings) -> int:
 
     result = answer_corpus(settings, say)
     if result.shards_done:
-        say(f"answered {counted(result.prompts, 'prompts')} in {counted(result.shards_done, 'shards')}")
+        refused = f", {result.refused:,} of them refused" if result.refused else ""
+        say(f"answered {counted(result.prompts, 'prompts')} in {counted(result.shards_done, 'shards')}{refused}")
     if not (result.failures or result.stopped_by):
         say(f"the answers lie in {settings.output}")
     table = accuracy(connect(Path(settings.pruned), [Path(settings.output)]))

@@ -37,7 +37,8 @@ def work(settings: PruneSettings) -> int:
         say(f"pruned {images} in {shards}, {counted(result.errors, 'errors')}")
     if result.shards_done and not (result.failures or result.left_out or result.stopped_by):
         say(f"the output lies in {settings.output}")
-    nothing = None if result.usable else "error: not one input could be used; the errors table says why of each"
+    told_already = result.usable or result.failures or result.left_out
+    nothing = None if told_already else "error: not one input could be used; the errors table says why of each"
     return exit_status(result.failures, result.stopped_by, len(result.left_out), all_failed=nothing)
 
 

@@ -193,7 +193,8 @@ def read_index(store: Store) -> Index | None:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{store.locate(_RECORD)} was truncated, altered or written by another version ({error}); "
-            "choose another --output"
+            f"if that was not another version, remove {store.locate(FOLDER)} and prune again: it is made anew of the "
+            "same corpus, and the shards stay"
         ) from error
 
 

@@ -30,6 +30,7 @@ _READ_BYTES = 8 << 20
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100 << 20
+_MOST_SAID = 300  # characters of a library's own message
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors names them
 
 
@@ -51,13 +52,14 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     as_written = _config_as_written(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # it checks values by computing with them, and raises many unrelated types
         if "auto_map" in as_written:
             raise UserError(
                 f"--model {name}: its config.json (auto_map) asks for code of its own to be run, which is never done; "
                 "use a checkpoint in the form of Transformers' own models"
             ) from error
-        raise UserError(f"--model {name}: config.json can't be used ({first_line(error)})") from error
+        said = " ".join(str(error).split())[:_MOST_SAID]
+        raise UserError(f"--model {name}: config.json can't be used ({type(error).__name__}: {said})") from error
     family = family_of(config.model_type)
     if family is None:
         raise UserError(
@@ -67,6 +69,10 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     reason = _quantised(as_written) or family.refusal(config)
     if reason is not None:
         raise UserError(f"--model {name}: {reason}")
+    if not isinstance(config.image_token_id, int) or config.image_token_id < 0:
+        raise UserError(
+            f"--model {name}: the image token in its config.json is {config.image_token_id!r}, no token's id"
+        )
     if (path / "adapter_config.json").exists():
         raise UserError(
             f"--model {name}: adapter_config.json lies beside its weights; adapters are not applied, merge it into the "
@@ -274,6 +280,8 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
 def _digest_json(file: Path) -> str:
     try:
         data = json.loads(file.read_bytes())
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read as JSON ({error})") from error
     for volatile in ("transformers_version", "_name_or_path"):

@@ -47,6 +47,7 @@ _ALONE = {
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     *("bad_words_ids", "sequence_bias", "min_length", "forced_bos_token_id", "watermarking_config"),
 }
+_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 _SAME_AS_NONE = {"guidance_scale": 1, "penalty_alpha": 0}
 
 
@@ -69,6 +70,7 @@ def check_generation(checkpoint: Checkpoint) -> None:
         raise UserError(f"--model {checkpoint.name}: {file.name} can't be used ({first_line(error)})") from error
     settings = _settings_in_force(config)
     refused = sorted(settings.keys() - _WITHOUT_EFFECT - _ROW_BY_ROW - _ALONE)
+    refused += sorted(name for name in _TOKENS & settings.keys() if not _are_tokens(settings[name]))
     if settings.get("cache_implementation") == "quantized":
         refused.append("cache_implementation")
     if "exponential_decay_length_penalty" in settings and "eos_token_id" not in settings:
@@ -90,6 +92,11 @@ def end_tokens(config: GenerationConfig) -> list[int]:
     """Token ids that end an answer; empty where nothing but its length does."""
     ends = config.eos_token_id
     return [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [int(ends)]
+
+
+def _are_tokens(value: Any) -> bool:
+    """Whether it is a token's id, or a list of some."""
+    return all(type(one) is int for one in (value if isinstance(value, list) else [value]))
 
 
 def _settings_in_force(config: GenerationConfig) -> dict[str, Any]:

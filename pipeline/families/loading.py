@@ -130,7 +130,7 @@ def load_part(part: type[Any], checkpoint: Checkpoint, device: torch.device, dty
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # a TypeError: one of its JSON files holds no object
         raise UserError(f"--model {checkpoint.name}: its weights can't be loaded ({first_line(error)})") from error
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])

@@ -35,7 +35,7 @@ def image_processor(checkpoint: Checkpoint, kinds: Sequence[str]) -> Any:
     """
     try:
         processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil", trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise UserError(
             f"--model {checkpoint.name}: its image processor can't be used ({first_line(error)})"
         ) from error

@@ -291,3 +291,32 @@ def test_a_checkpoint_without_tokenizer_is_refused(copy_of):
     checkpoint, family = open_checkpoint(str(folder))
     with pytest.raises(UserError, match="its tokenizer can't be used"):
         family.answerer(checkpoint, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float7"}, "config.json can't be used .*float7"),
+        ({"vision_feature_layer": None}, "config.json can't be used .*vision_feature_layer"),
+        ({"vision_config": "x"}, "config.json can't be used .*vision_config"),
+        ({"vision_feature_select_strategy": "odd"}, "config.json can't be used .*vision_feature_select_strategy"),
+        ({"image_token_index": "4"}, "config.json can't be used .*image_token_index"),
+        ({"image_token_index": -1}, "its config.json is -1, no token's id"),
+    ],
+)
+def test_values_of_a_config_that_mean_nothing_are_one_sentence(copy_of, changes, message):
+    folder = copy_of("llava")
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        open_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_no_object_is_one_sentence(copy_of):
+    folder = copy_of("llava")
+    (folder / "generation_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="its weights can't be loaded"):
+        encoder(folder)
+    (folder / "preprocessor_config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"preprocessor_config\.json can't be read as JSON \(it holds no object\)"):
+        identity(*open_checkpoint(str(folder)))

@@ -306,3 +306,9 @@ def test_texts_beyond_the_limit_of_the_rotation(with_settings, name, rope, limit
 def test_the_checkpoint_of_another_name_is_named(tmp_path):
     with pytest.raises(UserError, match=r"--model nowhere: config\.json can't be used"):
         check_generation(Checkpoint(tmp_path, "nowhere", None))
+
+
+def test_an_end_that_is_no_tokens_id_is_refused(with_settings):
+    _, folder = with_settings("llava", eos_token_id="2")
+    with pytest.raises(UserError, match="eos_token_id = '2'"):
+        check_generation(open_checkpoint(str(folder))[0])

@@ -225,6 +225,19 @@ def test_a_job_whose_every_input_failed_has_status_1(tmp_path, jpeg, tiny_llava,
     assert job.main([*command, "--redo-errors"]) == 0
 
 
+@pytest.mark.usefixtures("work_here")
+def test_shards_that_were_all_given_up_are_not_called_unusable_inputs(tmp_path, jpeg, tiny_llava, capsys):
+    manifest = write_manifest(tmp_path / "c", jpeg, 3, range(3))
+    model = shutil.copytree(tiny_llava, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -99}))
+    command = ["--corpus", str(manifest), "--model", str(model), "--output", str(tmp_path / "out"), "--retries", "0"]
+    assert job.main(command) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "1 shard was given up: 0; tracebacks are in _failures/" in told
+    assert not any("not one input" in line for line in told)
+
+
 @pytest.mark.parametrize("harm", ["empty the manifest", "copy a record", "alter a copy", "lose the manifest"])
 @pytest.mark.parametrize("verify", [False, True])
 def test_manifests_and_stray_records_are_mended(pruned_64, prune, tmp_path, harm, verify):
