@@ -30,7 +30,8 @@ import torch
 from benchmarks.ops import environment
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation
-from pipeline.index.build import SHARDS_PER_FILE, assign_shards
+from pipeline.index.assign import assign_shards
+from pipeline.index.build import SHARDS_PER_FILE
 from pipeline.storage import LocalStore
 from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry

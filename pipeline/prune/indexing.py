@@ -2,31 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, drop_generation, read_index, unindexed_inputs
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.errors import UserError
-from pipeline.index.build import PixelBound, extend_index
-from pipeline.prune.read import preparer_of
+from pipeline.index.assign import PixelBound
+from pipeline.index.build import extend_index
+from pipeline.prune.read import prepared_bytes
 from pipeline.prune.settings import PruneSettings
 from pipeline.prune.stages import share_that_failed, too_many_fail
 from schemas.statuses import why_not_posed
 from schemas.wording import counted
 
 MAX_TOLD = 10  # input files told one by one
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedBytes:
-    """The bytes that images' prepared pixels take, as the model's preparer says."""
-
-    model: str
-
-    def __call__(self, width: int, height: int) -> int:
-        """Of an image of this size."""
-        return preparer_of(self.model).prepared_bytes(width, height)
 
 
 def known(artifact: Artifact, inputs: list[CorpusInput]) -> tuple[Index | None, list[CorpusInput]]:
@@ -68,7 +58,7 @@ def complete_index(
         new_inputs,
         shard_size=settings.shard_size,
         limit=settings.limit,
-        bound=PixelBound(settings.shard_bytes, PreparedBytes(model)),
+        bound=PixelBound(settings.shard_bytes, partial(prepared_bytes, model)),
         say=say,
     )
     new = index.generations[-1]

@@ -109,3 +109,8 @@ def preparer_of(model: str) -> Preparer:
     """The preparer of a checkpoint, loaded once a process."""
     checkpoint, family = open_checkpoint(model)
     return family.preparer(checkpoint)
+
+
+def prepared_bytes(model: str, width: int, height: int) -> int:
+    """The bytes that the prepared pixels of an image of this size take, as the checkpoint's preparer says."""
+    return preparer_of(model).prepared_bytes(width, height)

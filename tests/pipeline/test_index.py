@@ -17,7 +17,8 @@ from pipeline.artifact.index import Index, read_index, unindexed_inputs
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from pipeline.index import build as build_module
-from pipeline.index.build import PixelBound, extend_index
+from pipeline.index.assign import PixelBound
+from pipeline.index.build import extend_index
 from pipeline.storage import LocalStore
 from schemas.columns import table_of
 from schemas.samples import Sample
@@ -330,7 +331,7 @@ import resource, signal
 from pathlib import Path
 from pipeline.artifact.index import Generation
 from pipeline.errors import UserError
-from pipeline.index.build import assign_shards
+from pipeline.index.assign import assign_shards
 from pipeline.storage import LocalStore
 store = LocalStore({str(tmp_path / "out")!r})
 units = [entry.key for entry in store.list("units/")]
