@@ -94,7 +94,7 @@ class TransformersEngine:
         if self._context is not None and len(token_ids) > self._context:
             raise UnusablePromptError(
                 f"the prompt has {len(token_ids):,} tokens with its image, the model takes {self._context:,} "
-                "(max_position_embeddings)"
+                "(max_position_embeddings); shorten it, or answer with fewer --tokens"
             )
         return token_ids
 

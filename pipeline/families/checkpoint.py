@@ -59,7 +59,10 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
                 "use a checkpoint in the form of Transformers' own models"
             ) from error
         said = " ".join(str(error).split())[:_MOST_SAID]
-        raise UserError(f"--model {name}: config.json can't be used ({type(error).__name__}: {said})") from error
+        raise UserError(
+            f"--model {name}: config.json can't be used ({type(error).__name__}: {said}); fetch the checkpoint again, "
+            "or correct the file"
+        ) from error
     family = family_of(config.model_type)
     if family is None:
         raise UserError(
@@ -71,7 +74,8 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
         raise UserError(f"--model {name}: {reason}")
     if not isinstance(config.image_token_id, int) or config.image_token_id < 0:
         raise UserError(
-            f"--model {name}: the image token in its config.json is {config.image_token_id!r}, no token's id"
+            f"--model {name}: the image token in its config.json is {config.image_token_id!r}, no token's id; "
+            "correct the file"
         )
     if (path / "adapter_config.json").exists():
         raise UserError(

@@ -106,7 +106,7 @@ def check_buildable(checkpoint: Checkpoint) -> None:
             ) from error
         raise UserError(
             f"--model {checkpoint.name}: no model can be built of its config.json "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)}); fetch the checkpoint again, or correct the file"
         ) from error
 
 
