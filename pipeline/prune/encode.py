@@ -11,7 +11,8 @@ import torch
 from pipeline.artifact.payload import pack_features
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
-from pipeline.cluster.outcomes import Status, ended_shard, passed_on
+from pipeline.cluster.outcomes import Status, ended_shard, passed_on, stopped_shard
+from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -42,6 +43,7 @@ class EncodeSettings:
     select: SelectSettings
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
+    stop_file: StopFile | None = None  # while it exists no further shard is begun
 
 
 def load_encoder(settings: EncodeSettings, device: torch.device) -> Encoder:
@@ -73,6 +75,8 @@ class EncodeShards:
             return ended
         if self._refused is not None:
             return ended_shard(shard, ENCODED, Status.REFUSED, self._refused, "encode")
+        if self._settings.stop_file is not None and self._settings.stop_file.is_there:
+            return stopped_shard(shard, ENCODED, "encode")
         return self._runner.run_batches(
             shard, ENCODED, self._settings.batch_size, lambda batch_size: self.encode_shard(batch, batch_size)
         )

@@ -134,7 +134,7 @@ def _run(
         policy = Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries)
         stream = StreamSettings(
             read=ReadSettings(index, encode.model, folder.stop_file, policy),
-            encode=replace(encode, policy=policy),
+            encode=replace(encode, policy=policy, stop_file=folder.stop_file),
             write=WriteSettings(artifact.root, _forms(settings.features), policy),
             workers=settings.workers or placement.workers or max(1, cluster_cpus() - 1),
             placement=placement,

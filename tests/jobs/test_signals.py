@@ -111,22 +111,23 @@ def test_a_job_is_left_quietly(
     assert ended, "processes of Ray outlive the job"
 
 
-# A prune job that reads the shards from BEGUN on only when it has been asked to stop: else, on a busy machine, all of
-# so small a corpus is read, and so in flight, before the model is loaded.
-READS_ON_WHEN_STOPPED = """
+# A prune job whose model begins the shards from BEGUN on only when the job has been asked to stop, whatever is read by
+# then: of so small a corpus mostly all.
+GOES_ON_WHEN_STOPPED = """
 import runpy, sys, time
-from pipeline.prune import read, stages
+from pipeline.prune import encode, stages
 
 begun = int(sys.argv.pop(1))
 
-def read_stage(batch, settings):
-    (shard,) = batch["shard"].to_pylist()
-    latest = time.monotonic() + 120
-    while shard >= begun and not settings.stop_file.is_there and time.monotonic() < latest:
-        time.sleep(0.05)
-    return read.read_stage(batch, settings)
+class EncodeShards(encode.EncodeShards):
+    def __call__(self, batch):
+        latest = time.monotonic() + 120
+        while batch["shard"][0].as_py() >= begun and not self._settings.stop_file.is_there:
+            assert time.monotonic() < latest
+            time.sleep(0.05)
+        return super().__call__(batch)
 
-stages.read_stage = read_stage
+stages.EncodeShards = EncodeShards
 runpy.run_module("jobs.prune_corpus", run_name="__main__", alter_sys=True)
 """
 BEGUN = 4
@@ -139,7 +140,7 @@ def test_sigterm_finishes_the_shards_in_flight(prune, joining_ray, tiny_llava, t
     prune(undisturbed, **settings)
     shards = commits(undisturbed)
     command = [
-        sys.executable, "-c", READS_ON_WHEN_STOPPED, str(BEGUN), "--corpus", corpus, "--model", tiny_llava,
+        sys.executable, "-c", GOES_ON_WHEN_STOPPED, str(BEGUN), "--corpus", corpus, "--model", tiny_llava,
         "--output", str(output), "--max-tokens", "4", "--shard-size", "8", "--workers", "1",
     ]  # fmt: skip
     with subprocess.Popen(command, cwd=REPO, env=joining_ray, stderr=subprocess.PIPE, text=True) as job:
