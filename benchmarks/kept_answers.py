@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.graded_corpus import GradedPrompt, load_corpus
 from pipeline.answer.engine import Question, Reply
@@ -28,7 +29,6 @@ from pipeline.prune.select import Selection, SelectSettings, select_tokens
 from schemas.stored import StoredSelection
 from zoo_ops import SELECTORS
 
-ALL_TOKENS = "all tokens"
 POOLING = "pooling"
 RATIOS = (0.75, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 RANDOM_SEEDS = 5
@@ -103,7 +103,7 @@ class Answered:
     cpu_sec: dict[int, float] = field(default_factory=dict)  # by number of tokens: processor time of all answers
     generated: Counter[int] = field(default_factory=Counter)  # by number of tokens: answers that were generated
     asked: int = 0  # questions x runs x budgets, answered by as many answers or by fewer
-    checked: int = 0  # answers that were generated twice, once for the equality check
+    checked: int = 0  # answers that the equality check compared
 
 
 class Model:
@@ -121,7 +121,7 @@ class Model:
         for image_id, image in images.items():
             pixels, size = preparer.prepare(image), (image.height, image.width)
             (self.encoded[image_id],) = encoder.encode([pixels], [size])
-        self._prompts = prompts
+        self.prompts = prompts
         self._questions: dict[str, list[int]] = {image_id: [] for image_id in images}
         for number, prompt in enumerate(prompts):
             self._questions[prompt.image_id].append(number)
@@ -154,13 +154,13 @@ class Model:
                 (place, number)
                 for place, (image_id, _) in enumerate(sets)
                 for number in self._questions[image_id]
-                if self._prompts[number].is_caption == captions
+                if self.prompts[number].is_caption == captions
             ]
-            questions = [Question(self._prompts[number].text, sets[place][1]) for place, number in asked]
+            questions = [Question(self.prompts[number].text, sets[place][1]) for place, number in asked]
             found = self._engine.answer(questions, max_new_tokens=MAX_NEW_TOKENS)
             for (place, number), reply in zip(asked, found, strict=True):
                 if reply.text is None:
-                    raise ValueError(f"{self._prompts[number].text!r} was refused: {reply.message}")
+                    raise ValueError(f"{self.prompts[number].text!r} was refused: {reply.message}")
                 replies[place][number] = reply
         return replies
 
@@ -191,7 +191,7 @@ def answer_part(part: Part) -> Answered:
         for number, reply in replies.items():
             answered.full_Q[number] = prompts[number].score(str(reply.text))
     rankings = {run: model.rank(*run) for run in runs if run[0] != POOLING}
-    answered.checked = check_equality(model, rankings, full[0])
+    answered.checked = check_equality(part, model, next(iter(images.values())), rankings)
     for budget, num_kept in enumerate(tokens):
         chosen: list[tuple[int, str, KeptImage]] = []
         for place, run in enumerate(runs):
@@ -215,23 +215,43 @@ def answer_part(part: Part) -> Answered:
     return answered
 
 
-def check_equality(model: Model, rankings: dict[Run, dict[str, Selection]], full: dict[int, Reply]) -> int:
-    """With the budget `all`, selectors differ in nothing: each ranks every token of every image once, and the first
-    image, posed anew for each of them, is answered as with all tokens, token for token. Returns how many answers that
-    were.
+def check_equality(part: Part, model: Model, image: Image.Image, rankings: dict[Run, dict[str, Selection]]) -> int:
+    """With the budget `all` selectors differ in nothing, and pruning changes nothing.
+
+    Each selector must rank every token of every image once. The first image, posed anew for each of them (and as
+    pooled over squares of one token), must be answered as the untouched model answers it from its pixels, token for
+    token. Returns how many answers were compared.
 
     Raises:
-        AssertionError: they differ.
+        AssertionError: something differs.
     """
-    first = next(iter(model.encoded))
     for run, ranked in rankings.items():
         for image_id, selection in ranked.items():
             number = len(model.encoded[image_id].features_ND)
             assert sorted(selection.ranking_K.tolist()) == list(range(number)), f"{run} does not rank all of {image_id}"
-    sets = [(first, model.kept(first, ranked[first].ranking_K.tolist())) for ranked in rankings.values()]
-    sets.append((first, model.merged(first, 1)))
-    for run, replies in zip([*rankings, (POOLING, 0)], model.answer(sets), strict=True):
-        for number, reply in replies.items():
-            same = list(reply.token_ids) == list(full[number].token_ids)
-            assert same, f"{run} answers {reply.text!r} with all tokens, which are answered {full[number].text!r}"
-    return len(sets) * len(full)
+    first = next(iter(model.encoded))
+    whole = {run: model.kept(first, ranked[first].ranking_K.tolist()) for run, ranked in rankings.items()}
+    whole[POOLING, 0] = model.merged(first, 1)
+    # Under names of their own, or they would share the pass over their image.
+    replies = model.answer([(first, replace(kept, image_id=str(run))) for run, kept in whole.items()])
+    numbers = sorted(replies[0])
+    expected = stock_answers(part.model, image, [model.prompts[number].text for number in numbers])
+    for run, by_number in zip(whole, replies, strict=True):
+        answers = [str(by_number[number].text) for number in numbers]
+        assert answers == expected, f"{run} with all tokens answers {answers}, the untouched model {expected}"
+    return len(whole) * len(numbers)
+
+
+def stock_answers(path: str, image: Image.Image, texts: Sequence[str]) -> list[str]:
+    """What the checkpoint answers by itself, from the picture."""
+    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    answers = []
+    for text in texts:
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        rendered = processor.apply_chat_template([message], add_generation_prompt=True)
+        inputs = processor(images=image, text=rendered, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        generated = output[0, inputs["input_ids"].shape[1] :]
+        answers.append(processor.tokenizer.decode(generated, skip_special_tokens=True))
+    return answers
