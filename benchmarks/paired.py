@@ -55,11 +55,12 @@ def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, se
         raise ValueError("no image has a question, so there is nothing to estimate")
     sums_CI, asked_I = sums_CI[:, with_questions], asked_I[with_questions]
     drawn_RI = draws(len(asked_I), resamples, seed)
+    resampled_CR = sums_CI @ drawn_RI.T / (drawn_RI @ asked_I)
     # Sums of scores such as 1/3 are zero but for rounding, which must not decide on which side of zero they lie.
-    resampled_RC = np.round(drawn_RI @ sums_CI.T / (drawn_RI @ asked_I)[:, None], 9)
+    np.round(resampled_CR, 9, out=resampled_CR)
     tail = 100 * (1 - LEVEL) / 2
-    low_C, high_C = np.percentile(resampled_RC, [tail, 100 - tail], axis=0)
-    beyond_C = 1 + np.minimum((resampled_RC <= 0).sum(0), (resampled_RC >= 0).sum(0))
+    low_C, high_C = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
+    beyond_C = 1 + np.minimum((resampled_CR <= 0).sum(1), (resampled_CR >= 0).sum(1))
     return Estimates(sums_CI.sum(1) / asked_I.sum(), low_C, high_C, np.minimum(1, 2 * beyond_C / (resamples + 1)))
 
 
