@@ -33,11 +33,11 @@ class Estimates:
     p_C: Floats
 
 
-@lru_cache(maxsize=4)
-def draws(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+@lru_cache(maxsize=64)  # bytes, since groups of questions come by turns
+def draws(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.uint8]:
     """How often each of the images is drawn in each resample (resamples, images): always the same."""
     shares = np.full(num_images, 1 / num_images)
-    return np.random.default_rng(seed).multinomial(num_images, shares, resamples).astype(np.float64)
+    return np.random.default_rng(seed).multinomial(num_images, shares, resamples).astype(np.uint8)
 
 
 def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimates:
@@ -54,7 +54,7 @@ def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, se
     if not with_questions.any():
         raise ValueError("no image has a question, so there is nothing to estimate")
     sums_CI, asked_I = sums_CI[:, with_questions], asked_I[with_questions]
-    drawn_RI = draws(len(asked_I), resamples, seed)
+    drawn_RI = draws(len(asked_I), resamples, seed).astype(np.float64)
     resampled_CR = sums_CI @ drawn_RI.T / (drawn_RI @ asked_I)
     # Sums of scores such as 1/3 are zero but for rounding, which must not decide on which side of zero they lie.
     np.round(resampled_CR, 9, out=resampled_CR)
