@@ -30,7 +30,7 @@ class GradedPrompt:
     @property
     def is_caption(self) -> bool:
         """Whether its answer is long, and graded by the objects it names."""
-        return self.kind.startswith("caption")
+        return self.kind == "caption"
 
     def score(self, answer: str) -> float:
         """0 to 1: the object F1 of a caption with the reference it fits best, exact match of all others."""

@@ -31,10 +31,9 @@ class Table:
         rows = [row for row in rows_of(result) if row.model == POOLED]
         self.cells: dict[tuple[str, str, str, int], Row] = {(r.split, r.kind, r.selector, r.tokens): r for r in rows}
         self.splits = [split for split in dict.fromkeys(row.split for row in rows) if split != BOTH]
-        self.kinds = list(dict.fromkeys(row.kind for row in rows))
+        self.kinds = {split: list(dict.fromkeys(r.kind for r in rows if r.split == split)) for split in self.splits}
         self.selectors = [name for name in dict.fromkeys(row.selector for row in rows) if name != ALL_TOKENS]
-        self.budgets = [tokens for _, _, name, tokens in self.cells if name == REFERENCE]
-        self.budgets = list(dict.fromkeys(self.budgets))
+        self.budgets = list(dict.fromkeys(row.tokens for row in rows if row.selector == REFERENCE))
 
     def full(self, split: str, kind: str) -> Row:
         """With all tokens."""
@@ -55,7 +54,9 @@ def accuracy_lines(result: dict[str, Any]) -> list[str]:
         names = [name for name in SELECTORS if name in table.selectors]
         lines += [
             "",
-            f"| {split}, {full.questions:,} questions | " + " | ".join(f"`{name}`" for name in names) + " | time |",
+            f"| {split}, {full.questions:,} questions | "
+            + " | ".join(f"`{name}`" for name in names)
+            + " | time to answer |",
             "|---|" + "---|" * (len(names) + 1),
             f"| all {full.tokens} tokens | {full.percent:.1f}" + " |" * len(names) + " 1 |",
         ]
@@ -77,7 +78,7 @@ def loss_sentence(table: Table, split: str) -> str:
     for tokens in table.budgets:
         lost = {
             kind: table.full(split, kind).percent - table.cells[split, kind, REFERENCE, tokens].percent
-            for kind in table.kinds
+            for kind in table.kinds[split]
             if kind not in (ONE_WORD, CAPTION)
         }
         worst = max(lost, key=lambda kind: lost[kind])
@@ -96,7 +97,7 @@ def selector_lines(result: dict[str, Any]) -> list[str]:
     ]
     for split in table.splits:
         for kind, measure in ((ONE_WORD, "exact match"), (CAPTION, "object F1")):
-            if kind in table.kinds:
+            if kind in table.kinds[split]:
                 lines += ["", *difference_table(table, split, kind, measure)]
     return [*lines, "", chance_sentence(table), "", *agreement_sentence(result), *beaten_lines(result)]
 
@@ -128,9 +129,8 @@ def difference_table(table: Table, split: str, kind: str, measure: str) -> list[
 
 def chance_sentence(table: Table) -> str:
     """How many intervals are looked at."""
-    compared = [
-        row for (_, kind, _, _), row in table.cells.items() if kind in (ONE_WORD, CAPTION) and row.points is not None
-    ]
+    shown = [row for row in table.cells.values() if row.split in table.splits and row.kind in (ONE_WORD, CAPTION)]
+    compared = [row for row in shown if row.points is not None]
     different = sum(row.verdict != "equal" for row in compared)
     return (
         f"{len(compared)} intervals are looked at here, {different} of which exclude zero; of intervals about no "

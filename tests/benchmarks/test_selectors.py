@@ -96,8 +96,3 @@ def test_models_of_one_name_are_refused(tiny_llava, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["selectors.py", "--model", tiny_llava, "--model", str(tmp_path / "tiny-llava")])
     with pytest.raises(SystemExit, match="told apart by the names"):
         selectors.main()
-
-
-def test_a_block_is_replaced_between_its_markers_and_nothing_else():
-    text = f"before\n{readme_figures.BEGIN}\nold\n{readme_figures.END}\nafter\n"
-    assert readme_figures.with_block(text, "new") == "before\nnew\nafter\n"
