@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from examples.tiny_llava_training.caption_grading import object_f1
-from pipeline.answer.grade import is_correct
+from pipeline.answer.grade import EXACT, METRICS
 from pipeline.corpus.decode import DecodeError, decode_image
 
 PLAIN, CLUTTERED = "plain", "cluttered"
@@ -34,9 +33,7 @@ class GradedPrompt:
 
     def score(self, answer: str) -> float:
         """0 to 1: the object F1 of a caption with the reference it fits best, exact match of all others."""
-        if self.is_caption:
-            return max(object_f1(answer, reference).f1 for reference in self.references)
-        return float(bool(is_correct(answer, self.references)))
+        return METRICS["object_f1" if self.is_caption else EXACT](answer, self.references)
 
 
 def split_and_kind(prompt_type: str | None) -> tuple[str, str]:
