@@ -21,8 +21,9 @@ def test_what_decides_the_bytes():
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER)) == {
         "tokens": "all", "dtype": "auto", "batch_size": 32, "batch_tokens": 32_768, "max_new_tokens": 64,
-        "positions": None,
+        "positions": None, "metric": [],
     }  # fmt: skip
+    assert deciding(AnswerSettings(**ANSWER, metric=("caption=object_f1",)))["metric"] == ["caption=object_f1"]
 
 
 def test_texts_of_a_command_line_become_values():
