@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
+from pipeline.loader.shard import check_features
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
@@ -54,6 +55,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     budget = parse_budget(settings.tokens, "--tokens")
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
+    check_features(pruned, prune_job)
     if not pruned.finished:
         raise UserError(f"--pruned {pruned.root} is not finished; run its prune job again to complete it")
     checkpoint, family = open_checkpoint(settings.model)

@@ -44,6 +44,7 @@ class EncodeSettings:
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
     stop_file: StopFile | None = None  # while it exists no further shard is begun
+    keep_features: bool = True  # False: nothing but decisions is handed on
 
 
 def load_encoder(settings: EncodeSettings, device: torch.device) -> Encoder:
@@ -125,8 +126,10 @@ class EncodeShards:
         return encoded
 
     def _encoded(self, row: DecodedRow, image: EncodedImage, selection: Selection) -> EncodedRow:
+        features = None
         try:
-            features = kept_features(row, image, selection, self._settings.feature_dtype)
+            if self._settings.keep_features:
+                features = kept_features(row, image, selection, self._settings.feature_dtype)
         except OverflowError as error:
             return _without_selection("feature_overflow", str(error))
         decision = decision_of(row, image, selection)

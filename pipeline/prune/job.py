@@ -66,7 +66,9 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
         missing = left_out(index, planned.inputs, say)
-        return replace(_run(settings, artifact, index, encode, placement, not missing, say), left_out=missing)
+        return replace(
+            _run(settings, artifact, index, encode, planned.forms, placement, not missing, say), left_out=missing
+        )
 
 
 def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult | None:
@@ -107,6 +109,7 @@ def _run(
     artifact: Artifact,
     index: Index,
     encode: EncodeSettings,
+    forms: tuple[str, ...],
     placement: Placement,
     whole_corpus: bool,
     say: Say,
@@ -135,7 +138,7 @@ def _run(
         stream = StreamSettings(
             read=ReadSettings(index, encode.model, folder.stop_file, policy),
             encode=replace(encode, policy=policy, stop_file=folder.stop_file),
-            write=WriteSettings(artifact.root, _forms(settings.features), policy),
+            write=WriteSettings(artifact.root, forms, policy),
             workers=settings.workers or placement.workers or max(1, cluster_cpus() - 1),
             placement=placement,
             max_error_rate=settings.max_error_rate,
@@ -166,7 +169,3 @@ def _committed(artifact: Artifact) -> Tally:
     for record in artifact.commits():
         tally.add(outcome_of(record))
     return tally
-
-
-def _forms(features: str) -> tuple[str, ...]:
-    return ("webdataset", "parquet") if features == "both" else (features,)

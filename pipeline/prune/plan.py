@@ -15,6 +15,8 @@ from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from zoo_ops import CENTERED
 
+_FORMS = {"webdataset": ("webdataset",), "parquet": ("parquet",), "both": ("webdataset", "parquet"), "none": ()}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +27,7 @@ class Plan:
     model: str  # the checkpoint, pinned to the commit that was found here
     dtype: str  # that the model runs in
     feature_dtype: str
+    forms: tuple[str, ...]  # of the stored features: "webdataset", "parquet", both or neither
     select: SelectSettings
 
     def encode(self, device: str, batch_size: int) -> EncodeSettings:
@@ -36,6 +39,7 @@ class Plan:
             feature_dtype=self.feature_dtype,
             select=self.select,
             device=device,
+            keep_features=bool(self.forms),
         )
 
 
@@ -70,4 +74,4 @@ def plan(settings: PruneSettings) -> Plan:
         seed=settings.seed,
         centring=family.centring,
     )
-    return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, select)
+    return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, _FORMS[settings.features], select)

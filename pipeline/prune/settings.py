@@ -1,9 +1,11 @@
 """Settings of the prune job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Le, MinLen
+from pydantic import model_validator
 
+from pipeline.errors import UserError
 from pipeline.settings import FAILURES, WORK, BudgetText, ClusterSettings, Count, FolderToWrite, Option, Text
 
 SELECTED = "what is selected"
@@ -24,7 +26,7 @@ Selector = Literal[
     "uniform_grid",
 ]
 Estimator = Literal["closed_form", "directional", "finite_difference"]
-Features = Literal["webdataset", "parquet", "both"]
+Features = Literal["webdataset", "parquet", "both", "none"]
 FeatureDtype = Literal["model", "float32", "float16", "bfloat16", "int8"]
 
 
@@ -55,7 +57,10 @@ class PruneSettings(ClusterSettings):
         Count | None, Option("take only the first N samples of the corpus", "N", SELECTED, decides=True)
     ] = None
 
-    features: Annotated[Features, Option("form of the stored features", "FORM", WRITTEN, decides=True)] = "webdataset"
+    features: Annotated[
+        Features, Option("form of the stored features; none: rankings alone, which can't be answered from", "FORM",
+                         WRITTEN, decides=True)
+    ] = "webdataset"  # fmt: skip
     feature_dtype: Annotated[
         FeatureDtype, Option("of the stored features; model is lossless", "DTYPE", WRITTEN, decides=True)
     ] = "model"
@@ -76,3 +81,11 @@ class PruneSettings(ClusterSettings):
         False
     )
     redo_errors: Annotated[bool, Option("redo shards that hold missing files or I/O errors", group=FAILURES)] = False
+
+    @model_validator(mode="after")
+    def _dtype_is_of_something(self) -> Self:
+        if self.features == "none" and self.feature_dtype != "model":
+            raise UserError(
+                f"--feature-dtype {self.feature_dtype}: --features none stores no features; leave one of the two out"
+            )
+        return self
