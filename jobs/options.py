@@ -9,12 +9,17 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
+from jobs.config import read_config, save_config
 from pipeline.errors import UserError
-from pipeline.settings import Option, Settings, expected, flag, options
+from pipeline.settings import ClusterSettings, Option, Origin, Settings, expected, flag, options
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 _PROGRAM = "<program>"  # stands in examples for the command as the user called it
 EXIT_BAD_INPUT = 2
+_FILES = (
+    (["--config"], "a YAML file of settings under the names of the options; options count before it"),
+    (["--save-config"], "write all settings of this command there, for --config"),
+)
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -38,6 +43,8 @@ class JobCommand(click.Command, Generic[AnySettings]):
         # Arguments nobody asked for are kept so that `_run` can say what mostly is the matter with them.
         context = {**_HELP, "allow_extra_args": True}
         parameters = [_parameter(*one) for one in options(settings)]
+        if issubclass(settings, ClusterSettings):
+            parameters += [click.Option(names, type=str, metavar="FILE", help=told) for names, told in _FILES]
         short = re.split("[:;]", about)[0]
         super().__init__(name, context, self._run, parameters, help=about, short_help=short)
 
@@ -48,8 +55,12 @@ class JobCommand(click.Command, Generic[AnySettings]):
                 f"unexpected argument {context.args[0]!r}; put a pattern or statement in quotes, so that the shell "
                 "hands it over as one"
             )
+        file, saved = given.pop("config", None), given.pop("save_config", None)
         told = {name: value for name, value in given.items() if _is_given(context, name)}
-        return self._work(_resolve(self.settings, told))
+        made = _resolve(self.settings, told, file)
+        if saved is not None:
+            save_config(saved, made)
+        return self._work(made)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under the headings of their groups, what the job is about before how it works."""
@@ -91,15 +102,20 @@ def execute(command: click.Command, arguments: list[str], program: str = "zoo-pr
         raise UserError(error.format_message()) from error
 
 
-def _resolve(settings: type[AnySettings], told: dict[str, Any]) -> AnySettings:
-    """The settings that were told, and what the environment adds.
+def _resolve(settings: type[AnySettings], told: dict[str, Any], file: str | None) -> AnySettings:
+    """The settings that were told, what a file says of the others, and what the environment adds.
 
     Raises:
         UserError: a value that does not fit, or a relative `--output` in a submitted job.
     """
     if "ray_address" in settings.model_fields:
         told = {**told, "ray_address": os.environ.get("RAY_ADDRESS") or None}
-    made = settings(**told)
+    origin = Origin("")
+    if file is not None:
+        held = read_config(file, settings)
+        origin = Origin(file, frozenset(held.keys() - told.keys()))
+        told = {**held, **told}
+    made = settings.out_of(origin, told)
     output = os.path.expanduser(told.get("output", os.sep))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(output):
         raise UserError(

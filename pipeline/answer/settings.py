@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ValidationInfo
 
 from pipeline.answer.grade import parse_metrics
-from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, flag
+from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, named
 
 ANSWERED = "what is answered"
 
 
 def _are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    parse_metrics(texts, flag(str(info.field_name)))
+    parse_metrics(texts, named(info))
     return texts
 
 

@@ -77,10 +77,12 @@ class PruneSettings(ClusterSettings):
     max_error_rate: Annotated[
         float, Ge(0), Le(1), Option("stop when more than this share of the inputs fails", "SHARE", FAILURES)
     ] = 0.5
-    verify: Annotated[bool, Option("read every committed byte again; damaged shards are redone", group=FAILURES)] = (
-        False
-    )
-    redo_errors: Annotated[bool, Option("redo shards that hold missing files or I/O errors", group=FAILURES)] = False
+    verify: Annotated[
+        bool, Option("read every committed byte again; damaged shards are redone", group=FAILURES, once=True)
+    ] = False
+    redo_errors: Annotated[
+        bool, Option("redo shards that hold missing files or I/O errors", group=FAILURES, once=True)
+    ] = False
 
     @model_validator(mode="after")
     def _dtype_is_of_something(self) -> Self:
