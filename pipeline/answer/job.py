@@ -88,7 +88,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
-        environment=environment(checkpoint),
+        environment={**environment(checkpoint), "pruned": str(pruned.root)},
     )
     if artifact.finished:
         artifact.adopt_job(job)

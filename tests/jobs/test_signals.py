@@ -16,6 +16,8 @@ import ray
 
 from tests.faults.fault_tools import commits, data_of, differing, wait_for, workers
 
+from pipeline.cluster.status import State, job_status
+
 REPO = Path(__file__).resolve().parents[2]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SAID = {
@@ -201,12 +203,17 @@ def leave(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         started = children(job.pid)
+        if moment is streams:  # on Ray, what tests/jobs/test_status.py has seen without
+            seen = job_status(output)
+            assert (seen.state, seen.owner and seen.owner.process) == (State.RUNNING, job.pid)
         for n in range(times):
             job.send_signal(number)
             if n + 1 < times:
                 time.sleep(0.5)
         _, said = job.communicate(timeout=60)
     assert job.returncode == STATUS[number], said
+    if moment is streams:
+        assert job_status(output).state is State.STOPPED
     lines = said.splitlines()
     assert lines[-1] == SAID[number]
     known = (
