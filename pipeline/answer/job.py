@@ -28,6 +28,7 @@ from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
 from pipeline.loader.shard import check_features
+from pipeline.report.card import has_card, write_card
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
@@ -90,7 +91,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         model=model,
         environment={**environment(checkpoint), "pruned": str(pruned.root)},
     )
-    if artifact.finished:
+    if artifact.finished and has_card(artifact):
         artifact.adopt_job(job)
         resume = artifact.resume(found.num_shards, sources=found.hashes)
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
@@ -124,6 +125,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if run.done == len(pending):
             _forget_what_changed(pruned, found, artifact, run, say)
             if not run.failures:
+                write_card(artifact, say)
                 artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
         elif not run.failures and run.stopped_by is None:
             raise RuntimeError(f"{len(pending)} shards were asked for but {run.done} committed")
