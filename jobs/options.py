@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -82,6 +83,19 @@ class JobCommand(click.Command, Generic[AnySettings]):
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The examples with their own line breaks."""
         formatter.write(f"\n{self._examples.replace(_PROGRAM, context.command_path)}")
+
+
+def command_of(program: str, settings: Settings) -> str:
+    """The command that makes these settings; what is left at its default, or is about one call, is left out."""
+    words = []
+    own = type(settings).__annotations__
+    for name, info, option in sorted(options(type(settings)), key=lambda one: one[0] not in own):
+        value = getattr(settings, name)
+        if option.once or value == info.default:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words.append(flag(name, option) if one is True else f"{flag(name, option)} {shlex.quote(str(one))}")
+    return " \\\n    ".join([program, *words])
 
 
 def execute(command: click.Command, arguments: list[str], program: str = "zoo-prune") -> int:

@@ -61,12 +61,12 @@ class EncodeShards:
     def __init__(self, settings: EncodeSettings) -> None:
         self._settings = settings
         self._runner = StageRunner("encode", settings.policy)
-        self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
+        self.refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
             self._encoder = self._runner.load(lambda: load_encoder(settings, self._device))
         except UserError as error:
-            self._refused = str(error)
+            self.refused = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A shard's table of `DECODED` to its table of `ENCODED`."""
@@ -74,8 +74,8 @@ class EncodeShards:
         ended = passed_on(batch, ENCODED)
         if ended is not None:
             return ended
-        if self._refused is not None:
-            return ended_shard(shard, ENCODED, Status.REFUSED, self._refused, "encode")
+        if self.refused is not None:
+            return ended_shard(shard, ENCODED, Status.REFUSED, self.refused, "encode")
         if self._settings.stop_file is not None and self._settings.stop_file.is_there:
             return stopped_shard(shard, ENCODED, "encode")
         return self._runner.run_batches(

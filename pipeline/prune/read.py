@@ -50,8 +50,12 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
 
     Pixels are there only where the sample owns its image. A sample that can't be used gets its `reason` and `message`.
     """
-    prepare = preparer_of(settings.model).prepare
-    samples = settings.index.read_shard(shard)
+    return decode_samples(settings.index.read_shard(shard), settings.model)
+
+
+def decode_samples(samples: pa.Table, model: str) -> pa.Table:
+    """The table `DECODED` of rows of the index, their images prepared as the checkpoint asks for."""
+    prepare = preparer_of(model).prepare
     seconds = {"read": 0.0, "decode": 0.0}
     rows, pixels = [], []
     for sample in rows_of(IndexRow, samples):

@@ -10,6 +10,7 @@ from pipeline.settings import FAILURES, WORK, BudgetText, ClusterSettings, Count
 
 SELECTED = "what is selected"
 WRITTEN = "what is written"
+BEFORE = "before spending"
 
 # As in `zoo_ops`, which imports torch: naming the choices must not take the seconds of that. A test compares them.
 Selector = Literal[
@@ -40,6 +41,15 @@ class PruneSettings(ClusterSettings):
     ]
     model: Annotated[Text, Option("checkpoint folder or hub id", "PATH|ID")]
     output: Annotated[FolderToWrite, Option("where the artifact lies; the same folder resumes", "FOLDER")]
+
+    plan: Annotated[
+        bool,
+        Option("say what the job would read, write and take, and the command that runs it; writes nothing",
+               group=BEFORE, once=True),
+    ] = False  # fmt: skip
+    plan_sample: Annotated[
+        int, Ge(0), Option("samples of the corpus that --plan looks at; 0: all", "N", BEFORE, once=True)
+    ] = 1000
 
     max_tokens: Annotated[
         BudgetText,
@@ -83,6 +93,12 @@ class PruneSettings(ClusterSettings):
     redo_errors: Annotated[
         bool, Option("redo shards that hold missing files or I/O errors", group=FAILURES, once=True)
     ] = False
+
+    @model_validator(mode="after")
+    def _sample_is_of_a_plan(self) -> Self:
+        if "plan_sample" in self.model_fields_set and not self.plan:
+            raise UserError(f"--plan-sample {self.plan_sample}: nothing but --plan looks at a sample; give --plan too")
+        return self
 
     @model_validator(mode="after")
     def _dtype_is_of_something(self) -> Self:
