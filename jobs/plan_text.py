@@ -24,7 +24,7 @@ def lines_of(settings: PruneSettings, found: "Forecast", command: str) -> list[s
     """The plan, a fact a line."""
     return [
         f"plan of {settings.output} (nothing was written)",
-        *_corpus(found),
+        *_corpus(settings, found),
         "",
         *_output(settings, found),
         "",
@@ -35,7 +35,7 @@ def lines_of(settings: PruneSettings, found: "Forecast", command: str) -> list[s
     ]
 
 
-def _corpus(found: "Forecast") -> list[str]:
+def _corpus(settings: PruneSettings, found: "Forecast") -> list[str]:
     census, total = found.census, found.census.total
     about, most = ("", "") if census.whole else ("about ", "at most ")
     looked = f"all {census.seen.samples:,.0f} samples" if census.whole else f"{census.seen.samples:,.0f} samples"
@@ -47,6 +47,8 @@ def _corpus(found: "Forecast") -> list[str]:
     ]
     bad = sorted(total.failed.items(), key=lambda one: -one[1])
     lines += [f"bad      {about}{count:,.0f} {reason}" for reason, count in bad]
+    if total.failed_samples > settings.max_error_rate * total.samples:
+        lines.append(f"stop     more samples than --max-error-rate {settings.max_error_rate:g} fail: the job stops")
     for reason, count in found.measured.failed.items():
         lines.append(f"bad      {count:,} of {found.measured.images + count:,} images that were tried: {reason}")
     lines += [f"left out {why}" for why in list(census.unread.values())[:MAX_TOLD]]

@@ -31,6 +31,7 @@ class Counts:
     images: float = 0  # distinct; of a sample at most so many, since it does not see what is repeated far away
     usable: float = 0  # of them, whose header can be read
     prompts: float = 0
+    failed_samples: float = 0
     # by reason: samples, and prompts that fail by themselves
     failed: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -40,6 +41,7 @@ class Counts:
         self.images += other.images * times
         self.usable += other.usable * times
         self.prompts += other.prompts * times
+        self.failed_samples += other.failed_samples * times
         for reason, count in other.failed.items():
             self.failed[reason] += count * times
 
@@ -51,7 +53,7 @@ class Census:
     whole: bool  # every sample was looked at
     seen: Counts
     total: Counts
-    prepared: array  # type: ignore[type-arg]  # bytes of the prepared pixels of each distinct image that was seen
+    prepared: "array[int]"  # bytes of the prepared pixels of each distinct image that was seen
     kept: list[Sample]  # some of the samples that were seen, in their order
     seconds: float  # that the scan took, in one process
     unread: dict[str, str]  # inputs that the storage does not give, which the job leaves out, with the reason
@@ -156,6 +158,7 @@ class _Looking:
         reason = sample.reason or _seen_in_header(sample)
         if reason is not None:
             found.failed[reason] += 1
+            found.failed_samples += 1
         else:
             for prompt in sample.prompts:
                 if prompt.status != OK:

@@ -137,6 +137,13 @@ def test_the_plan_for_people(planned, tiny_llava, scenes_tars, tmp_path):
     assert max(map(len, lines)) < 200
 
 
+def test_a_corpus_that_the_job_would_stop_at_is_told(planned, tiny_llava, scenes_tars, tmp_path):
+    settings = settings_of(tiny_llava, scenes_tars, tmp_path / "out", plan_sample=0)
+    for rate, stops in ((0.5, False), (0.001, True)):
+        lines = lines_of(settings.model_copy(update={"max_error_rate": rate}), planned, "the command")
+        assert any(line.startswith("stop     more samples than --max-error-rate") for line in lines) is stops
+
+
 def test_time_is_what_the_stages_take(planned):
     images = planned.census.total.images
     assert planned.stage_sec["encode"] == pytest.approx(images * planned.measured.seconds["encode"])
