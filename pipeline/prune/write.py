@@ -133,6 +133,7 @@ def prompt_rows(rows: Iterable[IndexRow]) -> list[PromptRow]:
             prompt_id=prompt.prompt_id,
             image_id=row.image_id,
             prompt=prompt.prompt,
+            messages=prompt.messages,
             references=prompt.references,
             type=prompt.type,
             source=row.source,
