@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.artifact.index import read_index
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.corpus.resolve import CorpusInput, resolve_corpus
@@ -11,6 +12,8 @@ from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.select import SelectSettings, require_attention, resolve_estimator
 from pipeline.prune.settings import PruneSettings
 from pipeline.settings import deciding
+from pipeline.storage import LocalStore
+from pipeline.storage.hub import is_of_hub
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from zoo_ops import CENTERED
@@ -43,13 +46,21 @@ class Plan:
         )
 
 
+def _indexed(settings: PruneSettings) -> list[str]:
+    """The inputs that the output was indexed from, if the corpus is one of which the commit must stay."""
+    if not any(is_of_hub(pattern) for pattern in settings.corpus):
+        return []
+    index = read_index(LocalStore(settings.output))
+    return [] if index is None else [item.path for one in index.generations for item in one.inputs]
+
+
 def plan(settings: PruneSettings) -> Plan:
     """Resolve the corpus and the model.
 
     Raises:
         UserError: bad input; nothing was begun.
     """
-    inputs = resolve_corpus(settings.corpus)
+    inputs = resolve_corpus(settings.corpus, _indexed(settings))
     checkpoint, family = open_checkpoint(settings.model)
     check_buildable(checkpoint)
     require_attention(family, checkpoint, settings.selector)

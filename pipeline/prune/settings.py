@@ -5,9 +5,21 @@ from typing import Annotated, Literal, Self
 from annotated_types import Ge, Le, MinLen
 from pydantic import model_validator
 
+from pipeline.corpus.reading import CAPTION_PROMPT, Reading
 from pipeline.errors import UserError
-from pipeline.settings import FAILURES, WORK, BudgetText, ClusterSettings, Count, FolderToWrite, Option, Text
+from pipeline.settings import (
+    FAILURES,
+    WORK,
+    BudgetText,
+    ClusterSettings,
+    Count,
+    FolderToRead,
+    FolderToWrite,
+    Option,
+    Text,
+)
 
+READ = "how the corpus is read"
 SELECTED = "what is selected"
 WRITTEN = "what is written"
 BEFORE = "before spending"
@@ -37,11 +49,35 @@ class PruneSettings(ClusterSettings):
     corpus: Annotated[
         tuple[Text, ...],
         MinLen(1),
-        Option("WebDataset tars or a JSONL manifest; braces and globs, in quotes; repeatable", "PATTERN"),
+        Option(
+            "tars, Parquet, .jsonl, .json, folders, hf://datasets/OWNER/NAME; braces and globs, in quotes; repeatable",
+            "PATTERN",
+        ),
     ]
     model: Annotated[Text, Option("checkpoint folder or hub id", "PATH|ID")]
     output: Annotated[FolderToWrite, Option("where the artifact lies; the same folder resumes", "FOLDER")]
 
+    prompt: Annotated[
+        tuple[Text, ...],
+        Option("asked about every image, beside prompts of its own; repeatable", "TEXT", READ, decides=True),
+    ] = ()
+    caption_prompt: Annotated[
+        Text, Option("asked about an image that has captions and no prompts; they are its references", "TEXT", READ,
+                     decides=True),
+    ] = CAPTION_PROMPT  # fmt: skip
+    prompt_column: Annotated[
+        Text | None, Option("or key of a JSON record, with the prompt, a list of them, or the turns of a conversation",
+                            "NAME", READ, decides=True),
+    ] = None  # fmt: skip
+    reference_column: Annotated[Text | None, Option("with what is answered", "NAME", READ, decides=True)] = None
+    type_column: Annotated[Text | None, Option("with the type of the prompt", "NAME", READ, decides=True)] = None
+    id_column: Annotated[Text | None, Option("with the id of the prompt", "NAME", READ, decides=True)] = None
+    image_column: Annotated[
+        Text | None, Option("with the image or its path; without it image", "NAME", READ, decides=True)
+    ] = None
+    image_root: Annotated[
+        FolderToRead | None, Option("of image files that are named; without it that of their input", "FOLDER", READ)
+    ] = None
     plan: Annotated[
         bool,
         Option("say what the job would read, write and take, and the command that runs it; writes nothing",
@@ -107,3 +143,17 @@ class PruneSettings(ClusterSettings):
                 f"--feature-dtype {self.feature_dtype}: --features none stores no features; leave one of the two out"
             )
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """How the records of the corpus are read."""
+        return Reading(
+            prompts=self.prompt,
+            caption_prompt=self.caption_prompt,
+            prompt_column=self.prompt_column,
+            reference_column=self.reference_column,
+            type_column=self.type_column,
+            id_column=self.id_column,
+            image_column=self.image_column,
+            image_root=self.image_root,
+        )
