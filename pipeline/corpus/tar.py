@@ -105,6 +105,7 @@ def _samples(
     done: set[str] = set()
     current: _Members | None = None
     problem: tuple[int, str, str] | None = None
+    behind: list[Sample] = []  # rows to come after the current sample
     end = None if isinstance(stream, Unpacked) else unit.end  # what a compressed tar unpacks to is not known
     at = 0  # where the next header begins
     while True:
@@ -133,10 +134,16 @@ def _samples(
         unsafe = _unsafe(member, extension)
         if unsafe is not None:
             source = f"{name}@{member.offset}/{member.name}"
-            yield Sample(input=unit.input, sample=member.offset, source=source, reason="unsafe_member", message=unsafe)
+            row = Sample(input=unit.input, sample=member.offset, source=source, reason="unsafe_member", message=unsafe)
+            if current is None:
+                yield row
+            else:
+                behind.append(row)  # the sample that is being read began before it
             continue
         if current is not None and key != current.key:
             yield _sample_of(unit, reading, current)
+            yield from behind
+            behind = []
             done.add(current.key)
             current = None
         if current is None:
@@ -154,6 +161,7 @@ def _samples(
             break
     if current is not None:
         yield _sample_of(unit, reading, current)
+    yield from behind
     if problem is not None:
         begin, reason, message = problem
         yield Sample(

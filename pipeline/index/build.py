@@ -167,10 +167,13 @@ def _scan_stage(batch: pa.Table, settings: ScanSettings) -> pa.Table:
 
 
 def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
-    found = 0
+    found, last = 0, -1
     samples = scan(unit, settings.limit, settings.reading)
     with settings.store.new_file(key) as new, pq.ParquetWriter(new.path, SCAN) as writer:
         while some := list(islice(samples, SCAN_BATCH_ROWS)):
+            for sample in some:
+                assert sample.sample > last, "readers give samples in the order of their positions"
+                last = sample.sample
             writer.write_table(table_of(Sample, some))
             found += len(some)
     return found
