@@ -19,29 +19,19 @@ def is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
-def folder_bytes(path: str) -> int:
-    """How long the input that a folder is counts as: the bytes of its images, an empty one as one byte."""
-    return sum(_length(found) for found in tree(path) if is_image(found.name))
-
-
-def _length(found: Found) -> int:
-    return max(found.size_bytes, 1)
-
-
 def scan_folder(unit: ScanUnit, reading: Reading) -> Iterator[Sample]:
-    """Images of which the first byte lies in [begin, end) when all are laid end to end; their position is their number.
+    """Images whose number lies in [begin, end), which is their position.
 
     A link that leads out of the folder is not followed. Files that no image format is named like share one row.
     """
-    place = number = 0
+    number = 0
     others: Counter[str] = Counter()
     for found in tree(unit.path):
         if not is_image(found.name):
             others[f".{found.name.rpartition('.')[2].lower()}" if "." in found.name else "no extension"] += 1
             continue
-        if unit.begin <= place < unit.end:
+        if unit.begin <= number < unit.end:
             yield _sample_of(unit, number, found, reading)
-        place += _length(found)
         number += 1
     if others and unit.last:
         kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in others.most_common(MAX_EXTENSIONS))

@@ -9,7 +9,7 @@ from itertools import islice
 
 from braceexpand import braceexpand
 
-from pipeline.corpus.folder import folder_bytes, is_image
+from pipeline.corpus.folder import is_image
 from pipeline.corpus.sample import MANIFEST_FORM, is_unicode, printable
 from pipeline.errors import UserError
 from pipeline.storage.hub import files_of, is_of_hub
@@ -47,6 +47,12 @@ class CorpusInput:
     kind: str  # of a reader, see `pipeline.corpus.scan.READERS`
     size_bytes: int  # of a pair both, of a folder its images
     partner: str | None = None  # the second file of a pair
+    count: int | None = None  # of the images of a folder, which is split by it; everything else is by its bytes
+
+    @property
+    def length(self) -> int:
+        """What units are ranges of."""
+        return self.size_bytes if self.count is None else self.count
 
 
 def _kind(path: str, beginning: bytes) -> str:
@@ -136,8 +142,9 @@ def _of_folder(path: str) -> list[CorpusInput]:
         tables = [name for name in found if name.lower().endswith(".parquet")]
         if tables:
             return [_of_file(os.path.join(path, name)) for name in tables]
-        if any(is_image(name) for name in found):
-            return [CorpusInput(absolute, "folder", folder_bytes(absolute))]
+        sizes = [one.size_bytes for one in tree(absolute, sizes=True) if is_image(one.name)]
+        if sizes:
+            return [CorpusInput(absolute, "folder", sum(sizes), count=len(sizes))]
     except InputReadError as error:
         raise UserError(f"--corpus: {printable(str(error))}; check its permissions and its storage") from error
     others = sorted({os.path.splitext(name)[1] for name in found if name.endswith((*TAR_SUFFIXES, *MANIFEST_SUFFIXES))})

@@ -22,7 +22,7 @@ MANIFEST_FORM = f'{{"image": "photo.jpg", {PROMPTS_FORM}}}'
 
 @dataclass(frozen=True)
 class ScanUnit:
-    """A piece of one input that one task scans: what begins in its bytes [begin, end)."""
+    """A piece of one input that one task scans: what begins in its bytes [begin, end), images of a folder by number."""
 
     input: int
     name: str  # of the input in sources and prompt ids, see `pipeline.corpus.resolve.input_name`

@@ -27,7 +27,7 @@ class Reader:
     """How inputs of one kind are scanned."""
 
     scan: Callable[[ScanUnit, Reading], Iterator[Sample]]
-    unit_bytes: int | None = None  # of an input that one task scans; None: all of it
+    unit: int | None = None  # bytes of an input, or images of a folder, that one task scans; None: all of it
     most_units: int | None = None  # where each of them has to walk through the input from its beginning
 
 
@@ -35,12 +35,12 @@ READERS = {
     "tar": Reader(scan_tar),
     "tar_gzip": Reader(scan_gzip_tar),
     "tar_zstd": Reader(scan_zstd_tar),
-    "manifest": Reader(scan_manifest, unit_bytes=4 << 20),
-    "parquet": Reader(scan_parquet, unit_bytes=64 << 20),
+    "manifest": Reader(scan_manifest, unit=4 << 20),
+    "parquet": Reader(scan_parquet, unit=64 << 20),
     "arrow": Reader(scan_arrow),
-    "instruct": Reader(scan_instruct, unit_bytes=32 << 20, most_units=16),
-    "questions": Reader(scan_questions, unit_bytes=32 << 20, most_units=16),
-    "folder": Reader(scan_folder, unit_bytes=1 << 30, most_units=64),
+    "instruct": Reader(scan_instruct, unit=32 << 20, most_units=16),
+    "questions": Reader(scan_questions, unit=32 << 20, most_units=16),
+    "folder": Reader(scan_folder, unit=4096, most_units=32),
 }  # by `CorpusInput.kind`
 
 
@@ -56,17 +56,17 @@ def scan_units(inputs: list[CorpusInput], first_input: int = 0, root: str | None
     root = common_root(inputs) if root is None else root
     for number, item in enumerate(inputs, start=first_input):
         name = input_name(item.path, root)
-        step = _step(READERS[item.kind], item.size_bytes)
-        for begin in range(0, max(item.size_bytes, 1), step):
-            end = min(begin + step, item.size_bytes)
-            last = end == item.size_bytes
+        step = _step(READERS[item.kind], item.length)
+        for begin in range(0, max(item.length, 1), step):
+            end = min(begin + step, item.length)
+            last = end == item.length
             units.append(ScanUnit(number, name, item.path, item.kind, begin, end, last, item.partner))
     return units
 
 
-def _step(reader: Reader, size_bytes: int) -> int:
-    least = -(-size_bytes // reader.most_units) if reader.most_units else 1
-    return max(reader.unit_bytes or size_bytes, least, 1)
+def _step(reader: Reader, length: int) -> int:
+    least = -(-length // reader.most_units) if reader.most_units else 1
+    return max(reader.unit or length, least, 1)
 
 
 def scan(unit: ScanUnit, limit: int | None = None, reading: Reading = Reading()) -> Iterator[Sample]:  # noqa: B008

@@ -12,7 +12,9 @@ from pipeline.corpus import cells
 from pipeline.corpus.fetch import Fetcher, Place
 from pipeline.corpus.packed import DamagedError
 from pipeline.corpus.resolve import resolve_corpus
+from pipeline.corpus.scan import scan
 from pipeline.errors import UserError
+from pipeline.storage.input_file import InputReadError
 from tests.corpus.conftest import scan_all, sha256, units_of
 
 NAMED = {"prompt_column": "question", "reference_column": "answer"}
@@ -230,3 +232,30 @@ def test_an_image_is_found_again_in_a_file_larger_than_a_batch(tmp_path, jpegs):
     pq.write_table(pa.table({"image": many}), sink, row_group_size=150)
     (tmp_path / "a.parquet").write_bytes(sink.getvalue())
     assert [row.image_id for row in scan_all(tmp_path / "a.parquet")] == [sha256(data) for data in many]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_failing_storage_is_no_damage(tmp_path, jpegs, names, name, monkeypatch):
+    """The whole input is left out and taken up by the next run."""
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table(jpegs, "binary", names), path, row_group_size=2)
+    else:
+        write_stream(path, table(jpegs, "binary", names).to_batches(max_chunksize=2))
+    units = units_of(path)
+    reads = {"left": 10_000}
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer) -> int:
+            reads["left"] -= 1
+            if reads["left"] < 0:
+                raise InputReadError(str(path), OSError(5, "Input/output error"), 0)
+            return super().readinto(buffer)
+
+    for module in ("parquet", "arrow"):
+        monkeypatch.setattr(f"pipeline.corpus.{module}.open_input", lambda at: io.BufferedReader(Failing(at), 512))
+    assert len([row for unit in units for row in scan(unit)]) == 6
+    for left in range(0, 10_000 - reads["left"], 3):
+        reads["left"] = left
+        with pytest.raises(InputReadError):
+            list(scan(units[0]))
