@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus import packed
 from pipeline.corpus.packed import DamagedError
 from pipeline.storage.input_file import open_input
 
@@ -92,6 +93,7 @@ def batches_of(
         DamagedError: the file is damaged; its message says from which row on.
     """
     row = first_row
+    _refuse_bomb(file.metadata.row_group(group), columns, row)
     batches = file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
     while True:
         try:
@@ -102,6 +104,17 @@ def batches_of(
             return
         yield row, batch
         row += len(batch)
+
+
+def _refuse_bomb(group: pq.RowGroupMetaData, columns: list[str], row: int) -> None:
+    for number in range(group.num_columns):
+        column = group.column(number)
+        most = packed.FREE_BYTES + packed.MAX_RATIO * column.total_compressed_size
+        if column.path_in_schema in columns and column.total_uncompressed_size > most:
+            raise DamagedError(
+                f"rows {row} and on: {column.path_in_schema} unpacks to over {packed.MAX_RATIO} times its size, which "
+                "images do not; it is taken for a decompression bomb"
+            )
 
 
 def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:

@@ -259,3 +259,12 @@ def test_a_failing_storage_is_no_damage(tmp_path, jpegs, names, name, monkeypatc
         reads["left"] = left
         with pytest.raises(InputReadError):
             list(scan(units[0]))
+
+
+def test_a_bomb_in_parquet_is_not_unpacked(tmp_path, jpegs, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.packed.FREE_BYTES", 1 << 20)
+    images = [{"bytes": jpegs[0] if number else bytes(30 << 20), "path": None} for number in range(2)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=1, compression="zstd")
+    first, second = scan_all(tmp_path / "a.parquet")
+    assert (first.reason, second.reason) == ("damaged_file", None)
+    assert "image.bytes unpacks to over 200 times its size" in first.message
