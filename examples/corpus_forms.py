@@ -30,9 +30,10 @@ def scenes() -> list[dict[str, Any]]:
 def write_forms(folder: Path) -> None:
     """Write all forms into a folder that is not there yet."""
     found = scenes()
-    (folder / "photos" / "more").mkdir(parents=True)
+    for name in ("first", "second/deeper"):
+        (folder / "photos" / name).mkdir(parents=True)
     for number, scene in enumerate(found):
-        place = folder / "photos" / ("more" if number % 3 == 0 else "")
+        place = folder / "photos" / ("first" if number < COUNT // 2 else "second/deeper")
         (place / f"{scene['id']}.jpg").write_bytes(scene["bytes"])
         scene["file"] = str((place / f"{scene['id']}.jpg").relative_to(folder / "photos"))
     _tars(folder, found)
