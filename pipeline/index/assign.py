@@ -204,32 +204,45 @@ def assign_shards(
     return replace(placed, failed_prompts=failed_prompts)
 
 
-def _prepared_bytes(db: duckdb.DuckDBPyConnection, bound: PixelBound | None) -> Iterator[int]:
+def _prepared_bytes(db: duckdb.DuckDBPyConnection, bound: PixelBound | None) -> Iterator[np.ndarray]:
     """The bytes of the prepared pixels of each image that is new, in their order; 0 where nothing is known of them."""
     if bound is not None:
         sizes = db.sql("select distinct width, height from owners where width is not null").fetchall()
         taken = pa.array([bound.of_size(width, height) for width, height in sizes], pa.int64())
         widths, heights = (pa.array([size[axis] for size in sizes], pa.int32()) for axis in (0, 1))
         db.register("prepared", pa.table({"width": widths, "height": heights, "bytes": taken}))
-        each = "select coalesce(bytes, 0) from owners left join prepared using (width, height) order by rank"
+        each = "select coalesce(bytes, 0)::bigint from owners left join prepared using (width, height) order by rank"
     else:
-        each = "select 0 from owners"
+        each = "select 0::bigint from owners"
     for batch in db.sql(each).to_arrow_reader():
-        yield from batch.column(0).to_pylist()
+        yield batch.column(0).to_numpy()
 
 
-def _starts(taken: Iterable[int], shard_size: int, most: int) -> Iterator[int]:
+def _starts(taken: Iterable[np.ndarray], shard_size: int, most: int) -> Iterator[int]:
     """The ranks of the images that begin a shard, given what each image takes.
 
     It goes by the images alone, in their order: what comes later never changes what was cut before.
     """
-    count = total = 0
-    for rank, size in enumerate(taken):
-        if not count or count == shard_size or total + size > most > 0:
-            yield rank
-            count = total = 0
-        count += 1
-        total += size
+    rank = count = total = 0  # images before these; images and bytes of the shard that is being filled
+    for sizes in taken:
+        sums = np.cumsum(sizes)
+        at = 0
+        while at < len(sizes):
+            before = int(sums[at - 1]) if at else 0
+            fit = len(sizes) - at
+            if most > 0:
+                fit = min(fit, int(np.searchsorted(sums, before + most - total, "right")) - at)
+            if count == 0:
+                yield rank + at
+                fit = max(fit, 1)
+            fit = min(fit, shard_size - count)
+            if fit <= 0:
+                count = total = 0
+                continue
+            count += fit
+            total += int(sums[at + fit - 1]) - before
+            at += fit
+        rank += len(sizes)
 
 
 class _Lane:

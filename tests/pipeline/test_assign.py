@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,6 +85,27 @@ def in_a_loop(generations: list[list[Sample]]) -> list[dict[str, Any]]:
         rows += sorted(placed, key=lambda row: row["shard"])
         first = shard + 1
     return [{key: value for key, value in row.items() if key not in ("keys", "width", "height")} for row in rows]
+
+
+def starts_in_a_loop(sizes: list[int], shard_size: int, most: int) -> list[int]:
+    starts, count, total = [], 0, 0
+    for rank, size in enumerate(sizes):
+        if not count or count == shard_size or total + size > most > 0:
+            starts.append(rank)
+            count = total = 0
+        count, total = count + 1, total + size
+    return starts
+
+
+@pytest.mark.parametrize("most", [0, 1, 10, 25])
+@pytest.mark.parametrize("shard_size", [1, 3, 100])
+def test_shards_are_cut_as_in_a_loop(most, shard_size):
+    for seed in range(50):
+        chance = random.Random(seed)
+        sizes = [chance.choice([0, 0, 1, 4, 9, 10, 30]) for _ in range(chance.randrange(60))]
+        cut = chance.randrange(len(sizes) + 1)
+        batches = [np.array(part, np.int64) for part in (sizes[:cut], [], sizes[cut:])]
+        assert list(assign._starts(batches, shard_size, most)) == starts_in_a_loop(sizes, shard_size, most)
 
 
 @pytest.fixture(params=[1 << 16, 7])
