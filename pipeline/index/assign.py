@@ -162,7 +162,7 @@ def assign_shards(
             known_prompts = "select null::varchar as prompt_id where false"
         db.execute(f"create table known_prompts as {known_prompts}")
         db.execute(_SAMPLES.format(**in_scan, known=known))
-        starts = list(_starts(_prepared_bytes(db, bound), shard_size, bound.most if bound else 0))
+        starts = list(shard_starts(_prepared_bytes(db, bound), shard_size, bound.most if bound else 0))
         numbers = pa.array(range(len(starts)), pa.int64())
         db.register("starts", pa.table({"number": numbers, "rank": pa.array(starts, pa.int64())}))
         db.execute(_PLACE.format(first_shard=new.first_shard))
@@ -218,7 +218,7 @@ def _prepared_bytes(db: duckdb.DuckDBPyConnection, bound: PixelBound | None) -> 
         yield batch.column(0).to_numpy()
 
 
-def _starts(taken: Iterable[np.ndarray], shard_size: int, most: int) -> Iterator[int]:
+def shard_starts(taken: Iterable[np.ndarray], shard_size: int, most: int) -> Iterator[int]:
     """The ranks of the images that begin a shard, given what each image takes.
 
     It goes by the images alone, in their order: what comes later never changes what was cut before.

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.artifact.artifact import Artifact
@@ -17,7 +18,7 @@ from pipeline.artifact.tables import in_tar, tar_size
 from pipeline.budget import Budget, parse_budget
 from pipeline.cluster.device import worker_device
 from pipeline.errors import UserError
-from pipeline.index.assign import _starts as starts_of_shards
+from pipeline.index.assign import shard_starts
 from pipeline.index.build import SHARDS_PER_FILE
 from pipeline.prune.census import Census, take_census
 from pipeline.prune.measure import Measured, Size, index_row, measure
@@ -178,7 +179,8 @@ class _Output:
         prepared, most = self._census.prepared, self._settings.shard_bytes
         enough = len(prepared) if self._census.whole else max(len(prepared), REPEATED * self._settings.shard_size)
         taken = list(islice(cycle(prepared), enough)) if prepared else []
-        starts = [*starts_of_shards(taken, self._settings.shard_size, most), len(taken)]
+        sizes = [np.array(taken, np.int64)]
+        starts = [*shard_starts(sizes, self._settings.shard_size, most), len(taken)]
         pixels = [sum(taken[first:last]) for first, last in pairwise(starts)]
         if not self._census.whole and len(pixels) > 1:
             pixels, taken = pixels[:-1], taken[: starts[-2]]  # the last one is cut off by the end of the sample

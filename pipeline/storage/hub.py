@@ -139,7 +139,7 @@ class HubStore:
         """Not to be had: inputs are listed by `files_of`."""
         self._refuse()
 
-    def names(self) -> Sequence[str]:
+    def names(self, prefix: str = "") -> Sequence[str]:
         """Not to be had: inputs are listed by `files_of`."""
         self._refuse()
 

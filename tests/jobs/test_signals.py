@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.faults.fault_tools import commits, data_of, differing, wait_for, workers
-
 from pipeline.cluster.status import State, job_status
+from tests.faults.fault_tools import commits, data_of, differing, wait_for, workers
 
 REPO = Path(__file__).resolve().parents[2]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -105,7 +105,7 @@ def test_shards_are_cut_as_in_a_loop(most, shard_size):
         sizes = [chance.choice([0, 0, 1, 4, 9, 10, 30]) for _ in range(chance.randrange(60))]
         cut = chance.randrange(len(sizes) + 1)
         batches = [np.array(part, np.int64) for part in (sizes[:cut], [], sizes[cut:])]
-        assert list(assign._starts(batches, shard_size, most)) == starts_in_a_loop(sizes, shard_size, most)
+        assert list(assign.shard_starts(batches, shard_size, most)) == starts_in_a_loop(sizes, shard_size, most)
 
 
 @pytest.fixture(params=[1 << 16, 7])
