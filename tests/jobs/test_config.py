@@ -54,7 +54,9 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "estimator": "directional", "seed": -3, "limit": 7, "features": "both", "feature_dtype": "int8",
             "shard_size": 3, "shard_bytes": 5, "batch_size": "auto",
             "max_error_rate": 0.125, "dtype": "bfloat16", "workers": 2, "gpus_per_worker": 0.5, "device": "cuda",
-            "retries": 0, "shard_timeout": 1.5,
+            "retries": 0, "shard_timeout": 1.5, "prompt": ["what ?", "where ?"], "caption_prompt": "describe it",
+            "prompt_column": "q", "reference_column": "a", "type_column": "t", "id_column": "i", "image_column": "x",
+            "image_root": "pictures",
         },
         "answer": {
             "pruned": "p", "model": "m", "output": "o", "tokens": 9, "max_new_tokens": 2,
