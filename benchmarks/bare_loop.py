@@ -59,7 +59,7 @@ class Images(Dataset):
             checkpoint, family = open_checkpoint(self._model)
             self._preparer = family.preparer(checkpoint)
         row = self._rows[number]
-        image = decode_image(read_bytes(Place(row["path"], row["offset"], row["size"], row["within"]), row["image_id"]))
+        image = decode_image(read_bytes(Place(row.path, row.offset, row.size, row.within), row.image_id))
         return torch.from_numpy(np.ascontiguousarray(self._preparer.prepare(image))), image.width, image.height
 
 
