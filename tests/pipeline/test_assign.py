@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact.index import Generation
-from pipeline.index import assign
-from pipeline.index.assign import assign_shards
+from pipeline.index import parts
+from pipeline.index.assign import assign_shards, shard_starts
 from pipeline.storage import LocalStore
 from schemas.columns import table_of
 from schemas.samples import Message, Prompt, Sample
@@ -105,13 +105,13 @@ def test_shards_are_cut_as_in_a_loop(most, shard_size):
         sizes = [chance.choice([0, 0, 1, 4, 9, 10, 30]) for _ in range(chance.randrange(60))]
         cut = chance.randrange(len(sizes) + 1)
         batches = [np.array(part, np.int64) for part in (sizes[:cut], [], sizes[cut:])]
-        assert list(assign.shard_starts(batches, shard_size, most)) == starts_in_a_loop(sizes, shard_size, most)
+        assert list(shard_starts(batches, shard_size, most)) == starts_in_a_loop(sizes, shard_size, most)
 
 
 @pytest.fixture(params=[1 << 16, 7])
 def batches(request, monkeypatch) -> None:
     """In one piece, and in many."""
-    monkeypatch.setattr(assign, "BATCH_ROWS", request.param)
+    monkeypatch.setattr(parts, "BATCH_ROWS", request.param)
 
 
 def assigned(root: Path, seed: int, threads: int, limit: int | None) -> tuple[list[dict[str, Any]], list[bytes], Any]:
