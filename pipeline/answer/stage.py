@@ -149,7 +149,7 @@ def answer_prompts(
     images: Mapping[str, KeptImage],
     *,
     max_new_tokens: int,
-    grader: Grader = Grader(),  # noqa: B008 - it does not change
+    grader: Grader,
 ) -> list[AnswerRow]:
     """Pose prompts about kept images and grade what comes back; a row for each prompt, in the order of `prompts`.
 

@@ -88,7 +88,11 @@ def streams(_process: int, output: Path) -> bool:
     return (output / "_runs").exists()
 
 
-def encodes_on_the_session(_process: int, _output: Path) -> bool:
+def encodes_on_the_session(_process: int, output: Path) -> bool:
+    return streams(0, output) and encoders_on_the_session()
+
+
+def encoders_on_the_session() -> bool:
     return any(workers(os.getpid(), "EncodeShards"))
 
 
@@ -168,8 +172,9 @@ def test_sigterm_finishes_the_shards_in_flight(prune, joining_ray, tiny_llava, t
 
 def test_two_ctrl_c_leave_a_stream_and_its_workers_end(scenes_tars, tiny_llava, joining_ray, tmp_path):
     """On a Ray that the job has joined, which lives on; with a Ray of its own this is a slow case of the test above."""
+    assert wait_for(lambda: not encoders_on_the_session(), 120, 0.1), "workers of an earlier test outlive it"
     leave(encodes_on_the_session, signal.SIGINT, 2, [scenes_tars, tiny_llava, str(tmp_path / "out")], joining_ray)
-    assert wait_for(lambda: not encodes_on_the_session(0, tmp_path), 60, 0.1), "workers outlive the job"
+    assert wait_for(lambda: not encoders_on_the_session(), 60, 0.1), "workers outlive the job"
     assert ray.get(ray.put("the session's Ray")) == "the session's Ray"
 
 
