@@ -22,6 +22,11 @@ def at(location: str) -> tuple[Store, str]:
     return LocalStore(folder), name
 
 
+def folder_at(address: str) -> Store:
+    """The store whose root is the folder, or the prefix of a bucket, at an address."""
+    return LocalStore(os.path.realpath(address))
+
+
 def expand(pattern: str) -> list[str]:
     """The locations that a pattern with `*?[]` stands for, sorted by name.
 
