@@ -31,6 +31,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
+from pipeline.storage.paths import object_location
 from pipeline.storage.store import StorageError
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class Bucket:
 
     def locate(self, key: str) -> str:
         """The address of a key."""
-        return f"s3://{self.name}/{key}" if key else f"s3://{self.name}"
+        return object_location(self.name, key)
 
     def _ask(self, key: str, call: Callable[[], T]) -> T:
         """What a call of the library gives, which is repeated where that may help.

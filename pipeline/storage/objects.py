@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,41 +16,14 @@ from pipeline.errors import UserError
 from pipeline.storage.bucket import Bucket, Found, bucket
 from pipeline.storage.lease import Body, Hold, Lease
 from pipeline.storage.object_file import ObjectFile
+from pipeline.storage.paths import object_location, split_object
 from pipeline.storage.store import Entry, NewFile, StorageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-PREFIX = "s3://"
-FORM = "s3://BUCKET/KEY"
 READERS = 16  # requests at once where many objects are read
 PIECE_BYTES = 8 << 20  # of an object that is fetched to a file
-_ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.ASCII | re.DOTALL)
-
-
-def is_object(location: str) -> bool:
-    """Whether a location is one of an object store."""
-    return location.startswith(PREFIX)
-
-
-def split(location: str) -> tuple[str, str]:
-    """The bucket and the key of a location, whose parts are no `.`, `..` or empty: object stores resolve none.
-
-    Raises:
-        UserError: it has another form.
-    """
-    found = _ADDRESS.fullmatch(location)
-    if found is None:
-        raise UserError(f"{location} is not of the form {FORM}: a bucket has 3 to 63 of the letters a-z, 0-9, . and -")
-    parts: list[str] = []
-    for part in (found[2] or "").split("/"):
-        if part == "..":
-            if not parts:
-                raise UserError(f"{location} leads out of its bucket")
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return found[1], "/".join(parts)
 
 
 @dataclass(frozen=True)
@@ -65,7 +37,7 @@ class ObjectStore:
     @classmethod
     def at(cls, address: str) -> Self:
         """The store whose root is at an address."""
-        name, key = split(address)
+        name, key = split_object(address)
         return cls(name, f"{key}/" if key else "")
 
     @property
@@ -82,8 +54,7 @@ class ObjectStore:
 
     def locate(self, key: str = "") -> str:
         """The address of a key, as `s3://BUCKET/KEY`."""
-        place = f"{self.prefix}{key}" if key else self.prefix.rstrip("/")
-        return f"{PREFIX}{self.bucket}/{place}" if place else f"{PREFIX}{self.bucket}"
+        return object_location(self.bucket, f"{self.prefix}{key}" if key else self.prefix.rstrip("/"))
 
     def stat(self, key: str) -> Entry | None:
         """The object under a key, None when there is none. Its tag is the store's."""
