@@ -103,6 +103,10 @@ class Bucket:
             except InvalidPathError as error:
                 raise StorageError(errno.EINVAL, f"a key there can't be used ({_first_line(error)})") from error
             except (BaseError, OSError) as error:
+                if _code(error) in _WHY:
+                    raise self._refused(key, error) from error
+                if _code(error) == _NO_BUCKET:
+                    self._require_bucket(error)
                 pause = next(pauses, None)
                 if pause is None:
                     raise StorageError(errno.EIO, f"its store does not answer ({_first_line(error)})") from error
@@ -113,15 +117,13 @@ class Bucket:
 
     def _require_bucket(self, error: BaseException) -> None:
         """Raise StorageError where it is not the object that is missing but the bucket."""
-        if self._is_there:
-            return
         code = _code(error)
+        if self._is_there and code != _NO_BUCKET:
+            return
         if code is None:  # an answer to HEAD says nothing
             try:
                 obstore.list_with_delimiter(self._client, "no-key-begins-so")
-            except BaseError as told:
-                code = _code(told)
-            except OSError as told:
+            except (BaseError, OSError) as told:
                 code = _code(told)
         if code == _NO_BUCKET:
             raise StorageError(errno.ENODEV, f"there is no bucket {self.name}: make it, or correct its name") from error

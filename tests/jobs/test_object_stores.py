@@ -1,16 +1,21 @@
 """Jobs whose corpus, model, output and answers lie in an object store: the same bytes as on disk."""
 
 import json
+import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from jobs import job_status, query_selections
+from jobs import job_status, query_selections, start
 from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.artifact.artifact import Artifact
+from pipeline.errors import UserError
 from pipeline.report.query import ask, connect
 from pipeline.storage.local import LocalStore
 from pipeline.storage.places import folder_at
+from tests.object_server import FAULTS, Faults, ObjectServer
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = ("selections/", "prompts/", "errors/", "features/", "answers/")
@@ -64,7 +69,14 @@ def in_store(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llav
     }
 
 
-def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(on_disk, in_store, prune, work_here, capsys):
+@pytest.mark.parametrize(
+    "share", [0.05, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.2, marks=pytest.mark.slow)]
+)
+def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(
+    share, on_disk, in_store, prune, work_here, capsys, object_server
+):
+    """While the server answers a share of all requests with errors, or breaks off."""
+    object_server.faults = faults = Faults(share, seed=1)
     settings = {"corpus": (in_store["corpus"],), "model": in_store["model"], **SETTINGS}
     prune(in_store["output"], **settings)
     answer(in_store["output"], in_store["answers"], in_store["model"])
@@ -92,3 +104,121 @@ def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(on_disk, i
     assert (status["state"], status["output"]) == ("finished", in_store["output"])
     assert query_selections.main(["--pruned", in_store["output"], "--answers", in_store["answers"]]) == 0
     assert "accuracy" in capsys.readouterr().out
+    assert faults.made.keys() == (set(FAULTS) if share else set())
+
+
+def test_resuming_lists_the_bucket_once_and_reads_each_record_once(s3, small_pruned, object_server):
+    small_pruned(f"{s3}/out", shards=12)
+    object_server.requests.clear()
+    resume = Artifact(f"{s3}/out").resume(13)
+    assert (resume.pending, resume.num_images) == ([12], 36)
+    assert object_server.requests == {"LIST": 1, "GET": 12}
+
+
+@pytest.mark.slow
+def test_a_listing_of_many_pages_is_one_listing(s3, object_server):
+    store = folder_at(f"{s3}/out")
+    keys = [f"a/{number:04d}" for number in range(2100)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.put(key, b"1"), keys))
+    object_server.requests.clear()
+    object_server.faults = Faults(0.3, seed=2)
+    assert [entry.key for entry in store.walk()] == keys
+    assert object_server.requests["LIST"] - object_server.faults.made.total() == 3
+    object_server.faults = Faults()
+    store.clear("a/")
+    assert list(store.walk()) == []
+
+
+def test_a_query_over_a_bucket_only_reads(s3, small_pruned, object_server, tmp_path):
+    db = connect(small_pruned(f"{s3}/out"))
+    before = {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()}
+    for sql in (
+        f"copy images to '{tmp_path}/x.parquet'",
+        f"copy images to '{s3}/out/x.parquet'",
+        "insert into images select * from images",
+        f"select * from read_parquet('{s3}/out/selections/part-00000000.parquet')",
+        "select * from read_text('/etc/hostname')",
+        "install httpfs",
+    ):
+        with pytest.raises(UserError):
+            ask(db, sql)
+    object_server.requests.clear()
+    assert ask(db, "select count(*) as n from images").to_pylist() == [{"n": 6}]
+    assert object_server.requests.keys() <= {"GET", "HEAD", "LIST"}
+    assert {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def missing_bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    return "s3://no-such-bucket"
+
+
+def wrong_key(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "InvalidAccessKeyId")
+    return f"s3://{server.new_bucket()}"
+
+
+def no_permission(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "AccessDenied")
+    return f"s3://{server.new_bucket()}"
+
+
+def may_not_write(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "AccessDenied" if method == "PUT" else None)
+    return f"s3://{server.new_bucket()}"
+
+
+WHY = {
+    missing_bucket: "there is no bucket no-such-bucket: make it, or correct its name",
+    wrong_key: r"its access key is not known there \(InvalidAccessKeyId\): correct AWS_ACCESS_KEY_ID",
+    no_permission: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
+    may_not_write: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
+}
+
+
+@pytest.mark.parametrize("case", [missing_bucket, wrong_key, no_permission])
+@pytest.mark.parametrize(
+    ("option", "command"),
+    [
+        ("--corpus", "prune --corpus {}/a.tar --model {model} --output {here}/o"),
+        ("--corpus", "prune --corpus {}/*.tar --model {model} --output {here}/o"),
+        ("--model", "prune --corpus {scenes} --model {}/m --output {here}/o"),
+        ("", "prune --corpus {scenes} --model {model} --output {}/o"),
+        ("", "answer --pruned {}/p --model {model} --output {here}/o"),
+        ("", "query --pruned {}/p"),
+        ("", "status --output {}/o"),
+    ],
+)
+def test_a_bucket_that_can_not_be_used_gets_one_sentence(
+    case, option, command, object_server, monkeypatch, tiny_llava, scenes_tars, tmp_path, work_here, capsys
+):
+    bucket = case(object_server, monkeypatch)
+    given = command.format(bucket, model=tiny_llava, scenes=scenes_tars, here=tmp_path).split()
+    monkeypatch.setattr("sys.argv", ["zoo-prune", *given])
+    with pytest.raises(SystemExit) as left:
+        start.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert re.match(f"error: {option}.*{bucket}.*{WHY[case]}", line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_may_not_be_written_gets_one_sentence(object_server, monkeypatch, prune):
+    bucket = may_not_write(object_server, monkeypatch)
+    with pytest.raises(UserError, match=f"^{bucket}/o can't be written: {WHY[may_not_write]}; nothing half-written"):
+        prune(f"{bucket}/o")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://", "--output s3://: expected s3://BUCKET/KEY"),
+        ("s3://B_D/o", "--output s3://B_D/o: expected s3://BUCKET/KEY"),
+        ("s3:/bucket/o", "--output s3:/bucket/o is a URL; only paths and s3://BUCKET/KEY are understood"),
+        ("gs://bucket/o", "--output gs://bucket/o is a URL; only paths and s3://BUCKET/KEY are understood"),
+    ],
+)
+def test_malformed_addresses(address, message, prune):
+    with pytest.raises(UserError, match=message):
+        prune(address)
