@@ -25,7 +25,8 @@ def run(command: click.Command) -> None:
     try:
         sys.exit(execute(command, sys.argv[1:], called_as()))
     except (UserError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, StorageError) else error
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 

@@ -101,7 +101,7 @@ class Bucket:
             except (PermissionDeniedError, UnauthenticatedError) as error:
                 raise self._refused(key, error) from error
             except InvalidPathError as error:
-                raise StorageError(errno.EINVAL, f"a key there can't be used ({_first_line(error)})") from error
+                raise self._error(errno.EINVAL, f"a key there can't be used ({_first_line(error)})", key) from error
             except (BaseError, OSError) as error:
                 if _code(error) in _WHY:
                     raise self._refused(key, error) from error
@@ -109,7 +109,7 @@ class Bucket:
                     self._require_bucket(error)
                 pause = next(pauses, None)
                 if pause is None:
-                    raise StorageError(errno.EIO, f"its store does not answer ({_first_line(error)})") from error
+                    raise self._error(errno.EIO, f"its store does not answer ({_first_line(error)})", key) from error
                 time.sleep(pause)
             else:
                 self._is_there = True
@@ -126,7 +126,8 @@ class Bucket:
             except (BaseError, OSError) as told:
                 code = _code(told)
         if code == _NO_BUCKET:
-            raise StorageError(errno.ENODEV, f"there is no bucket {self.name}: make it, or correct its name") from error
+            why = f"there is no bucket {self.name}: make it, or correct its name"
+            raise self._error(errno.ENODEV, why, "") from error
 
     def _refused(self, key: str, error: BaseException) -> StorageError:
         code = _code(error)
@@ -135,7 +136,10 @@ class Bucket:
                 obstore.get_range(self._client, key, start=0, length=1)
             except (BaseError, OSError) as told:
                 code = _code(told)
-        return StorageError(errno.EACCES, _WHY.get(code or "AccessDenied", f"it is refused ({code})"))
+        return self._error(errno.EACCES, _WHY.get(code or "AccessDenied", f"it is refused ({code})"), key)
+
+    def _error(self, number: int, why: str, key: str) -> StorageError:
+        return StorageError(number, why, self.locate(key))
 
     def head(self, key: str) -> Found | None:
         """Size and tag of an object, None where there is none."""
@@ -164,7 +168,7 @@ class Bucket:
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.locate(key)) from error
         except PreconditionError as error:
-            raise StorageError(errno.ESTALE, "it was replaced while it was read") from error
+            raise self._error(errno.ESTALE, "it was replaced while it was read", key) from error
 
     def put(self, key: str, data: bytes | Path) -> str:
         """Write an object, in place of another one; its tag.

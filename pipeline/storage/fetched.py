@@ -74,4 +74,4 @@ def _copy(store: Store, entry: Entry, path: Path) -> None:
     with store.open(entry.key) as stream, open(path, "wb") as copy:
         shutil.copyfileobj(stream, copy, _PIECE_BYTES)
     if store.stat(entry.key) != entry:
-        raise StorageError(errno.ESTALE, f"{entry.key} was replaced while it was fetched: run again")
+        raise StorageError(errno.ESTALE, "it was replaced while it was fetched: run again", store.locate(entry.key))

@@ -45,7 +45,7 @@ class NewFile:
 
 
 class StorageError(OSError):
-    """The place does not give what it is asked for; `strerror` says why, as a clause of a sentence."""
+    """The place does not do what it is asked for; `strerror` says why, as a clause, and `filename` of what."""
 
 
 class HeldError(Exception):

@@ -52,6 +52,12 @@ def has_begun(output: str, least: int) -> bool:
     return len(committed(output)) >= least and folder_at(output).holder("_lock") != ""
 
 
+def found_one_or_ended(driver: subprocess.Popen, kills: list[int | None]) -> bool:
+    """Kill a model actor at its work, if there is one; whether that was done or the driver has ended."""
+    kills.append(kill_a_worker(os.getpid(), "EncodeShards"))
+    return kills[-1] is not None or driver.poll() is not None
+
+
 @pytest.fixture(scope="module")
 def undisturbed(prune: Callable[..., list[str]], made_once) -> dict[str, bytes]:
     return data_in(str(made_once("pruned-by-8", lambda output: prune(output, **SETTINGS))))
@@ -111,11 +117,10 @@ def test_a_killed_model_actor_is_started_again(kills, in_bucket, s3, undisturbed
         output = f"{s3}/out-{number}"
         command = [sys.executable, "-m", "jobs.prune_corpus", *in_bucket, "--output", output]
         with subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True) as driver:
-            killed = wait_for(
-                lambda of=driver: kill_a_worker(os.getpid(), "EncodeShards") or of.poll() is not None, 240
-            )
+            kills_of: list[int | None] = []
+            wait_for(lambda of=driver, to=kills_of: found_one_or_ended(of, to), 240)
             _, said = driver.communicate(timeout=300)
-        assert killed
+        assert kills_of[-1] is not None, f"nobody could be killed: {said}"
         assert driver.returncode == 0, said
         assert differing(data_in(output), undisturbed) == []
         assert folder_at(output).stat("_SUCCESS") is not None

@@ -222,3 +222,13 @@ def test_an_output_that_may_not_be_written_gets_one_sentence(object_server, monk
 def test_malformed_addresses(address, message, prune):
     with pytest.raises(UserError, match=message):
         prune(address)
+
+
+def test_a_store_that_fails_in_the_middle_gets_one_sentence(s3, small_pruned, object_server, monkeypatch, capsys):
+    small_pruned(f"{s3}/out")
+    object_server.faults = Faults(refuse=lambda method, path: "ExpiredToken" if "_commits/0" in path else None)
+    monkeypatch.setattr("sys.argv", ["zoo-prune", "query", "--pruned", f"{s3}/out"])
+    with pytest.raises(SystemExit) as left:
+        start.main()
+    told = f"error: {s3}/out/_commits/00000000.json: its credentials have expired (ExpiredToken): renew them\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, told)

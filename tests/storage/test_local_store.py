@@ -76,6 +76,18 @@ def test_a_new_file_appears_whole_or_not_at_all(store):
     assert os.listdir(Path(store.locate())) == ["a"]
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_is_created_once_where_the_file_system_has_no_links(store, monkeypatch, number):
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.link", link)
+    assert store.create("a/b", b"1")
+    assert not store.create("a/b", b"2")
+    assert store.read("a/b") == b"1"
+    assert os.listdir(Path(store.locate("a"))) == ["b"]
+
+
 def test_one_holder_at_a_time_and_a_killed_one_lets_go(store):
     code = (
         "import sys, time; from pipeline.storage import LocalStore\n"
