@@ -176,7 +176,7 @@ class Lease:
     def let_go(self) -> None:
         """Be the owner no longer, so that the next one need not wait."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(self._body.life_sec)
         _leases.pop(self._body.nonce, None)
         with contextlib.suppress(StorageError):  # then it runs out by itself
             self._bucket.put_if(self._key, b"", self._tag)

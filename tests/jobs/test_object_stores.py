@@ -13,8 +13,10 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
 from pipeline.report.query import ask, connect
+from pipeline.storage.lease import Body
 from pipeline.storage.local import LocalStore
 from pipeline.storage.places import folder_at
+from schemas.records import CommitRecord
 from tests.object_server import FAULTS, Faults, ObjectServer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -105,6 +107,27 @@ def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(
     assert query_selections.main(["--pruned", in_store["output"], "--answers", in_store["answers"]]) == 0
     assert "accuracy" in capsys.readouterr().out
     assert faults.made.keys() == (set(FAULTS) if share else set())
+
+
+def test_a_driver_that_lost_its_lease_commits_nothing(s3, prune, monkeypatch):
+    """Another one takes over while the second of three shards is at work: no record and no manifest is written."""
+    output = f"{s3}/out"
+    own = Artifact.commit
+
+    def commit(artifact: Artifact, record: CommitRecord) -> None:
+        if record.shard == 1:
+            folder_at(output).put("_lock", Body("the other", "another nonce", 60.0).to_json())
+        own(artifact, record)
+
+    monkeypatch.setattr(Artifact, "commit", commit)
+    with pytest.raises(
+        UserError, match=f"{output} is not held by this job any more: another process has taken it over"
+    ):
+        prune(output, shard_size=8, limit=24)
+    names = [entry.key for entry in folder_at(output).walk()]
+    assert [name for name in names if name.startswith(("_commits/", "_failures/"))] == ["_commits/00000000.json"]
+    assert not {"manifest.json", "_SUCCESS"} & set(names)
+    assert folder_at(output).holder("_lock") == "the other"
 
 
 def test_resuming_lists_the_bucket_once_and_reads_each_record_once(s3, small_pruned, object_server):
