@@ -100,6 +100,8 @@ class Bucket:
                 raise
             except (PermissionDeniedError, UnauthenticatedError) as error:
                 raise self._refused(key, error) from error
+            except ValueError as error:  # a control character, half a letter
+                raise self._error(errno.ENOENT, "no object can be called so", key) from error
             except InvalidPathError as error:
                 raise self._error(errno.EINVAL, f"a key there can't be used ({_first_line(error)})", key) from error
             except (BaseError, OSError) as error:

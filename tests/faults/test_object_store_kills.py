@@ -21,8 +21,8 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.places import folder_at
 
 LIFE = 2.0  # of the lease, in seconds
-SHARDS = 5
-SETTINGS = {"max_tokens": "16", "shard_size": 8, "limit": 40}
+SHARDS = 4
+SETTINGS = {"max_tokens": "16", "shard_size": 4, "limit": 16}
 OPTIONS = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 DATA = ("selections/", "prompts/", "errors/", "features/")
 DRIVER = f"""
@@ -60,7 +60,7 @@ def found_one_or_ended(driver: subprocess.Popen, kills: list[int | None]) -> boo
 
 @pytest.fixture(scope="module")
 def undisturbed(prune: Callable[..., list[str]], made_once) -> dict[str, bytes]:
-    return data_in(str(made_once("pruned-by-8", lambda output: prune(output, **SETTINGS))))
+    return data_in(str(made_once("pruned-by-4", lambda output: prune(output, **SETTINGS))))
 
 
 @pytest.fixture

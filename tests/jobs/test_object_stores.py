@@ -21,7 +21,7 @@ from tests.object_server import FAULTS, Faults, ObjectServer
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = ("selections/", "prompts/", "errors/", "features/", "answers/")
-SETTINGS = {"max_tokens": "16", "features": "both", "shard_size": 12, "limit": 40}
+SETTINGS = {"max_tokens": "16", "features": "both", "shard_size": 8, "limit": 24}
 ASKED = {"tokens": "8", "max_new_tokens": 4}
 
 

@@ -107,6 +107,15 @@ def test_inputs_are_read_with_patience_and_say_what_is_wrong(s3, object_server, 
         open_input(f"{s3}/a.jpg")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\x7f", "\ud800", "x" * 2000])
+def test_names_that_no_object_can_have_are_those_of_missing_files(name, s3):
+    with pytest.raises(InputReadError) as caught:
+        open_input(f"{s3}/{name}")
+    assert caught.value.reason == "missing_file"
+    with pytest.raises(UserError, match=r"does not exist|can't be read: no object can be called so"):
+        resolve_corpus([f"{s3}/{name}.tar"])
+
+
 def test_addresses():
     assert split_object("s3://bucket/a//b/./c/../d.tar") == ("bucket", "a/b/d.tar")
     assert split_object("s3://bucket") == split_object("s3://bucket/") == ("bucket", "")
