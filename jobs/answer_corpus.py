@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before anything large is imported
 
     leave_on_signals()
 
-from pathlib import Path
 
 from jobs.console import exit_status, run, say
 from jobs.options import JobCommand, execute
@@ -39,7 +38,7 @@ def work(settings: AnswerSettings) -> int:
         say(f"answered {counted(result.prompts, 'prompts')} in {counted(result.shards_done, 'shards')}{refused}")
     if not (result.failures or result.stopped_by):
         say(f"the answers lie in {settings.output}")
-    table = accuracy(connect(Path(settings.pruned), [Path(settings.output)]))
+    table = accuracy(connect(settings.pruned, [settings.output]))
     if len(table):
         print_table(table, title="accuracy, %")
     nothing = result.prompts and result.refused == result.prompts

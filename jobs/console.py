@@ -8,6 +8,7 @@ import click
 
 from jobs.options import EXIT_BAD_INPUT, execute
 from pipeline.errors import UserError
+from pipeline.storage import StorageError
 from schemas.wording import counted
 
 EXIT_INCOMPLETE = 1  # shards were given up or inputs left out, or every input failed
@@ -19,12 +20,13 @@ def say(line: str) -> None:
 
 
 def run(command: click.Command) -> None:
-    """Exit with the status of a command; turn bad input into one sentence and exit status 2."""
+    """Exit with the status of a command; turn bad input, and storage that fails, into one sentence and status 2."""
     quiet_libraries()
     try:
         sys.exit(execute(command, sys.argv[1:], called_as()))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, StorageError) as error:
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, StorageError) else error
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 

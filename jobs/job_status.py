@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before anything large is imported
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.console import run
@@ -35,7 +34,7 @@ def work(settings: StatusSettings) -> int:
     """Look, print; the exit status."""
     from pipeline.cluster.status import job_status  # here, so that --help need not wait for Arrow
 
-    status = job_status(Path(settings.output))
+    status = job_status(settings.output)
     if settings.as_json:
         print(json.dumps(asdict(status), ensure_ascii=False, sort_keys=True))
     else:

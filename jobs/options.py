@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from jobs.config import read_config, save_config
 from pipeline.errors import UserError
 from pipeline.settings import ClusterSettings, Option, Origin, Settings, expected, flag, options
+from pipeline.storage.paths import is_object
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 _PROGRAM = "<program>"  # stands in examples for the command as the user called it
@@ -131,7 +132,7 @@ def _resolve(settings: type[AnySettings], told: dict[str, Any], file: str | None
         told = {**held, **told}
     made = settings.out_of(origin, told)
     output = os.path.expanduser(told.get("output", os.sep))
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(output):
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (os.path.isabs(output) or is_object(output)):
         raise UserError(
             f"--output {output} is relative, but a submitted job runs in a temporary copy of the working directory "
             "that is deleted afterwards; give an absolute path on storage that every node sees"

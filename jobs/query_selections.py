@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before anything large is imported
 
 import os
 import sys
-from pathlib import Path
 
 from jobs.console import run
 from jobs.options import JobCommand, execute
@@ -34,7 +33,7 @@ def work(settings: QuerySettings) -> int:
     from pipeline.report.query import ask, connect
     from pipeline.report.summary import summarise
 
-    db = connect(Path(settings.pruned).resolve(), [Path(path).resolve() for path in settings.answers])
+    db = connect(settings.pruned, settings.answers)
     try:
         if settings.sql is not None:
             write_result(ask(db, settings.sql, as_texts=settings.format != "parquet"), settings.format)

@@ -8,7 +8,6 @@ import difflib
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
@@ -18,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.budget import parse_budget
 from pipeline.errors import UserError
-from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
+from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, as_address
 
 WORK = "how the work is done"
 FAILURES = "when things fail"
@@ -189,22 +188,17 @@ def _is_share_or_whole(value: float, info: ValidationInfo) -> float:
 
 
 def _to_read(text: str, info: ValidationInfo) -> str:
-    return _absolute(text, info, READ_INSTEAD)
+    return as_address(named(info), text, READ_INSTEAD)
 
 
 def _to_write(text: str, info: ValidationInfo) -> str:
-    return _absolute(text, info, WRITE_INSTEAD)
-
-
-def _absolute(text: str, info: ValidationInfo, instead: str) -> str:
-    refuse_url(named(info), text, instead)
-    return str(Path(text).expanduser().absolute())
+    return as_address(named(info), text, WRITE_INSTEAD)
 
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Ge(1)]
 BudgetText = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_budget)]
-FolderToRead = Annotated[Text, AfterValidator(_to_read)]  # held as an absolute path
+FolderToRead = Annotated[Text, AfterValidator(_to_read)]  # held as an absolute path, or an address
 FolderToWrite = Annotated[Text, AfterValidator(_to_write)]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: proce
 from jobs.console import quiet_libraries
 from pipeline.families import FAMILIES
 from tests.in_this_process import in_this_process
+from tests.object_server import object_server, s3, started_object_server  # noqa: F401  # fixtures for every folder
 from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
 
 REPO = Path(__file__).resolve().parent.parent

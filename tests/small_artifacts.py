@@ -48,10 +48,10 @@ def write_pruned_shard(artifact: Artifact, shard: int, value: float = 0.0) -> Co
     record = CommitRecord(
         shard,
         {
-            "selections": write_table(artifact.root, "selections", shard, table),
-            "prompts": write_table(artifact.root, "prompts", shard, table_of(PromptRow, prompts)),
-            "errors": write_table(artifact.root, "errors", shard, table_of(ErrorRow, [error])),
-            "features.webdataset": write_features_tar(artifact.root, shard, table, table_of(FeatureRow, features)),
+            "selections": write_table(artifact.store, "selections", shard, table),
+            "prompts": write_table(artifact.store, "prompts", shard, table_of(PromptRow, prompts)),
+            "errors": write_table(artifact.store, "errors", shard, table_of(ErrorRow, [error])),
+            "features.webdataset": write_features_tar(artifact.store, shard, table, table_of(FeatureRow, features)),
         },
         {"images": 3, "samples": 4, "samples.ok": 3, "prompts": 2, "prompts.ok": 2},
     )

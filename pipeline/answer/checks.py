@@ -10,11 +10,12 @@ import duckdb
 from pipeline.answer.grade import Grader
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
+from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted, why_not_posed
-from schemas.views import quoted
+from schemas.tables import PROMPTS, SELECTIONS
 from schemas.wording import counted
 
 # What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
@@ -30,8 +31,8 @@ class Survey:
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 of each committed file, by its path in the artifact
     counts: Counter[str] = field(default_factory=Counter)  # of all shards together
     posable: dict[int, int] = field(default_factory=dict)  # number of prompts that can be posed, by shard
-    selections: list[str] = field(default_factory=list)  # where the selections of each shard lie
-    prompts: list[str] = field(default_factory=list)  # and its prompts
+    selections: list[str] = field(default_factory=list)  # keys of the selections of each shard
+    prompts: list[str] = field(default_factory=list)  # and of its prompts
 
 
 def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
@@ -43,14 +44,14 @@ def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
     tags = pruned.commit_tags()
     if earlier is not None and earlier.tags == tags:
         return earlier
-    found = Survey(tags)
+    found, listed = Survey(tags), pruned.listing()
     for record in pruned.checked_commits():
         found.num_shards = record.shard + 1
         found.hashes.update((entry.path, entry.sha256) for entry in record.files.values())
         found.counts.update(record.counts)
         found.posable[record.shard] = record.counts.get(Counted.PROMPTS.named(OK), 0)
-        found.selections.append(pruned.file_of(record, "selections"))
-        found.prompts.append(pruned.file_of(record, "prompts"))
+        found.selections.append(pruned.file_of(record, "selections", listed).path)
+        found.prompts.append(pruned.file_of(record, "prompts", listed).path)
     return found
 
 
@@ -69,7 +70,7 @@ def check_model(option: str, model: dict[str, Any], pruned: Artifact, prune_job:
     for part in _MODEL_PARTS:
         if model[part] != prune_job.model.get(part):
             raise UserError(
-                f"--model {option} is not the model that pruned {pruned.root}: its {part} differs; "
+                f"--model {option} is not the model that pruned {pruned.address}: its {part} differs; "
                 "features only fit the language model they were projected for"
             )
 
@@ -85,10 +86,12 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
         return
     if counts["prompts"]:
         why = why_not_posed(dict(sorted(Counted.PROMPTS.per_status(counts).items())))
-        raise UserError(f"--pruned {pruned.root}: none of {counted(counts['prompts'], 'prompts')} can be posed: {why}")
+        raise UserError(
+            f"--pruned {pruned.address}: none of {counted(counts['prompts'], 'prompts')} can be posed: {why}"
+        )
     index = read_index(pruned.store)
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
-    raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
+    raise UserError("; ".join([f"--pruned {pruned.address} holds no prompt to answer", *notes]))
 
 
 def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
@@ -99,12 +102,13 @@ def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
     """
     if not (grader.by_type and found.prompts):
         return
-    files = ", ".join(map(quoted, found.prompts))
-    types = [name for (name,) in duckdb.connect().sql(f"select distinct type from read_parquet([{files}])").fetchall()]
+    with duckdb.connect() as db:
+        db.register("prompts", dataset_of(pruned.store, found.prompts, PROMPTS))
+        types = [name for (name,) in db.sql("select distinct type from prompts").fetchall()]
     there = sorted(name for name in types if name is not None)
     for name in sorted(set(grader.by_type) - set(there)):
         raise UserError(
-            f"--metric {name}={grader.by_type[name]}: {pruned.root} holds no prompt of type {name}; "
+            f"--metric {name}={grader.by_type[name]}: {pruned.address} holds no prompt of type {name}; "
             + (f"its types are {', '.join(there)}" if there else "its prompts have no type")
         )
 
@@ -124,18 +128,14 @@ def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> 
     if budget.kind == "all" or not found.selections:
         return
     wanted = f"floor({budget.value} * num_tokens + 0.5)" if budget.kind == "ratio" else str(int(budget.value))
-    ((images, fewest),) = (
-        duckdb.connect()
-        .sql(
-            "select count(*), min(num_kept) "
-            f"from read_parquet([{', '.join(map(quoted, found.selections))}]) "
-            f"where num_kept < least(num_tokens, greatest(1, {wanted}))"
-        )
-        .fetchall()
-    )
+    with duckdb.connect() as db:
+        db.register("selections", dataset_of(pruned.store, found.selections, SELECTIONS))
+        ((images, fewest),) = db.sql(
+            f"select count(*), min(num_kept) from selections where num_kept < least(num_tokens, greatest(1, {wanted}))"
+        ).fetchall()
     if images:
         raise UserError(
-            f"--tokens {text}: {counted(images, 'images', 'have')} fewer tokens stored in {pruned.root} "
+            f"--tokens {text}: {counted(images, 'images', 'have')} fewer tokens stored in {pruned.address} "
             f"(down to {fewest}); ask for fewer, or prune again with a larger --max-tokens"
         )
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
@@ -53,11 +52,11 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         UserError: bad input; nothing was harmed.
     """
     budget = parse_budget(settings.tokens, "--tokens")
-    pruned = Artifact(Path(settings.pruned).resolve())
+    pruned = Artifact(settings.pruned)
     prune_job = pruned.require_job("prune", "--pruned")
     check_features(pruned, prune_job)
     if not pruned.finished:
-        raise UserError(f"--pruned {pruned.root} is not finished; run its prune job again to complete it")
+        raise UserError(f"--pruned {pruned.address} is not finished; run its prune job again to complete it")
     checkpoint, family = open_checkpoint(settings.model)
     positions = settings.positions or family.positions[0]
     if positions not in family.positions:
@@ -72,11 +71,11 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     found = survey(pruned)
     corpus = corpus_of(pruned)
     if corpus is None:
-        raise UserError(f"--pruned {pruned.root} has lost its _index; run its prune job again to make it anew")
+        raise UserError(f"--pruned {pruned.address} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
     check_metrics(pruned, found, settings.grader)
     check_stored(pruned, found, budget, settings.tokens)
-    artifact = Artifact(Path(settings.output).resolve())
+    artifact = Artifact(settings.output)
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="answer",
@@ -88,15 +87,15 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
-        environment={**environment(checkpoint), "pruned": str(pruned.root)},
+        environment={**environment(checkpoint), "pruned": pruned.address},
     )
     if artifact.finished and has_card(artifact):
         artifact.adopt_job(job)
         resume = artifact.resume(found.num_shards, sources=found.hashes)
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
-            say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
+            say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.address}; nothing to do")
             return AnswerResult(0, found.num_shards)
-    with artifact.locked():
+    with artifact.locked(say) as artifact:
         artifact.adopt_job(job)
         found = survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
         num_shards = found.num_shards
@@ -109,7 +108,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             say(
                 f"{counted(len(resume.outdated), 'shards', 'are')} answered again, "
                 f"the first is {resume.outdated[0]:08d}: "
-                f"what {pruned.root} holds for them has changed since"
+                f"what {pruned.address} holds for them has changed since"
             )
         if pending:
             artifact.reopen()
@@ -141,9 +140,9 @@ def _forget_what_changed(
     resume = artifact.resume(found.num_shards, sources=found.hashes)
     if resume.pending:
         artifact.forget(resume.damaged)
-        say(f"{counted(len(resume.pending), 'shards')} of {pruned.root} changed while they were answered")
+        say(f"{counted(len(resume.pending), 'shards')} of {pruned.address} changed while they were answered")
         for shard in resume.pending:
-            failure = f"{pruned.root} changed while it was answered"
+            failure = f"{pruned.address} changed while it was answered"
             artifact.give_up(FailureRecord(shard, time.time(), Status.GIVEN_UP, "generate", failure))
             run.failures[shard] = failure
 
@@ -162,10 +161,10 @@ def _run_shards(
     placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
     workers = min(settings.workers or placement.workers or cluster_cpus(), len(pending))
 
-    with run_folder(artifact.root) as folder:
+    with run_folder(artifact.store) as folder:
         generate = GenerateSettings(
-            pruned=pruned.root,
-            output=artifact.root,
+            pruned=pruned.store,
+            output=artifact.store,
             model=settings.model,
             dtype=dtype,
             budget=budget,

@@ -22,6 +22,7 @@ from pipeline.families.base import KeptImage, Posed, Turn, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
 from pipeline.loader.shard import ShardLoader
+from pipeline.storage import Store
 from schemas.answers import AnswerRow, FinishReason
 from schemas.columns import table_of
 from schemas.records import CommitRecord
@@ -44,8 +45,8 @@ ANSWERED = pa.schema(
 class GenerateSettings:
     """What the answering actor needs to know."""
 
-    pruned: Path
-    output: Path
+    pruned: Path | Store
+    output: Path | Store  # as its holder writes to it
     model: str
     dtype: str
     budget: Budget

@@ -166,15 +166,16 @@ class Artifact(Ledger):
 
     def owner(self) -> OwnerRecord | None:
         """Who holds the artifact, or was killed while it did; None where nobody does. Looks without taking the lock."""
-        try:
-            text = self.store.read(_LOCK).decode()
-        except FileNotFoundError:
-            return None
-        return _owner(text, self.store.locate(_LOCK))
+        return _owner(self.store.holder(_LOCK), self.store.locate(_LOCK))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], None] = lambda _: None) -> Iterator["Artifact"]:
         """Hold the artifact for one job; first removes what killed writers left half-written.
+
+        The block gets the artifact as its holder writes to it; see `pipeline.storage.Store.hold`.
+
+        Args:
+            tell: takes one line for the user.
 
         Raises:
             UserError: another live job holds it, or it can't be locked or written.
@@ -182,14 +183,14 @@ class Artifact(Ledger):
         me = OwnerRecord(os.getpid(), socket.gethostname(), time.time())
         with ExitStack() as held:
             try:
-                held.enter_context(self.store.hold(_LOCK, to_json(me).decode()))
+                store = held.enter_context(self.store.hold(_LOCK, to_json(me).decode(), tell))
             except HeldError as error:
                 owner = _owner(error.owner, self.store.locate(_LOCK)) or "another process"
                 raise UserError(
                     f"--output {self.store.locate()} is in use by {owner}; wait for it, or choose another --output"
                 ) from error
-            self.store.clear_unfinished()
-            yield
+            store.clear_unfinished()
+            yield Artifact(store)
 
 
 def drop_strays(artifact: Artifact, resume: Resume, num_shards: int, say: Callable[[str], None]) -> None:

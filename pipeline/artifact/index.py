@@ -171,7 +171,8 @@ class Index:
     def read_shard(self, shard: int) -> pa.Table:
         """One shard as a table of `schemas.samples.IndexRow`, ordered by input position."""
         key, group = self.part_of(shard)
-        return pq.ParquetFile(self.store.locate(key)).read_row_group(group)
+        with self.store.open(key) as stream:
+            return pq.ParquetFile(stream).read_row_group(group)
 
 
 def part_key(number: int) -> str:

@@ -7,7 +7,7 @@ _failures/00000017.json   why a shard that was given up is not among the commits
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from pipeline.errors import UserError
 from pipeline.storage import Entry, LocalStore, Store
+from pipeline.storage.places import folder_at
 from schemas.records import CommitRecord, FailureRecord, FileEntry, RecordError, to_json
 from schemas.statuses import OK, Counted
 
@@ -41,20 +42,31 @@ class Ledger:
     """Which shards of an artifact are committed, and whether their files are still those that were committed.
 
     Args:
-        root: the folder of the artifact, or the store that holds it.
+        root: the folder of the artifact, its address, or the store that holds it.
     """
 
-    def __init__(self, root: Path | Store) -> None:
+    def __init__(self, root: Path | str | Store) -> None:
         self.store = store_of(root)
 
     @property
-    def root(self) -> Path:
-        """The folder of the artifact."""
-        return Path(self.store.locate())
+    def address(self) -> str:
+        """Where the artifact lies, as people are told."""
+        return self.store.locate()
 
     def commit(self, record: CommitRecord) -> None:
-        """Make a shard exist: its files are in place, now its record appears."""
+        """Make a shard exist: its files are in place, now its record appears, unless the same one is there already."""
         self.store.delete(_failure_key(record.shard))  # first: a shard is never found both committed and given up
+        if self.store.create(_commit_key(record.shard), to_json(record)):
+            return
+        try:
+            there = self.read_commit(record.shard)
+        except RecordError:
+            there = None
+        if there is None or not _is_same(there, record):  # of an older try
+            self.recommit(record)
+
+    def recommit(self, record: CommitRecord) -> None:
+        """Replace the record of a committed shard some of whose files were written anew."""
         self.store.put(_commit_key(record.shard), to_json(record))
 
     def give_up(self, record: FailureRecord) -> None:
@@ -80,20 +92,30 @@ class Ledger:
         Raises:
             RecordError: the record is damaged.
         """
-        key = _commit_key(shard)
-        where = self.store.locate(key)
         try:
-            record = CommitRecord.from_json(self.store.read(key), where)
+            text = self.store.read(_commit_key(shard))
         except FileNotFoundError:
             return None
+        return self._commit_of(shard, text)
+
+    def _commit_of(self, shard: int, text: bytes) -> CommitRecord:
+        where = self.store.locate(_commit_key(shard))
+        record = CommitRecord.from_json(text, where)
         if record.shard != shard:
             raise RecordError(f"{where} is the record of shard {record.shard}; it was copied or renamed")
         return record
 
+    def read_commits(self, shards: Sequence[int]) -> Iterator[tuple[int, CommitRecord | RecordError | None]]:
+        """The commit record of each of these shards, in order; or why it is damaged, or None where it is gone."""
+        for shard, text in zip(shards, self.store.read_all(map(_commit_key, shards)), strict=True):
+            try:
+                yield shard, None if text is None else self._commit_of(shard, text)
+            except RecordError as error:
+                yield shard, error
+
     def commit_tags(self) -> dict[int, str]:
         """The tag of each commit record by its shard, ascending. The same tags as before: no record has changed."""
-        found = ((_COMMIT_KEY.fullmatch(entry.key), entry.tag) for entry in self.store.list(_COMMITS))
-        return dict(sorted((int(match[1]), tag) for match, tag in found if match is not None))
+        return _commits_among(self.store.list(_COMMITS))
 
     def committed_shards(self) -> list[int]:
         """Numbers of all shards with a commit record, ascending."""
@@ -105,11 +127,9 @@ class Ledger:
         Raises:
             UserError: a record is damaged.
         """
-        for shard in self.committed_shards():
-            try:
-                record = self.read_commit(shard)
-            except RecordError as error:
-                raise UserError(f"{error}; run the job again with the same --output to redo that shard") from error
+        for _, record in self.read_commits(self.committed_shards()):
+            if isinstance(record, RecordError):
+                raise UserError(f"{record}; run the job again with the same --output to redo that shard") from record
             if record is not None:
                 yield record
 
@@ -148,8 +168,20 @@ class Ledger:
                 used[entry.path] = entry.sha256
             yield stream
 
-    def file_of(self, record: CommitRecord, table: str) -> str:
-        """Address of a committed file, which is looked at no further than its size.
+    def listing(self) -> dict[str, Entry]:
+        """Every file that lies there, by its key.
+
+        A listing goes in the order of keys: what a shard that is being committed has written comes behind its record.
+        """
+        return {entry.key: entry for entry in self.store.walk()}
+
+    def file_of(self, record: CommitRecord, table: str, listed: Mapping[str, Entry]) -> FileEntry:
+        """A committed file of a table, which is looked at no further than its size.
+
+        Args:
+            record: of the shard.
+            table: whose file.
+            listed: as `listing` gives it.
 
         Raises:
             UserError: the record names no such file, or another one lies in its place.
@@ -158,10 +190,10 @@ class Ledger:
         if entry is None:
             problem: str | None = f"the commit record of shard {record.shard:08d} names no file of {table}"
         else:
-            found = self.store.stat(entry.path)
+            found = listed.get(entry.path)
             problem = _missing(entry) if found is None else _other_size(entry, found.size_bytes)
             if problem is None:
-                return self.store.locate(entry.path)
+                return entry
         raise UserError(
             f"{self.store.locate()}: {problem}; run the job again with the same --output to redo that shard"
         )
@@ -190,7 +222,7 @@ class Ledger:
         return None
 
     def resume(self, num_shards: int, *, deep: bool = False, sources: Mapping[str, str] | None = None) -> Resume:
-        """What is there and what is still to do: lists each folder once and reads each commit record once.
+        """What is there and what is still to do: lists the store once and reads each commit record once.
 
         A shard whose record is damaged, whose files are missing or altered, or that was made from files that are not
         those in force, counts as never done.
@@ -200,26 +232,24 @@ class Ledger:
             deep: read every committed byte.
             sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
-        committed = set(self.committed_shards())
+        listed = self.listing()
+        committed = _commits_among(listed.values())
         resume = Resume(strays=sorted(shard for shard in committed if shard >= num_shards))
-        listed = _Listed(self.store)
-        for shard in range(num_shards):
-            if shard not in committed:
-                resume.pending.append(shard)
-                continue
-            problem: str | None = "its commit record vanished"
-            try:
-                record = self.read_commit(shard)
-            except RecordError as error:
-                record, problem = None, str(error)
-            if record is not None:
-                found = ((entry, listed.entry(entry.path)) for entry in record.files.values())
+        expected = [shard for shard in range(num_shards) if shard in committed]
+        problems: dict[int, str | None] = {}  # of shards that are done again; None: only made from other files
+        for shard, record in self.read_commits(expected):
+            if isinstance(record, CommitRecord):
+                found = ((entry, listed.get(entry.path)) for entry in record.files.values())
                 problem = self._first_problem(found, deep)
                 if problem is None and (sources is None or made_from(record, sources)):
                     resume.num_images += record.counts.get("images", 0)
                     resume.num_ok += record.counts.get(Counted.SAMPLES.named(OK), 0)
-                    continue
-            resume.pending.append(shard)
+                else:
+                    problems[shard] = problem
+            else:
+                problems[shard] = "its commit record vanished" if record is None else str(record)
+        resume.pending = [shard for shard in range(num_shards) if shard in problems or shard not in committed]
+        for shard, problem in problems.items():
             resume.damaged.append(shard)
             if problem is None:
                 resume.outdated.append(shard)
@@ -228,22 +258,21 @@ class Ledger:
         return resume
 
 
-class _Listed:
-    """The files of a store, each folder as it was when a file in it was first asked for."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._folders: dict[str, dict[str, Entry]] = {}
-
-    def entry(self, key: str) -> Entry | None:
-        folder = key[: key.rfind("/") + 1]
-        if folder not in self._folders:
-            self._folders[folder] = {entry.key: entry for entry in self._store.list(folder)}
-        return self._folders[folder].get(key)
+def _is_same(one: CommitRecord, other: CommitRecord) -> bool:
+    """Whether two records say the same of a shard; how long it took does not matter."""
+    return (one.files, one.counts, one.sources) == (other.files, other.counts, other.sources)
 
 
-def store_of(root: Path | Store) -> Store:
-    """The store over a folder, or the store that is given."""
+def _commits_among(entries: Iterable[Entry]) -> dict[int, str]:
+    """The tags of those entries that are commit records, by shard, ascending."""
+    found = ((_COMMIT_KEY.fullmatch(entry.key), entry.tag) for entry in entries)
+    return dict(sorted((int(match[1]), tag) for match, tag in found if match is not None))
+
+
+def store_of(root: Path | str | Store) -> Store:
+    """The store over a folder, the one at an address, or the store that is given."""
+    if isinstance(root, str):
+        return folder_at(root)
     return LocalStore(root) if isinstance(root, Path) else root
 
 

@@ -3,10 +3,12 @@
 import io
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.artifact.ledger import store_of
@@ -48,6 +50,19 @@ def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, fea
                 _add_member(archive, f"{sample['image_id']}.json", _in_json(sample))
         sha256 = new.sha256()
     return _file_entry(new, len(selections), sha256)
+
+
+def dataset_of(store: Store, keys: Iterable[str], schema: pa.Schema, holds: ds.Expression | None = None) -> ds.Dataset:
+    """Parquet files of one form as a table that queries read as much of as they need. Nothing is opened before that.
+
+    Args:
+        store: that holds them.
+        keys: of the files.
+        schema: of the table.
+        holds: true of every row of these files; gives columns that are in no file.
+    """
+    form, files = ds.ParquetFileFormat(), store.arrow()
+    return ds.FileSystemDataset([form.make_fragment(key, files, holds) for key in keys], schema, form, files)
 
 
 def table_size(rows: pa.Table) -> int:

@@ -13,7 +13,7 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.cluster.run_folder import in_flight
 from pipeline.errors import UserError
-from schemas.records import CommitRecord, FailureRecord, JobRecord, OwnerRecord, RecordError
+from schemas.records import CommitRecord, FailureRecord, JobRecord, OwnerRecord
 from schemas.statuses import OK, Counted, failed_inputs
 
 Say = Callable[[str], None]
@@ -61,7 +61,7 @@ class _Whole:
     note: str | None = None  # why that is not known
 
 
-def job_status(output: Path, now: Callable[[], float] = time.time) -> JobStatus:
+def job_status(output: Path | str, now: Callable[[], float] = time.time) -> JobStatus:
     """The status of the job whose output lies there. Nothing is written, and no lock is taken.
 
     Raises:
@@ -76,8 +76,11 @@ def job_status(output: Path, now: Callable[[], float] = time.time) -> JobStatus:
     running = {} if finished else in_flight(artifact.store)  # before the commits: a shard is never in neither
     owner = artifact.owner()
     tally = _Tally(unit)
-    for shard in artifact.committed_shards():
-        tally.read(artifact, shard)
+    for shard, record in artifact.read_commits(artifact.committed_shards()):
+        if isinstance(record, CommitRecord):
+            tally.add(record)
+        elif record is not None:  # else it was taken back meanwhile
+            tally.damaged.append(shard)
     whole = _of_prune(artifact) if job.kind == "prune" else _of_answers(job)
     rate = tally.rate(owner.began) if owner is not None else None
     left = None if whole.total is None else max(0, whole.total - tally.done)
@@ -135,15 +138,6 @@ class _Tally:
     errors: Counter[str] = field(default_factory=Counter)
     commits: list[tuple[float, int]] = field(default_factory=list)  # when, and units
 
-    def read(self, artifact: Artifact, shard: int) -> None:
-        try:
-            record = artifact.read_commit(shard)
-        except RecordError:
-            self.damaged.append(shard)
-            return
-        if record is not None:  # else it was taken back meanwhile
-            self.add(record)
-
     def add(self, record: CommitRecord) -> None:
         units = record.counts.get(self.unit, 0)
         self.seen.add(record.shard)
@@ -174,7 +168,7 @@ def _of_prune(artifact: Artifact) -> _Whole:
 def _of_answers(job: JobRecord) -> _Whole:
     """An answer job has a shard for each one of the pruned artifact, which knows how many prompts can be posed."""
     where = job.environment.get("pruned")
-    pruned = Artifact(Path(where)) if where is not None else None
+    pruned = Artifact(where) if where is not None else None
     if pruned is None or not pruned.committed_shards():
         named = f"{where}, which it answers, holds no shard any more" if where else "its record names no --pruned"
         return _Whole(note=f"{named}, so it is not known how many shards there are")

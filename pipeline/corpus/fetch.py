@@ -28,7 +28,7 @@ class Place:
 
 
 class Packed(Protocol):
-    """An open file that holds images in another form than as a run of its bytes."""
+    """An open file that holds images: as runs of its bytes, or in another form."""
 
     def take(self, offset: int, size: int | None, rest: str) -> bytes:
         """What lies at a place; cheap where it follows on what was taken before."""
@@ -39,7 +39,24 @@ class Packed(Protocol):
         ...
 
 
+class Plain:
+    """Runs of the bytes of a file."""
+
+    def __init__(self, path: str) -> None:
+        self._stream = open_input(path)
+
+    def take(self, offset: int, size: int | None, rest: str) -> bytes:
+        """The bytes at an offset."""
+        self._stream.seek(offset)
+        return self._stream.read(size)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
+
+
 _FORMS: Mapping[str, Callable[[str], Packed]] = {
+    "": Plain,
     "gzip": partial(PackedFile, "gzip"),
     "zstd": partial(PackedFile, "zstd"),
     "parquet": ParquetCells,
@@ -145,19 +162,21 @@ class Fetcher:
             DamagedError: the file that it lies in is damaged before it.
         """
         if place.within is None:
-            with open_input(place.path) as stream:
-                if place.offset is None:
+            if place.offset is None:
+                with open_input(place.path) as stream:
                     return stream.read()
-                stream.seek(place.offset)
-                return stream.read(place.size)
+            return self._taken(place.path, "", place.offset, place.size, "")
         assert place.offset is not None, "what lies within a file has a position there"
         form, _, rest = place.within.partition(":")
-        if self._within != (place.path, form) or self._open is None:
+        return self._taken(place.path, form, place.offset, place.size, rest)
+
+    def _taken(self, path: str, form: str, offset: int, size: int | None, rest: str) -> bytes:
+        if self._within != (path, form) or self._open is None:
             self._let_go()
-            self._open = _FORMS[form](place.path)
-            self._within = place.path, form
+            self._open = _FORMS[form](path)
+            self._within = path, form
         try:
-            return self._open.take(place.offset, place.size, rest)
+            return self._open.take(offset, size, rest)
         except (InputReadError, DamagedError):
             self._let_go()
             raise

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,13 +15,15 @@ from pipeline.corpus.sample import MANIFEST_FORM, is_unicode, printable
 from pipeline.errors import UserError
 from pipeline.storage.hub import files_of, is_of_hub
 from pipeline.storage.input_file import InputReadError, open_input
-from pipeline.storage.paths import READ_INSTEAD, is_url, refuse_url
-from pipeline.storage.places import expand, is_there
+from pipeline.storage.paths import READ_INSTEAD, as_address, is_object, refuse_url
+from pipeline.storage.places import absolute, common_folder, expand, is_there, real, seen_from
+from pipeline.storage.store import StorageError
 from pipeline.storage.tree import is_folder, tree
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 MAX_EXPANDED = 250_000  # paths that the braces of one pattern may stand for
+LOOKERS = 16
 MAX_STATE_BYTES = 64 << 20  # of the description of a saved data set
 _RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?[0-9]+)?\}")
 _PAIR = re.compile(r"(.+\.json)\+(.+\.json)")
@@ -43,7 +46,7 @@ _KINDS = "WebDataset tars (plain, .gz, .zst), Parquet, .jsonl, .json, or folders
 class CorpusInput:
     """One input of the corpus: a file, a pair of files, or a folder of images."""
 
-    path: str  # absolute, or `hf://datasets/OWNER/NAME@COMMIT/FILE`
+    path: str  # absolute, or `s3://BUCKET/KEY`, or `hf://datasets/OWNER/NAME@COMMIT/FILE`
     kind: str  # of a reader, see `pipeline.corpus.scan.READERS`
     size_bytes: int  # of a pair both, of a folder its images
     partner: str | None = None  # the second file of a pair
@@ -93,9 +96,8 @@ def _kind(path: str, beginning: bytes) -> str:
 
 
 def common_root(inputs: Sequence[CorpusInput]) -> str:
-    """The deepest folder that holds all inputs but those named by a URL."""
-    folders = [os.path.dirname(item.path) for item in inputs if not is_url(item.path)]
-    return os.path.commonpath(folders) if folders else "/"
+    """The deepest folder that holds all inputs but those that lie in none."""
+    return common_folder([item.path for item in inputs])
 
 
 def input_name(path: str, root: str) -> str:
@@ -104,7 +106,7 @@ def input_name(path: str, root: str) -> str:
     `root` is the common folder of the inputs that were indexed first and stays with the index, so names never change
     when the corpus grows; a later input outside of it begins with `../`. No two inputs have one name.
     """
-    return path if is_url(path) else os.path.relpath(path, root)
+    return seen_from(path, root)
 
 
 def _opened(path: str, absolute: str) -> tuple[int, bytes]:
@@ -133,18 +135,18 @@ def _of_folder(path: str) -> list[CorpusInput]:
     Raises:
         UserError: none of these, or it can't be read.
     """
-    absolute = os.path.abspath(path)
+    absolute_path = absolute(path)
     try:
-        saved = _saved(absolute, path)
+        saved = _saved(absolute_path, path)
         if saved:
             return [_of_file(one) for one in saved]
-        found = [one.name for one in tree(absolute)]
+        found = [one.name for one in tree(absolute_path)]
         tables = [name for name in found if name.lower().endswith(".parquet")]
         if tables:
             return [_of_file(os.path.join(path, name)) for name in tables]
-        sizes = [one.size_bytes for one in tree(absolute, sizes=True) if is_image(one.name)]
+        sizes = [one.size_bytes for one in tree(absolute_path, sizes=True) if is_image(one.name)]
         if sizes:
-            return [CorpusInput(absolute, "folder", sum(sizes), count=len(sizes))]
+            return [CorpusInput(absolute_path, "folder", sum(sizes), count=len(sizes))]
     except InputReadError as error:
         raise UserError(f"--corpus: {printable(str(error))}; check its permissions and its storage") from error
     others = sorted({os.path.splitext(name)[1] for name in found if name.endswith((*TAR_SUFFIXES, *MANIFEST_SUFFIXES))})
@@ -182,9 +184,9 @@ def _described(folder: str, name: str, key: str) -> list[str]:
 
 
 def _of_file(path: str) -> CorpusInput:
-    absolute = os.path.abspath(path)
-    size_bytes, beginning = _opened(path, absolute)
-    return CorpusInput(absolute, _kind(path, beginning), size_bytes)
+    location = absolute(path)
+    size_bytes, beginning = _opened(path, location)
+    return CorpusInput(location, _kind(path, beginning), size_bytes)
 
 
 def _of_pair(questions: str, annotations: str) -> CorpusInput:
@@ -234,7 +236,7 @@ def _expanded(pattern: str) -> list[str]:
         raise UserError(f"--corpus: {pattern!r} has unbalanced braces; write e.g. shard-{{000..009}}.tar") from error
     if len(expanded) > MAX_EXPANDED:
         raise _too_many(pattern)
-    return expanded
+    return [as_address("--corpus", one, READ_INSTEAD) if is_object(one) else one for one in expanded]
 
 
 def _inputs(pattern: str, known: Sequence[str]) -> Iterator[CorpusInput]:
@@ -242,7 +244,8 @@ def _inputs(pattern: str, known: Sequence[str]) -> Iterator[CorpusInput]:
     if is_of_hub(pattern):
         yield from _of_hub(pattern, known)
         return
-    refuse_url("--corpus", pattern, READ_INSTEAD)
+    if not is_object(pattern):
+        refuse_url("--corpus", pattern, READ_INSTEAD)
     pair = _PAIR.fullmatch(pattern)
     if pair is not None:
         questions, annotations = _expanded(pair[1]), _expanded(pair[2])
@@ -253,12 +256,31 @@ def _inputs(pattern: str, known: Sequence[str]) -> Iterator[CorpusInput]:
             )
         yield from map(_of_pair, questions, annotations)
         return
-    for one in _expanded(pattern):
-        paths = expand(one)
-        if not paths:
-            raise UserError(f"--corpus: nothing matches {one!r} (from {os.getcwd()})")
-        for path in paths:
-            yield from _of_folder(path) if is_folder(path) else [_of_file(path)]
+    paths = [path for one in _expanded(pattern) for path in _matching(one)]
+    with ThreadPoolExecutor(LOOKERS) as pool:  # of a place that answers late many are asked at once
+        try:
+            for found in pool.map(_of_path, paths):
+                yield from found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that a pattern without braces stands for."""
+    try:
+        paths = expand(pattern)
+    except StorageError as error:
+        raise UserError(f"--corpus: {pattern} can't be looked for: {error.strerror}") from error
+    if not paths:
+        raise UserError(f"--corpus: nothing matches {pattern!r} (from {os.getcwd()})")
+    return paths
+
+
+def _of_path(path: str) -> list[CorpusInput]:
+    try:
+        return _of_folder(path) if is_folder(path) else [_of_file(path)]
+    except StorageError as error:
+        raise UserError(f"--corpus: {path} can't be read: {error.strerror}") from error
 
 
 def resolve_corpus(patterns: Sequence[str], known: Sequence[str] = ()) -> list[CorpusInput]:
@@ -279,10 +301,10 @@ def resolve_corpus(patterns: Sequence[str], known: Sequence[str] = ()) -> list[C
             if not is_unicode(item.path):
                 raise UserError(f"--corpus: {printable(item.path)} has a name that is no UTF-8; rename it")
             # A link to a folder would give everything in it twice.
-            real = item.path if is_url(item.path) else os.path.realpath(item.path)
-            if real in seen:
-                raise UserError(f"--corpus: {item.path} is named twice (by {seen[real]!r} and {pattern!r})")
-            seen[real] = pattern
+            place = real(item.path)
+            if place in seen:
+                raise UserError(f"--corpus: {item.path} is named twice (by {seen[place]!r} and {pattern!r})")
+            seen[place] = pattern
             inputs.append(item)
     if not inputs:
         raise UserError(f"--corpus: no input given; name {_KINDS}")

@@ -178,10 +178,13 @@ class Checkpoint:
     name: str  # as the user gave it
     config: Any  # its Transformers config
     revision: str | None = None  # the hub's commit, where the hub gave it
+    address: str | None = None  # that it was fetched from, where it lies in an object store
 
     @property
     def pinned(self) -> str:
-        """The name under which a worker on any node opens these very files: their folder, or a commit of the hub."""
+        """The name under which a worker on any node opens these files: their folder or address, or the hub's commit."""
+        if self.address is not None:
+            return self.address
         return str(self.path) if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
 

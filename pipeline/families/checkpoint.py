@@ -17,7 +17,9 @@ from pipeline.errors import UserError
 from pipeline.families import FAMILIES, family_of
 from pipeline.families.base import Checkpoint, Family
 from pipeline.families.loading import first_line
-from pipeline.storage.paths import refuse_url
+from pipeline.storage import StorageError
+from pipeline.storage.fetched import fetched_folder
+from pipeline.storage.paths import as_address, is_object, refuse_url
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -38,14 +40,20 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
     """Find the checkpoint and the family that handles it.
 
     Args:
-        name: a folder, or a hub id (`org/name` or `org/name@revision`), downloaded or taken from the local cache.
+        name: a folder, the address of one in an object store, or a hub id (`org/name` or `org/name@revision`); of the
+            latter two what is needed is downloaded, or taken from the local cache.
 
     Raises:
         UserError: no such model, no usable config, an architecture without an adapter, no safetensors weights, an
             adapter that is not merged, or shards that are not those of its index.
     """
-    refuse_url("--model", name, "name its folder, or its hub id (org/name), which is fetched for you")
-    path, revision = Path(name).expanduser(), None
+    instead = "name its folder, or its hub id (org/name), which is fetched for you"
+    path, revision, address = Path(name).expanduser(), None, None
+    if is_object(name):
+        address = as_address("--model", name, instead)
+        path = _fetched(address)
+    else:
+        refuse_url("--model", name, instead)
     if not os.path.isdir(path):  # unlike `Path.is_dir`, also of a name too long for a file
         path = _download(name)
         revision = path.name
@@ -83,7 +91,7 @@ def open_checkpoint(name: str) -> tuple[Checkpoint, Family]:
             "checkpoint or remove it"
         )
     weight_files(path, name)
-    return Checkpoint(path.resolve(), name, config, revision), family
+    return Checkpoint(path.resolve(), name, config, revision, address), family
 
 
 def _config_as_written(path: Path) -> dict[str, Any]:
@@ -144,6 +152,16 @@ def weight_files(path: Path, name: str) -> list[Path]:
             "remove those that don't belong"
         )
     return [path / file for file in sorted(expected)]
+
+
+def _fetched(address: str) -> Path:
+    """The folder on this node that holds what a model needs of what lies at an address."""
+    try:
+        return fetched_folder(address, _NEEDED_FILES)
+    except FileNotFoundError as error:
+        raise UserError(f"--model {address}: no file of a model lies there; correct the address") from error
+    except StorageError as error:
+        raise UserError(f"--model {address} can't be read: {error.strerror}") from error
 
 
 def _download(name: str) -> Path:

@@ -136,10 +136,15 @@ def assign_shards(
     Raises:
         UserError: there is no sample at all, or no room.
     """
-    with store.scratch() as scratch, _storage_errors(), duckdb.connect(str(scratch / "assign.duckdb")) as db:
+    with (
+        store.scratch() as scratch,
+        store.local([*units, *old_parts]) as paths,
+        _storage_errors(),
+        duckdb.connect(str(scratch / "assign.duckdb")) as db,
+    ):
         db.execute(f"set temp_directory = {quoted(str(scratch / 'spill'))}")
         db.execute(f"set threads = {threads}")
-        files = [store.locate(key) for key in units]
+        files, old_files = paths[: len(units)], paths[len(units) :]
         begins = list(accumulate((pq.read_metadata(file).num_rows for file in files), initial=0))
         in_scan = {
             "scan": _SCAN.format(files=", ".join(map(quoted, files))),
@@ -148,8 +153,8 @@ def assign_shards(
         db.register(
             "units", pa.table({"file": pa.array(files, pa.string()), "begin": pa.array(begins[:-1], pa.int64())})
         )
-        if old_parts:
-            listing = parquet_files(store.locate(key) for key in old_parts)
+        if old_files:
+            listing = parquet_files(old_files)
             known = f"select image_id, shard from {listing} where slot is not null"
             known_prompts = f"select distinct unnest(prompts).prompt_id as prompt_id from {listing}"
         else:

@@ -4,7 +4,7 @@ DuckDB holds what decides; the samples themselves, prompts above all, go from fi
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import duckdb
@@ -53,7 +53,7 @@ class _Lane:
 
 
 def write_parts(
-    store: Store, db: duckdb.DuckDBPyConnection, files: list[str], new: Generation, threads: int
+    store: Store, db: duckdb.DuckDBPyConnection, files: Sequence[str], new: Generation, threads: int
 ) -> dict[str, int]:
     """Write the files of a generation of the index.
 
@@ -133,7 +133,7 @@ def _by_file(tables: Iterable[pa.Table], new: Generation) -> Iterator[pa.Table]:
     yield pa.concat_tables(held)
 
 
-def _in_place(db: duckdb.DuckDBPyConnection, files: list[str], count: int) -> Iterator[pa.Table]:
+def _in_place(db: duckdb.DuckDBPyConnection, files: Sequence[str], count: int) -> Iterator[pa.Table]:
     """The samples that stay where they stand, as tables of the index in their order."""
     places = _Lane(db, "select n, shard, slot, image_shard, shard = home as stays from places order by n")
     mended = _Lane(db, "select n, prompts from mended order by n")

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation, Index, write_index, write_part
+from pipeline.artifact.tables import dataset_of
 from pipeline.corpus.fetch import Place, hash_image
 from pipeline.corpus.packed import DamagedError
 from pipeline.storage import Store
@@ -17,7 +19,7 @@ from pipeline.storage.input_file import InputReadError
 from schemas.columns import column, rows_of, table_of
 from schemas.samples import IndexRow
 from schemas.statuses import Counted
-from schemas.views import parquet_files
+from schemas.tables import INDEX
 from schemas.wording import counted
 
 # Failures of the place an input lies in or of the worker that read it, not of what the input is.
@@ -79,15 +81,16 @@ def _unhashed(index: Index) -> list[Unhashed]:
     if not index.parts():
         return []
     with duckdb.connect() as db:
+        db.register("rows", _rows(index.store, index.parts()))
         found = db.sql(
-            f'select shard, input, sample, path, "offset", size, within from {_rows(index.store, index.parts())} '
+            'select shard, input, sample, path, "offset", size, within from rows '
             f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard, input, sample"
         )
         return rows_of(Unhashed, found.to_arrow_table())
 
 
-def _rows(store: Store, parts: list[str]) -> str:
-    return parquet_files(store.locate(key) for key in parts)
+def _rows(store: Store, parts: list[str]) -> ds.Dataset:
+    return dataset_of(store, parts, INDEX)
 
 
 def _hash_again(index: Index, unhashed: list[Unhashed]) -> None:
@@ -99,8 +102,9 @@ def _hash_again(index: Index, unhashed: list[Unhashed]) -> None:
         key, group = index.part_of(one.shard)
         groups[key].add(group)
     for key in groups:
-        file = pq.ParquetFile(index.store.locate(key))
-        tables = [file.read_row_group(n) for n in range(file.num_row_groups)]
+        with index.store.open(key) as stream:
+            file = pq.ParquetFile(stream)
+            tables = [file.read_row_group(n) for n in range(file.num_row_groups)]
         changed = False
         for group in sorted(groups[key]):
             rows = rows_of(IndexRow, tables[group])
@@ -127,10 +131,8 @@ def _owners(index: Index, image_ids: set[str]) -> dict[str, int]:
         return {}
     with duckdb.connect() as db:
         db.register("wanted", pa.table({"image_id": pa.array(sorted(image_ids), pa.string())}))
-        found = db.execute(
-            f"select image_id, shard from {_rows(index.store, index.parts())} semi join wanted using (image_id) "
-            "where slot is not null"
-        )
+        db.register("rows", _rows(index.store, index.parts()))
+        found = db.execute("select image_id, shard from rows semi join wanted using (image_id) where slot is not null")
         return dict(found.fetchall())
 
 
@@ -161,9 +163,9 @@ def _recounted(store: Store, generation: Generation) -> Generation:
     """The generation with the counts that its files have now; a redo may have been killed between them and these."""
     if not generation.parts:
         return generation
-    counts = duckdb.execute(
-        f"select reason, count(*), count(slot) from {_rows(store, generation.parts)} group by reason order by reason"
-    ).fetchall()
+    with duckdb.connect() as db:
+        db.register("rows", _rows(store, generation.parts))
+        counts = db.execute("select reason, count(*), count(slot) from rows group by reason order by reason").fetchall()
     return replace(
         generation,
         num_images=sum(images for _, _, images in counts),

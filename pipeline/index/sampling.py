@@ -6,9 +6,10 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.artifact.index import Index
+from pipeline.artifact.tables import dataset_of
 from pipeline.corpus.fetch import Place
 from schemas.columns import column, rows_of
-from schemas.views import parquet_files
+from schemas.tables import INDEX
 
 MAX_FILES = 64  # of the index that are looked at; each holds the images of up to 64 shards
 
@@ -38,10 +39,10 @@ def sampled_places(index: Index, count: int) -> list[Sampled]:
     step = max(1, -(-len(parts) // MAX_FILES))
     if not parts:
         return []
-    listing = parquet_files(index.store.locate(key) for key in parts[::step])
     with duckdb.connect() as db:
+        db.register("parts", dataset_of(index.store, parts[::step], INDEX))
         found = db.sql(
-            f'select path, "offset", size, within, image_id from {listing} '
+            'select path, "offset", size, within, image_id from parts '
             f"where slot is not null order by image_id limit {count}"
         )
         return rows_of(Sampled, found.to_arrow_table())

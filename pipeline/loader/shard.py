@@ -61,8 +61,8 @@ def check_features(pruned: Artifact, prune_job: JobRecord) -> None:
     """
     if prune_job.settings.get("features") == "none":
         raise UserError(
-            f"--pruned {pruned.root} was pruned with --features none: it holds rankings alone, and images are answered "
-            "from stored features; prune the corpus into another --output with --features webdataset or parquet"
+            f"--pruned {pruned.address} was pruned with --features none: it holds rankings alone, and images are "
+            "answered from stored features; prune it into another --output with --features webdataset or parquet"
         )
 
 
@@ -88,7 +88,7 @@ class _Reading:
     def commit(self, shard: int) -> CommitRecord:
         record = self.artifact.read_commit(shard)
         if record is None:
-            raise RuntimeError(f"shard {shard} of {self.artifact.root} is not committed")
+            raise RuntimeError(f"shard {shard} of {self.artifact.address} is not committed")
         return record
 
     def prompts(self, record: CommitRecord) -> list[StoredPrompt]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice, pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ def forecast(settings: PruneSettings) -> Forecast:
         UserError: what the job itself would refuse before its first shard, or no image can be used.
     """
     planned = plan(settings)
-    artifact = Artifact(Path(settings.output).resolve())
+    artifact = Artifact(settings.output)
     artifact.check_job(planned.job)
     census = take_census(
         planned.inputs, partial(prepared_bytes, planned.model), count=settings.plan_sample, limit=settings.limit

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.artifact.index import Index
@@ -53,13 +52,13 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         UserError: bad input; nothing was harmed.
     """
     planned = plan(settings)
-    artifact = Artifact(Path(settings.output).resolve())
+    artifact = Artifact(settings.output)
     artifact.check_job(planned.job)
     if not (settings.verify or settings.redo_errors) and (done := _nothing_to_do(artifact, planned, say)) is not None:
         return done
     for note in planned.job.notes:
         say(note)
-    with artifact.locked(), ray_session(settings.ray_address, settings.num_cpus):
+    with artifact.locked(say) as artifact, ray_session(settings.ray_address, settings.num_cpus):
         placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
         job = artifact.adopt_job(planned.job)
         index = complete_index(settings, artifact, planned.inputs, planned.model, say)
@@ -81,7 +80,7 @@ def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult |
     resume = artifact.resume(index.num_shards)
     if resume.pending or resume.strays or not artifact.manifest_holds():
         return None
-    say(f"{counted(index.num_shards, 'shards', 'are')} there already in {artifact.root}; nothing to do")
+    say(f"{counted(index.num_shards, 'shards', 'are')} there already in {artifact.address}; nothing to do")
     return PruneResult(0, index.num_shards, usable=resume.num_ok)
 
 
@@ -130,17 +129,17 @@ def _run(
         holds = artifact.manifest_holds()
         if whole_corpus and not (holds and has_card(artifact)):
             if artifact.finished and not holds:
-                say(f"the manifest of {artifact.root} is damaged or not that of its shards: it is written again")
+                say(f"the manifest of {artifact.address} is damaged or not that of its shards: it is written again")
             _finish(artifact, index, say)
         return PruneResult(0, skipped, usable=resume.num_ok)
     artifact.reopen()
     artifact.forget(resume.damaged)
-    with run_folder(artifact.root) as folder:
+    with run_folder(artifact.store) as folder:
         policy = Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries)
         stream = StreamSettings(
             read=ReadSettings(index, encode.model, folder.stop_file, policy),
             encode=replace(encode, policy=policy, stop_file=folder.stop_file),
-            write=WriteSettings(artifact.root, forms, policy),
+            write=WriteSettings(artifact.store, forms, policy),
             workers=settings.workers or placement.workers or max(1, cluster_cpus() - 1),
             placement=placement,
             max_error_rate=settings.max_error_rate,

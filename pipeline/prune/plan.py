@@ -12,8 +12,8 @@ from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.select import SelectSettings, require_attention, resolve_estimator
 from pipeline.prune.settings import PruneSettings
 from pipeline.settings import deciding
-from pipeline.storage import LocalStore
 from pipeline.storage.hub import is_of_hub
+from pipeline.storage.places import folder_at
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from zoo_ops import CENTERED
@@ -50,7 +50,7 @@ def _indexed(settings: PruneSettings) -> list[str]:
     """The inputs that the output was indexed from, if the corpus is one of which the commit must stay."""
     if not any(is_of_hub(pattern) for pattern in settings.corpus):
         return []
-    index = read_index(LocalStore(settings.output))
+    index = read_index(folder_at(settings.output))
     return [] if index is None else [item.path for one in index.generations for item in one.inputs]
 
 

@@ -81,15 +81,15 @@ def settle_shard(artifact: Artifact, index: Index, shard: int) -> int:
         resolve_repeats(rows, _failed_owners(artifact, index, image_shard, wanted))
     if before == {row.source: (row.reason, row.message) for row in rows if row.reason is not None}:
         return 0
-    files, counts = write_statuses(artifact.root, shard, rows)
-    artifact.commit(replace(record, files={**record.files, **files}, counts=counts))
+    files, counts = write_statuses(artifact.store, shard, rows)
+    artifact.recommit(replace(record, files={**record.files, **files}, counts=counts))
     return files["errors"].rows - record.files["errors"].rows
 
 
 def _failed_owners(artifact: Artifact, index: Index, shard: int, wanted: set[str]) -> list[IndexRow]:
     """Index rows of a shard's samples that own a wanted image without a selection, with the reason."""
     record = _commit(artifact, shard)
-    table = pq.read_table(artifact.root / record.files["selections"].path, columns=["image_id"])
+    table = _table(artifact, record, "selections", ["image_id"])
     lost = wanted.difference(table["image_id"].to_pylist())
     if not lost:
         return []
@@ -103,12 +103,17 @@ def _failed_owners(artifact: Artifact, index: Index, shard: int, wanted: set[str
 
 def _failures(artifact: Artifact, record: CommitRecord) -> dict[str, tuple[str, str | None]]:
     """Reason and message of every sample of a shard that failed, by source."""
-    errors = rows_of(ErrorRow, pq.read_table(artifact.root / record.files["errors"].path))
+    errors = rows_of(ErrorRow, _table(artifact, record, "errors"))
     return {error.source: (error.reason, error.message) for error in errors if error.prompt_id is None}
+
+
+def _table(artifact: Artifact, record: CommitRecord, name: str, columns: list[str] | None = None) -> pa.Table:
+    with artifact.store.open(record.files[name].path) as stream:
+        return pq.read_table(stream, columns=columns)
 
 
 def _commit(artifact: Artifact, shard: int) -> CommitRecord:
     record = artifact.read_commit(shard)
     if record is None:
-        raise RuntimeError(f"shard {shard} of {artifact.root} is not committed")
+        raise RuntimeError(f"shard {shard} of {artifact.address} is not committed")
     return record

@@ -20,6 +20,7 @@ from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.metrics import count_shard
 from pipeline.cluster.outcomes import Status, passed_on
 from pipeline.prune.rows import OUTCOME, EncodeFacts, Outcome, ReadFacts, facts_among, nested_table, rows_among
+from pipeline.storage import Store
 from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry
 from schemas.samples import IndexRow
@@ -33,7 +34,7 @@ ELSEWHERE = "samples_elsewhere"  # count in a commit record: samples whose image
 class WriteSettings:
     """Where shards go and which forms of features are written."""
 
-    root: Path
+    root: Path | Store  # of the artifact, as its holder writes to it
     features: tuple[str, ...]  # of "webdataset", "parquet"; empty: none are stored
     policy: Policy = Policy()
 
@@ -163,7 +164,7 @@ def _error(row: IndexRow, prompt_id: str | None, reason: str, message: str | Non
     )
 
 
-def write_statuses(root: Path, shard: int, rows: list[IndexRow]) -> tuple[dict[str, FileEntry], dict[str, int]]:
+def write_statuses(root: Path | Store, shard: int, rows: list[IndexRow]) -> tuple[dict[str, FileEntry], dict[str, int]]:
     """Write what became of a shard's samples and prompts; the two files, and the counts of the commit record."""
     prompts = prompt_rows(rows)
     files = {

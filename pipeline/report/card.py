@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.artifact.artifact import Artifact
+from pipeline.storage.paths import is_url
 from schemas.records import JobRecord
 
 CARD = "README.md"
@@ -166,7 +167,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, 
 
 def _versions(job: JobRecord) -> Iterator[str]:
     model = job.environment.get("model", "")
-    named = [] if not model or os.path.isabs(model) else [("checkpoint", model)]  # else it is a place on a machine
+    named = [] if not model or os.path.isabs(model) or is_url(model) else [("checkpoint", model)]  # else it is a place
     yield from ("## Model", "", *_table(("part", "sha256"), [*named, *sorted(job.model.items())]), "")
     versions = sorted((name, version) for name, version in job.environment.items() if name not in _OF_THE_MACHINE)
     yield from ("## Versions", "", *_table(("package", "version"), [("schema", job.schema_version), *versions]))

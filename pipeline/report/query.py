@@ -9,12 +9,13 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs
 
 from pipeline.artifact.artifact import Artifact, made_from
+from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget, parse_budget
 from pipeline.errors import UserError
 from pipeline.report.forms import storable
+from pipeline.storage import Store
 from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
@@ -28,7 +29,7 @@ _EXPLAIN = re.compile(
 )
 
 
-def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnection:
+def connect(pruned: Path | str, answers: Sequence[Path | str] = ()) -> duckdb.DuckDBPyConnection:
     """A connection with the views `images`, `tokens`, `prompts`, `errors`, `shards` and `answers`, and nothing else.
 
     The committed files are read by Arrow; DuckDB itself may open no file at all, so that no statement, however it is
@@ -45,16 +46,17 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     artifact = Artifact(pruned)
     artifact.require_job("prune", "--pruned")
     files: dict[str, list[str]] = {table: [] for _, table, _ in _TABLES}
+    listed = artifact.listing()
     shards: list[ShardRow] = []
     hashes: dict[str, str] = {}
     for record in artifact.checked_commits():
-        for table, paths in files.items():
-            paths.append(artifact.file_of(record, table))
+        for table, keys in files.items():
+            keys.append(artifact.file_of(record, table, listed).path)
         shards.append(_shard_row(record))
         hashes.update((entry.path, entry.sha256) for entry in record.files.values())
     db = duckdb.connect()
     for view, table, schema in _TABLES:
-        db.register(view, ds.dataset(files[table], schema=schema, format="parquet"))
+        db.register(view, dataset_of(artifact.store, files[table], schema))
     db.register("answers", _answers(artifact, hashes, answers))
     db.register("shards", table_of(ShardRow, shards))
     db.execute(tokens_view())
@@ -65,23 +67,27 @@ def connect(pruned: Path, answers: Sequence[Path] = ()) -> duckdb.DuckDBPyConnec
     return db
 
 
-def _answers(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> ds.Dataset:
+def _answers(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]) -> ds.Dataset:
     """All answers, with the budget that was asked for beside what each row saw of its image.
 
     The number of tokens alone does not say which answers a row belongs to: where an image has 64 tokens stored, those
     at `64` and those at `all` have seen the same ones.
     """
-    form, local = ds.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
-    fragments = [
-        form.make_fragment(path, local, ds.field("budget") == budget)
-        for budget, path in _answer_files(artifact, hashes, answers)
-    ]
-    return ds.FileSystemDataset(fragments, ANSWERS.append(pa.field("budget", pa.string())), form, local)
+    schema = ANSWERS.append(pa.field("budget", pa.string()))
+    return ds.UnionDataset(
+        schema,
+        [
+            dataset_of(store, keys, schema, ds.field("budget") == budget)
+            for budget, store, keys in _answer_files(artifact, hashes, answers)
+        ],
+    )
 
 
-def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """The budget and the path of each file of answers, all made from files that the pruned artifact holds now."""
-    owner_of: dict[Budget, Path] = {}
+def _answer_files(
+    artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]
+) -> Iterator[tuple[str, Store, list[str]]]:
+    """Budget, store and files of each artifact of answers, made from files that the pruned one holds now."""
+    owner_of: dict[Budget, Path | str] = {}
     for path in answers:
         answered = Artifact(path)
         tokens = str(answered.require_job("answer", "--answers").settings["tokens"])
@@ -91,14 +97,17 @@ def _answer_files(artifact: Artifact, hashes: Mapping[str, str], answers: Sequen
                 f"--answers {other} and {path} both hold answers at --tokens {tokens}, which could not be told apart; "
                 "name one of them"
             )
+        listed = answered.listing()
+        keys = []
         for record in answered.checked_commits():
             if not made_from(record, hashes):
                 raise UserError(
-                    f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned {artifact.root} "
-                    "holds: they belong to another artifact, or its shards were redone since; name the other one, or "
-                    "run the answer job again"
+                    f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned "
+                    f"{artifact.address} holds: they belong to another artifact, or its shards were redone since; name "
+                    "the other one, or run the answer job again"
                 )
-            yield tokens, answered.file_of(record, "answers")
+            keys.append(answered.file_of(record, "answers", listed).path)
+        yield tokens, answered.store, keys
 
 
 def ask(db: duckdb.DuckDBPyConnection, sql: str, *, as_texts: bool = False) -> pa.Table:

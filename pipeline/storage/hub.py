@@ -4,18 +4,21 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import huggingface_hub
 
 from pipeline.errors import UserError
 from pipeline.storage.paths import open_regular
-from pipeline.storage.store import Entry, NewFile
+from pipeline.storage.store import Entry, NewFile, Store
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 PREFIX = "hf://datasets/"
 FORM = "hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION, with a path or glob of files behind it if need be"
@@ -139,8 +142,24 @@ class HubStore:
         """Not to be had: inputs are listed by `files_of`."""
         self._refuse()
 
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """Not to be had: inputs are listed by `files_of`."""
+        self._refuse()
+
     def names(self, prefix: str = "") -> Sequence[str]:
         """Not to be had: inputs are listed by `files_of`."""
+        self._refuse()
+
+    def read_all(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """Not to be had."""
+        self._refuse()
+
+    def arrow(self) -> "FileSystem":
+        """Not to be had."""
+        self._refuse()
+
+    def local(self, keys: Sequence[str]) -> AbstractContextManager[Sequence[str]]:
+        """Not to be had."""
         self._refuse()
 
     def put(self, key: str, data: bytes) -> Entry:
@@ -167,7 +186,11 @@ class HubStore:
         """Not to be had."""
         self._refuse()
 
-    def hold(self, key: str, owner: str) -> AbstractContextManager[None]:
+    def hold(self, key: str, owner: str, tell: Callable[[str], None] = lambda _: None) -> AbstractContextManager[Store]:
+        """Not to be had."""
+        self._refuse()
+
+    def holder(self, key: str) -> str:
         """Not to be had."""
         self._refuse()
 

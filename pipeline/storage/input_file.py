@@ -19,7 +19,7 @@ PAUSES_SEC = (0.1, 0.4, 1.6)  # between the tries of one read
 MAX_PATIENCE = 10
 _MISSING = frozenset((errno.ENOENT, errno.ENOTDIR))
 # Another try at once would say the same.
-_DEFINITE = _MISSING | {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+_DEFINITE = _MISSING | {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV}
 
 
 class InputReadError(Exception):

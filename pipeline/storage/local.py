@@ -9,13 +9,16 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pipeline.errors import UserError
 from pipeline.storage.paths import open_regular
 from pipeline.storage.store import Entry, HeldError, NewFile
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 _IN_THE_WAY = frozenset((errno.EEXIST, errno.ENOTDIR))
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -23,6 +26,7 @@ _FORBIDDEN = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
 # The place's fault, not the data's: trying again at once would not help.
 _CANNOT_WRITE = _IN_THE_WAY | _FULL | _FORBIDDEN
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+_NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
 _UNFINISHED = ".tmp"  # names that begin with a dot and end so are half-written
 _SCRATCH = ".scratch-"
 
@@ -63,6 +67,16 @@ class LocalStore:
                 if item.is_file() and not _is_unfinished(item.name):
                     yield _entry(f"{prefix}{item.name}", item.stat())
 
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """The finished files under a prefix, each folder listed once; scratch folders are left out."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path(prefix)) as found:
+            for item in sorted(found, key=lambda one: f"{one.name}/" if one.is_dir() else one.name):
+                if item.is_dir():
+                    if not item.name.startswith(_SCRATCH):
+                        yield from self.walk(f"{prefix}{item.name}/")
+                elif item.is_file() and not _is_unfinished(item.name):
+                    yield _entry(f"{prefix}{item.name}", item.stat())
+
     def names(self, prefix: str = "") -> Sequence[str]:
         """The finished files and the folders directly under a prefix; none where that is no folder."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path(prefix)) as found:
@@ -73,6 +87,14 @@ class LocalStore:
         """All bytes of a file."""
         with self.open(key) as stream:
             return stream.read()
+
+    def read_all(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """All bytes of each file, one after the other."""
+        for key in keys:
+            try:
+                yield self.read(key)
+            except FileNotFoundError:
+                yield None
 
     def read_range(self, key: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on."""
@@ -91,6 +113,17 @@ class LocalStore:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return io.FileIO(name, "r", opener=open_regular)
 
+    def arrow(self) -> "FileSystem":
+        """Arrow's own file system, seen from the folder."""
+        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem  # here, so that storage need not wait for Arrow
+
+        return SubTreeFileSystem(os.path.abspath(self._root), LocalFileSystem())
+
+    @contextlib.contextmanager
+    def local(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The paths of the files themselves."""
+        yield [self.locate(key) for key in keys]
+
     def put(self, key: str, data: bytes) -> Entry:
         """Write a file, in place of an older one."""
         with self.new_file(key) as new:
@@ -107,6 +140,12 @@ class LocalStore:
                 os.link(temporary, self._path(key))
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if self.stat(key) is not None:
+                    return False
+                os.replace(temporary, self._path(key))  # such a file system leaves it to the hold to keep writers apart
             return True
 
     @contextlib.contextmanager
@@ -155,7 +194,7 @@ class LocalStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def hold(self, key: str, owner: str) -> Iterator[None]:
+    def hold(self, key: str, owner: str, tell: Callable[[str], None] = lambda _: None) -> Iterator[Self]:
         """Hold a key by a lock on its file, which the system takes back when the process ends, however it ends."""
         path, root = self._path(key), self._path()
         with _writing(root):  # the folder, of which the user knows; not the lock in it
@@ -179,10 +218,17 @@ class LocalStore:
                 stream.write(owner + "\n")
                 stream.flush()
             try:
-                yield
+                yield self
             finally:
                 with contextlib.suppress(OSError):  # a name that stays is that of a process which has let go or died
                     stream.truncate(0)
+
+    def holder(self, key: str) -> str:
+        """What stands in the locked file."""
+        try:
+            return self.read(key).decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
 
     def clear_unfinished(self) -> None:
         """Remove temporary files here and one folder down, and scratch folders."""

@@ -1,8 +1,9 @@
-"""What may be named where a file is meant: no URL, and nothing that a reader could wait on for ever."""
+"""What may be named where a file is meant: a path or an `s3://` address, and nothing that is waited on for ever."""
 
 import os
 import re
 import stat
+from pathlib import Path
 
 from pipeline.errors import UserError
 
@@ -15,6 +16,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+OBJECTS = "s3://"
+_OBJECT = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.ASCII | re.DOTALL)
 # What to do instead of naming a URL.
 WRITE_INSTEAD = "write to a disk that every node mounts and copy the folder afterwards"
 READ_INSTEAD = "copy it to a disk that every node mounts and name it there"
@@ -35,6 +38,44 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_object(location: str) -> bool:
+    """Whether a location is one of an object store."""
+    return location.startswith(OBJECTS)
+
+
+def split_object(location: str) -> tuple[str, str]:
+    """The bucket and the key of an `s3://` location, in which `.`, `..` and `//` mean what they do in paths.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    found = _OBJECT.fullmatch(location)
+    if found is None:
+        raise ValueError("expected s3://BUCKET/KEY, a bucket having 3 to 63 of the letters a-z, 0-9, . and -")
+    key = os.path.normpath(f"/{found[2] or ''}").lstrip("/")
+    return found[1], key
+
+
+def object_location(bucket: str, key: str) -> str:
+    """The location of a key, or of the bucket where it is empty."""
+    return f"{OBJECTS}{bucket}/{key}" if key else f"{OBJECTS}{bucket}"
+
+
+def as_address(option: str, text: str, instead: str) -> str:
+    """What a user gave as a folder, as it can be used from any place: an absolute path, or an `s3://` address.
+
+    Raises:
+        UserError: it is another URL, or a malformed address.
+    """
+    if not is_object(text):
+        refuse_url(option, text, instead)
+        return str(Path(text).expanduser().absolute())
+    try:
+        return object_location(*split_object(text))
+    except ValueError as error:
+        raise UserError(f"{option} {text[:_SHOWN]}: {error}") from error
+
+
 def refuse_url(option: str, text: str, instead: str) -> None:
     """Refuse a URL where a path is meant.
 
@@ -48,7 +89,7 @@ def refuse_url(option: str, text: str, instead: str) -> None:
     """
     if is_url(text):
         shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-        raise UserError(f"{option} {shown} is a URL; only paths of files and folders are understood: {instead}")
+        raise UserError(f"{option} {shown} is a URL; only paths and s3://BUCKET/KEY are understood: {instead}")
 
 
 def open_regular(path: str, flags: int) -> int:

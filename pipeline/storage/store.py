@@ -8,11 +8,14 @@ A store is handed to workers on other nodes, so it can be pickled, and it opens 
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+if TYPE_CHECKING:  # what only names a store need not wait for Arrow
+    from pyarrow.fs import FileSystem
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class NewFile:
         """Lower-case hex sha256 of what is written; only before the file is in the store."""
         with open(self.path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class StorageError(OSError):
+    """The place does not do what it is asked for; `strerror` says why, as a clause, and `filename` of what."""
 
 
 class HeldError(Exception):
@@ -69,12 +76,20 @@ class Store(Protocol):
         """The files directly under a prefix that ends in "/" (or under the root), in the order of their keys."""
         ...
 
+    def walk(self, prefix: str = "") -> Iterator[Entry]:
+        """The files under a prefix that ends in "/" (or under the root), however deep, in the order of their keys."""
+        ...
+
     def names(self, prefix: str = "") -> Sequence[str]:
         """What lies directly under a prefix or the root, half-written files excepted; what ends in "/" is a prefix."""
         ...
 
     def read(self, key: str) -> bytes:
         """All bytes of a file."""
+        ...
+
+    def read_all(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """All bytes of each of many small files, in the order of the keys; None for one that is not there."""
         ...
 
     def read_range(self, key: str, offset: int, size: int) -> bytes:
@@ -87,6 +102,14 @@ class Store(Protocol):
 
     def raw(self, key: str) -> io.RawIOBase:
         """A file as an unbuffered stream that can seek: each read asks the place once, and may give fewer bytes."""
+        ...
+
+    def arrow(self) -> "FileSystem":
+        """The store as Arrow reads it, where keys are paths."""
+        ...
+
+    def local(self, keys: Sequence[str]) -> AbstractContextManager[Sequence[str]]:
+        """Paths of files for what can open nothing else, for the time of the block: copies where the place has none."""
         ...
 
     def put(self, key: str, data: bytes) -> Entry:
@@ -113,15 +136,24 @@ class Store(Protocol):
         """A local folder for large temporary files, removed at the end of the block."""
         ...
 
-    def hold(self, key: str, owner: str) -> AbstractContextManager[None]:
+    def hold(self, key: str, owner: str, tell: Callable[[str], None] = ...) -> AbstractContextManager["Store"]:
         """Hold a key against every other process for the time of the block; the hold ends with its process.
 
-        Meanwhile, and after the process was killed, the file under the key says what the owner said of itself; when the
-        block ends it is empty.
+        The block gets the store as its holder writes to it, also from other processes that are handed it: where a hold
+        can be lost to somebody else, nothing is written through it any more once it was.
+
+        Args:
+            key: that is held.
+            owner: what the holder says of itself, see `holder`.
+            tell: takes one line for the user, where it takes long to see whether another holder lives.
 
         Raises:
             HeldError: another live process holds it.
         """
+        ...
+
+    def holder(self, key: str) -> str:
+        """What the process said of itself that holds a key, or was killed while it did; empty where nobody does."""
         ...
 
     def clear_unfinished(self) -> None:

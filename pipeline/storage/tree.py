@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.storage.input_file import InputReadError
+from pipeline.storage.paths import is_object
+from pipeline.storage.places import folder_at
+from pipeline.storage.store import StorageError
 
 
 def is_folder(location: str) -> bool:
-    """Whether a location is that of a folder."""
-    return os.path.isdir(location)
+    """Whether a location is that of a folder; of objects, whether there are any under it.
+
+    Raises:
+        StorageError: that can't be told.
+    """
+    return any(True for _ in folder_at(location).walk()) if is_object(location) else os.path.isdir(location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,9 @@ def tree(folder: str, *, sizes: bool = False) -> Iterator[Found]:
     Raises:
         InputReadError: a folder can't be listed.
     """
+    if is_object(folder):
+        yield from _objects(folder)
+        return
     real = os.path.realpath(folder)
     for name, is_link in _walk(folder):
         path = os.path.join(folder, name)
@@ -40,6 +50,15 @@ def tree(folder: str, *, sizes: bool = False) -> Iterator[Found]:
             with contextlib.suppress(OSError):  # reading it says why
                 size = os.stat(path).st_size
         yield Found(name, size, leads_out)
+
+
+def _objects(folder: str) -> Iterator[Found]:
+    try:
+        for entry in folder_at(folder).walk():
+            if not any(part.startswith(".") for part in entry.key.split("/")):
+                yield Found(entry.key, entry.size_bytes)
+    except StorageError as error:
+        raise InputReadError(folder, error, 0) from error
 
 
 def _walk(folder: str) -> Iterator[tuple[str, bool]]:

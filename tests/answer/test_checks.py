@@ -1,6 +1,7 @@
 """What is refused before any prompt is answered."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,15 +20,15 @@ def pruned(small_pruned, tmp_path) -> Artifact:
 
 def test_a_survey_reads_each_record_once(pruned, monkeypatch):
     read: list[int] = []
-    own = Artifact.read_commit
-    monkeypatch.setattr(Artifact, "read_commit", lambda self, shard: read.append(shard) or own(self, shard))
+    own = Artifact._commit_of
+    monkeypatch.setattr(Artifact, "_commit_of", lambda self, *of: read.append(of[0]) or own(self, *of))
     found = survey(pruned)
     assert read == [0, 1]
     assert found.hashes == {e.path: e.sha256 for record in pruned.commits() for e in record.files.values()}
     assert found.num_shards == 2
     assert found.posable == {0: 2, 1: 2}
     assert found.counts["images"] == 6
-    assert found.selections == [str(pruned.root / f"selections/part-0000000{n}.parquet") for n in (0, 1)]
+    assert found.selections == [f"selections/part-0000000{n}.parquet" for n in (0, 1)]
     check_prompts(pruned, found)
     read.clear()
     assert survey(pruned, found) is found
@@ -39,7 +40,7 @@ def test_a_survey_reads_each_record_once(pruned, monkeypatch):
 
 
 def test_missing_selections_are_found_before_any_work(pruned):
-    (pruned.root / "selections" / "part-00000001.parquet").unlink()
+    (Path(pruned.address) / "selections" / "part-00000001.parquet").unlink()
     with pytest.raises(UserError, match=r"part-00000001\.parquet is missing"):
         survey(pruned)
 

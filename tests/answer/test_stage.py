@@ -1,6 +1,7 @@
 """A shard from its prompts to its commit, with an engine that needs no model."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,7 +107,7 @@ def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
     ]
     assert record.sources.items() <= hashes.items()
-    table = pq.read_table(artifact.root / record.files["answers"].path)
+    table = pq.read_table(Path(artifact.address) / record.files["answers"].path)
     assert table.schema.equals(ANSWERS)
     assert table.select(["prompt_id", "answer", "tokens", "correct"]).to_pylist() == [
         {"prompt_id": f"p1-{n}", "answer": "what?", "tokens": 1, "correct": False} for n in (0, 1)

@@ -153,8 +153,8 @@ def drop_a_prompt(artifact: Artifact, shard: int) -> None:
     assert record is not None
     artifact.reopen()
     artifact.forget([shard])
-    rows = pq.read_table(artifact.root / record.files["prompts"].path)
-    entry = write_table(artifact.root, "prompts", shard, rows.slice(0, len(rows) - 1))
+    rows = pq.read_table(Path(artifact.address) / record.files["prompts"].path)
+    entry = write_table(artifact.store, "prompts", shard, rows.slice(0, len(rows) - 1))
     artifact.commit(replace(record, files={**record.files, "prompts": entry}))
     artifact.finish({"num_shards": 5})
 

@@ -36,11 +36,11 @@ def prune_arguments(tmp_path: Path, **changes: str) -> list[str]:
         ({"corpus": "a-{0..2.tar"}, "unbalanced braces|does not exist"),
         ({"corpus": "docs/decisions"}, "is a folder without images, Parquet or a saved data set"),
         ({"corpus": "README.md"}, "--corpus: README.md is none of WebDataset tars"),
-        ({"corpus": "s3://b/{000..009}.tar"}, r"--corpus s3://b/\{000..009\}.tar is a URL"),
+        ({"corpus": "gs://b/{000..009}.tar"}, r"--corpus gs://b/\{000..009\}.tar is a URL"),
         ({"corpus": "s3:/b/a.tar"}, "is a URL"),
         ({"corpus": "file:///a.tar"}, "is a URL"),
         ({"corpus": "pipe:cat a.tar"}, "is a URL"),
-        ({"output": "s3://b/out"}, r"--output s3://b/out is a URL; .* copy the folder afterwards"),
+        ({"output": "gs://b/out"}, r"--output gs://b/out is a URL; .* copy the folder afterwards"),
         ({"output": "s3:/b/out"}, "--output s3:/b/out is a URL"),
         ({"model": "hf://org/name"}, r"--model hf://org/name is a URL; .*hub id \(org/name\)"),
         ({"model": "https://huggingface.co/org/name"}, "--model https://.* is a URL"),
@@ -113,17 +113,17 @@ def test_answer_and_query(tmp_path):
 def test_urls_in_answer_and_query(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"pruned": "p", "model": "org/name", "output": "o"}
-    for option, value in (("pruned", "s3://b/p"), ("output", "gs://b/o"), ("output", "gs:/b/o")):
+    for option, value in (("pruned", "az://b/p"), ("output", "gs://b/o"), ("output", "gs:/b/o")):
         arguments = [part for name, text in {**given, option: value}.items() for part in (f"--{name}", text)]
         with pytest.raises(UserError, match=f"--{option} {value} is a URL"):
             answer_corpus.main(arguments)
-    with pytest.raises(UserError, match="--pruned s3://b/p is a URL"):
-        query_selections.main(["--pruned", "s3://b/p"])
-    with pytest.raises(UserError, match="--answers s3://b/a is a URL"):
-        query_selections.main(["--pruned", "p", "--answers", "s3://b/a"])
+    with pytest.raises(UserError, match="--pruned az://b/p is a URL"):
+        query_selections.main(["--pruned", "az://b/p"])
+    with pytest.raises(UserError, match="--answers az://b/a is a URL"):
+        query_selections.main(["--pruned", "p", "--answers", "az://b/a"])
     for settings, what in ((PruneSettings, {"corpus": ("a.tar",)}), (AnswerSettings, {"pruned": "p"})):
-        with pytest.raises(UserError, match="--output s3://b/o is a URL"):
-            settings(**what, model="m", output="s3://b/o")
+        with pytest.raises(UserError, match="--output az://b/o is a URL"):
+            settings(**what, model="m", output="az://b/o")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -125,8 +125,8 @@ def test_a_setting_that_does_not_fit_is_named_in_one_sentence(line, said, tmp_pa
 def test_what_repeats_is_a_list_and_a_url_no_path(tmp_path):
     assert "corpus x.tar: expected a list" in refused(tmp_path, "corpus: x.tar\nmodel: m\noutput: /o")
     assert "corpus True: expected a text" in refused(tmp_path, "corpus: [yes]\nmodel: m\noutput: /o")
-    said = refused(tmp_path, "corpus: [x.tar]\nmodel: m\noutput: s3://bucket/o")
-    assert said.startswith("--config job.yaml: output s3://bucket/o is a URL")
+    said = refused(tmp_path, "corpus: [x.tar]\nmodel: m\noutput: gs://bucket/o")
+    assert said.startswith("--config job.yaml: output gs://bucket/o is a URL")
     said = refused(tmp_path, NEEDED["answer"] + "metric: [best]", "answer")
     assert said.startswith("--config job.yaml: metric ")
 

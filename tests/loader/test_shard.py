@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,8 +41,8 @@ def test_another_file_in_the_place_of_a_committed_one_is_not_read(small_pruned, 
     record, foreign = artifact.read_commit(0), other.read_commit(0)
     assert record is not None
     assert foreign is not None
-    path = artifact.root / record.files[table].path
-    data = bytearray((other.root / foreign.files[table].path).read_bytes())
+    path = Path(artifact.address) / record.files[table].path
+    data = bytearray((Path(other.address) / foreign.files[table].path).read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(RecordError, match=r"differs from the sha256|bytes, its commit record says"):
@@ -52,7 +53,7 @@ def test_bytes_that_rotted_under_an_unchanged_time_are_not_answered_from(small_p
     artifact = Artifact(small_pruned(tmp_path / "out"))
     record = artifact.read_commit(0)
     assert record is not None
-    path = artifact.root / record.files["features.webdataset"].path
+    path = Path(artifact.address) / record.files["features.webdataset"].path
     status, data = path.stat(), bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
@@ -65,7 +66,7 @@ def test_a_file_replaced_while_it_is_read_is_read_to_its_end(small_pruned, tmp_p
     artifact = Artifact(small_pruned(tmp_path / "out"))
     record = artifact.read_commit(0)
     assert record is not None
-    path = artifact.root / record.files["prompts"].path
+    path = Path(artifact.address) / record.files["prompts"].path
     whole = path.read_bytes()
     with artifact.opened(record, "prompts") as stream:
         (tmp_path / "new").write_bytes(b"other bytes")
@@ -106,7 +107,7 @@ def replace_rows(artifact: Artifact, shard: int, table: str, change) -> None:
     """Commit a shard anew with other rows in one of its tables."""
     record = artifact.read_commit(shard)
     assert record is not None
-    path = artifact.root / record.files[table].path
+    path = Path(artifact.address) / record.files[table].path
     old = pq.read_table(path)
     pq.write_table(pa.Table.from_pylist(change(old.to_pylist()), old.schema), path)
     status = path.stat()

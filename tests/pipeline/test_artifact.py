@@ -27,7 +27,7 @@ JOB = JobRecord("prune", SCHEMA_VERSION, {"seed": 0, "max_tokens": "64"}, {"conf
 
 def commit(artifact: Artifact, shard: int) -> CommitRecord:
     error = ErrorRow(source="s", prompt_id=None, image_id=None, reason="r", message="m", shard=shard)
-    entry = write_table(artifact.root, "errors", shard, table_of(ErrorRow, [error]))
+    entry = write_table(artifact.store, "errors", shard, table_of(ErrorRow, [error]))
     record = CommitRecord(shard, {"errors": entry}, {"samples": 1}, {})
     artifact.commit(record)
     return record
@@ -164,19 +164,23 @@ class CountingStore(LocalStore):
         self.asked[f"list {prefix}"] += 1
         return super().list(prefix)
 
+    def walk(self, prefix: str = ""):
+        self.asked[f"walk {prefix}"] += 1
+        return super().walk(prefix)
+
     def read(self, key: str) -> bytes:
         self.asked[f"read {key}"] += 1
         return super().read(key)
 
 
-def test_resuming_lists_each_folder_once_and_reads_each_record_once(tmp_path):
+def test_resuming_lists_the_store_once_and_reads_each_record_once(tmp_path):
     artifact = Artifact(tmp_path)
     for shard in range(5):
         commit(artifact, shard)
     store = CountingStore(tmp_path)
     assert Artifact(store).resume(6).pending == [5]
     records = {f"read _commits/{shard:08d}.json": 1 for shard in range(5)}
-    assert store.asked == {"list _commits/": 1, "list errors/": 1, **records}
+    assert store.asked == {"walk ": 1, "walk _commits/": 1, "walk errors/": 1, **records}
 
 
 def test_a_file_is_hashed_only_where_its_tag_is_another(tmp_path):

@@ -147,7 +147,7 @@ def test_a_redo_looks_at_the_whole_index_once_however_many_rows_it_mends(many, j
     index = indexed(tmp_path / "m.jsonl", artifact)
     for n, name in enumerate(names):
         (tmp_path / name).write_bytes(jpeg(n // 2))  # all but the first two come twice; those are there already
-    looks = Counted(monkeypatch, redo, "parquet_files")
+    looks = Counted(monkeypatch, redo, "dataset_of")
     reads = Counted(monkeypatch, redo.pq, "ParquetFile")
     writes = Counted(monkeypatch, redo, "write_part")
     index = forget_transient_errors(artifact, index, lambda _: None)
@@ -186,7 +186,7 @@ def run_with(outcomes: list[tuple[int, int]], before: Tally | None, tmp_path: Pa
     encode = SimpleNamespace(batch_size=8)
     settings = SimpleNamespace(max_error_rate=0.5, placement=Placement("cpu", 0), encode=encode)
     artifact = Artifact(tmp_path / "out")
-    with run_folder(artifact.root) as folder:
+    with run_folder(artifact.store) as folder:
         run_shards(artifact, folder, [], 0, settings, lambda _: None, before)  # type: ignore[arg-type]
 
 

@@ -56,12 +56,12 @@ def test_each_commit_record_is_read_once(small_pruned, small_answers, tmp_path, 
     pruned = small_pruned(tmp_path / "pruned")
     answers = small_answers(tmp_path / "answers", pruned)
     read: list[tuple[str, int]] = []
-    own = Artifact.read_commit
+    own = Artifact._commit_of
 
-    def noted(self, shard):
-        read.append((str(self.root), shard))
-        return own(self, shard)
+    def noted(self, shard, text):
+        read.append((self.address, shard))
+        return own(self, shard, text)
 
-    monkeypatch.setattr(Artifact, "read_commit", noted)
+    monkeypatch.setattr(Artifact, "_commit_of", noted)
     summarise(connect(pruned, [answers]))
     assert sorted(read) == sorted((str(root), shard) for root in (pruned, answers) for shard in (0, 1))

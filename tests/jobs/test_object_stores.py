@@ -1,0 +1,257 @@
+"""Jobs whose corpus, model, output and answers lie in an object store: the same bytes as on disk."""
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jobs import job_status, query_selections, start
+from pipeline.answer.job import AnswerSettings, answer_corpus
+from pipeline.artifact.artifact import Artifact
+from pipeline.errors import UserError
+from pipeline.report.query import ask, connect
+from pipeline.storage.lease import Body
+from pipeline.storage.local import LocalStore
+from pipeline.storage.places import folder_at
+from schemas.records import CommitRecord
+from tests.object_server import FAULTS, Faults, ObjectServer
+
+REPO = Path(__file__).resolve().parents[2]
+DATA = ("selections/", "prompts/", "errors/", "features/", "answers/")
+SETTINGS = {"max_tokens": "16", "features": "both", "shard_size": 8, "limit": 24}
+ASKED = {"tokens": "8", "max_new_tokens": 4}
+
+
+def send(folder: Path, address: str) -> None:
+    """Copy a folder into a store."""
+    store = folder_at(address)
+    for entry in LocalStore(folder).walk():
+        store.put(entry.key, (folder / entry.key).read_bytes())
+
+
+def data_in(address: str) -> dict[str, bytes]:
+    """The data files of an artifact, by their keys."""
+    store = folder_at(address)
+    keys = [entry.key for entry in store.walk() if entry.key.startswith(DATA)]
+    return dict(zip(keys, store.read_all(keys), strict=True))
+
+
+def answer(pruned: str, output: str, model: str) -> list[str]:
+    said: list[str] = []
+    answer_corpus(AnswerSettings(pruned=pruned, output=output, model=model, **ASKED), said.append)
+    return said
+
+
+@pytest.fixture(scope="module")
+def on_disk(prune: Callable[..., list[str]], without_ray, tiny_llava: str, made_once) -> Path:
+    """The bundled corpus pruned and answered on disk."""
+
+    def make(folder: Path) -> None:
+        prune(folder / "pruned", **SETTINGS)
+        with without_ray():
+            answer(str(folder / "pruned"), str(folder / "answers"), tiny_llava)
+
+    return made_once("pruned-16-and-answers", make)
+
+
+@pytest.fixture
+def in_store(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llava: str) -> dict[str, str]:
+    """Corpus and model in a bucket; on this machine nothing but an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    send(REPO / "examples" / "scenes", f"{s3}/corpora/scenes")
+    send(Path(tiny_llava), f"{s3}/models/tiny")
+    return {
+        "corpus": f"{s3}/corpora/scenes/scenes-{{000000..000002}}.tar",
+        "model": f"{s3}/models/tiny",
+        "output": f"{s3}/out/pruned",
+        "answers": f"{s3}/out/answers",
+    }
+
+
+@pytest.mark.parametrize(
+    "share", [0.05, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.2, marks=pytest.mark.slow)]
+)
+def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(
+    share, on_disk, in_store, prune, work_here, capsys, object_server
+):
+    """While the server answers a share of all requests with errors, or breaks off."""
+    object_server.faults = faults = Faults(share, seed=1)
+    settings = {"corpus": (in_store["corpus"],), "model": in_store["model"], **SETTINGS}
+    prune(in_store["output"], **settings)
+    answer(in_store["output"], in_store["answers"], in_store["model"])
+    for address, name in ((in_store["output"], "pruned"), (in_store["answers"], "answers")):
+        expected, found = data_in(str(on_disk / name)), data_in(address)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if found[key] != expected[key] and not key.startswith("answers/")] == []
+        assert len(expected) > 2
+    tables = []
+    for pruned, answers in ((on_disk / "pruned", on_disk / "answers"), (in_store["output"], in_store["answers"])):
+        db = connect(pruned, [answers])
+        tables.append(
+            [
+                ask(db, "select * from answers join images using (image_id) order by prompt_id").drop_columns(
+                    "seconds"
+                ),
+                ask(db, "select * from tokens order by all limit 500"),
+            ]
+        )
+    assert tables[0] == tables[1]
+    said = prune(in_store["output"], **settings)
+    assert [line for line in said if "nothing to do" in line]
+    assert job_status.main(["--output", in_store["output"], "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["state"], status["output"]) == ("finished", in_store["output"])
+    assert query_selections.main(["--pruned", in_store["output"], "--answers", in_store["answers"]]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert faults.made.keys() == (set(FAULTS) if share else set())
+
+
+def test_a_driver_that_lost_its_lease_commits_nothing(s3, prune, monkeypatch):
+    """Another one takes over while the second of three shards is at work: no record and no manifest is written."""
+    output = f"{s3}/out"
+    own = Artifact.commit
+
+    def commit(artifact: Artifact, record: CommitRecord) -> None:
+        if record.shard == 1:
+            folder_at(output).put("_lock", Body("the other", "another nonce", 60.0).to_json())
+        own(artifact, record)
+
+    monkeypatch.setattr(Artifact, "commit", commit)
+    with pytest.raises(
+        UserError, match=f"{output} is not held by this job any more: another process has taken it over"
+    ):
+        prune(output, shard_size=8, limit=24)
+    names = [entry.key for entry in folder_at(output).walk()]
+    assert [name for name in names if name.startswith(("_commits/", "_failures/"))] == ["_commits/00000000.json"]
+    assert not {"manifest.json", "_SUCCESS"} & set(names)
+    assert folder_at(output).holder("_lock") == "the other"
+
+
+def test_resuming_lists_the_bucket_once_and_reads_each_record_once(s3, small_pruned, object_server):
+    small_pruned(f"{s3}/out", shards=12)
+    object_server.requests.clear()
+    resume = Artifact(f"{s3}/out").resume(13)
+    assert (resume.pending, resume.num_images) == ([12], 36)
+    assert object_server.requests == {"LIST": 1, "GET": 12}
+
+
+@pytest.mark.slow
+def test_a_listing_of_many_pages_is_one_listing(s3, object_server):
+    store = folder_at(f"{s3}/out")
+    keys = [f"a/{number:04d}" for number in range(2100)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.put(key, b"1"), keys))
+    object_server.requests.clear()
+    object_server.faults = Faults(0.3, seed=2)
+    assert [entry.key for entry in store.walk()] == keys
+    assert object_server.requests["LIST"] - object_server.faults.made.total() == 3
+    object_server.faults = Faults()
+    store.clear("a/")
+    assert list(store.walk()) == []
+
+
+def test_a_query_over_a_bucket_only_reads(s3, small_pruned, object_server, tmp_path):
+    db = connect(small_pruned(f"{s3}/out"))
+    before = {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()}
+    for sql in (
+        f"copy images to '{tmp_path}/x.parquet'",
+        f"copy images to '{s3}/out/x.parquet'",
+        "insert into images select * from images",
+        f"select * from read_parquet('{s3}/out/selections/part-00000000.parquet')",
+        "select * from read_text('/etc/hostname')",
+        "install httpfs",
+    ):
+        with pytest.raises(UserError):
+            ask(db, sql)
+    object_server.requests.clear()
+    assert ask(db, "select count(*) as n from images").to_pylist() == [{"n": 6}]
+    assert object_server.requests.keys() <= {"GET", "HEAD", "LIST"}
+    assert {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def missing_bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    return "s3://no-such-bucket"
+
+
+def wrong_key(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "InvalidAccessKeyId")
+    return f"s3://{server.new_bucket()}"
+
+
+def no_permission(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "AccessDenied")
+    return f"s3://{server.new_bucket()}"
+
+
+def may_not_write(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    server.faults = Faults(refuse=lambda method, path: "AccessDenied" if method == "PUT" else None)
+    return f"s3://{server.new_bucket()}"
+
+
+WHY = {
+    missing_bucket: "there is no bucket no-such-bucket: make it, or correct its name",
+    wrong_key: r"its access key is not known there \(InvalidAccessKeyId\): correct AWS_ACCESS_KEY_ID",
+    no_permission: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
+    may_not_write: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
+}
+
+
+@pytest.mark.parametrize("case", [missing_bucket, wrong_key, no_permission])
+@pytest.mark.parametrize(
+    ("option", "command"),
+    [
+        ("--corpus", "prune --corpus {}/a.tar --model {model} --output {here}/o"),
+        ("--corpus", "prune --corpus {}/*.tar --model {model} --output {here}/o"),
+        ("--model", "prune --corpus {scenes} --model {}/m --output {here}/o"),
+        ("", "prune --corpus {scenes} --model {model} --output {}/o"),
+        ("", "answer --pruned {}/p --model {model} --output {here}/o"),
+        ("", "query --pruned {}/p"),
+        ("", "status --output {}/o"),
+    ],
+)
+def test_a_bucket_that_can_not_be_used_gets_one_sentence(
+    case, option, command, object_server, monkeypatch, tiny_llava, scenes_tars, tmp_path, work_here, capsys
+):
+    bucket = case(object_server, monkeypatch)
+    given = command.format(bucket, model=tiny_llava, scenes=scenes_tars, here=tmp_path).split()
+    monkeypatch.setattr("sys.argv", ["zoo-prune", *given])
+    with pytest.raises(SystemExit) as left:
+        start.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert re.match(f"error: {option}.*{bucket}.*{WHY[case]}", line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_may_not_be_written_gets_one_sentence(object_server, monkeypatch, prune):
+    bucket = may_not_write(object_server, monkeypatch)
+    with pytest.raises(UserError, match=f"^{bucket}/o can't be written: {WHY[may_not_write]}; nothing half-written"):
+        prune(f"{bucket}/o")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://", "--output s3://: expected s3://BUCKET/KEY"),
+        ("s3://B_D/o", "--output s3://B_D/o: expected s3://BUCKET/KEY"),
+        ("s3:/bucket/o", "--output s3:/bucket/o is a URL; only paths and s3://BUCKET/KEY are understood"),
+        ("gs://bucket/o", "--output gs://bucket/o is a URL; only paths and s3://BUCKET/KEY are understood"),
+    ],
+)
+def test_malformed_addresses(address, message, prune):
+    with pytest.raises(UserError, match=message):
+        prune(address)
+
+
+def test_a_store_that_fails_in_the_middle_gets_one_sentence(s3, small_pruned, object_server, monkeypatch, capsys):
+    small_pruned(f"{s3}/out")
+    object_server.faults = Faults(refuse=lambda method, path: "ExpiredToken" if "_commits/0" in path else None)
+    monkeypatch.setattr("sys.argv", ["zoo-prune", "query", "--pruned", f"{s3}/out"])
+    with pytest.raises(SystemExit) as left:
+        start.main()
+    told = f"error: {s3}/out/_commits/00000000.json: its credentials have expired (ExpiredToken): renew them\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, told)
