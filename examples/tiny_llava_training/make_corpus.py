@@ -1,6 +1,7 @@
 """Makes examples/scenes: held-out scenes with questions as WebDataset tars and as JSONL with an image folder.
 
-Some inputs are bad on purpose; BAD_INPUTS names them. The bytes depend on this tree and on Pillow's JPEG encoder only.
+The last tar holds cluttered scenes, whose questions have types of their own, such as `cluttered_color`. Some inputs of
+the others are bad on purpose; BAD_INPUTS names them. The bytes depend on this tree and on Pillow's JPEG encoder only.
 """
 
 import argparse
@@ -8,15 +9,20 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from questions import ONE_WORD_TYPES, Question, sample_questions
+from cluttered import make_cluttered_scene
+from questions import ONE_WORD_TYPES, SHORT_TYPES, Question, sample_questions
 from scenes import JPEG_QUALITY, Scene, SceneObject, make_scene
 
-NUM_IMAGES, NUM_TARS = 312, 3
+NUM_TARS, TAR_IMAGES = 4, 104
+NUM_IMAGES = NUM_TARS * TAR_IMAGES
+FIRST_CLUTTERED = (NUM_TARS - 1) * TAR_IMAGES
+CLUTTERED_PREFIX = "cluttered_"
 CORPUS_DIR = Path(__file__).resolve().parent.parent / "scenes"
 _QUESTION_SEED = 77
 _SCARCE_TYPES = ("relation", "digit", "shape")
@@ -98,7 +104,18 @@ def _scene_questions(objects: tuple[SceneObject, ...], rng: np.random.Generator)
     return sorted(picked, key=lambda question: ONE_WORD_TYPES.index(question.type)) + captions
 
 
+def _cluttered_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Six questions: a mark and a number where there is one, then others, a caption for every second scene."""
+    limits = dict.fromkeys(("mark", "number", *(ONE_WORD_TYPES[i] for i in rng.permutation(len(ONE_WORD_TYPES)))), 1)
+    picked = sample_questions(scene.objects, rng, limits=limits, signs=scene.signs)[: 6 - int(rng.random() < 0.5)]
+    captions = sample_questions(scene.objects, rng, limits={"caption": 1}) if len(picked) < 6 else []
+    questions = sorted(picked, key=lambda question: SHORT_TYPES.index(question.type)) + captions
+    return [replace(question, type=CLUTTERED_PREFIX + question.type) for question in questions]
+
+
 def _questions_for(number: int, scene: Scene, rng: np.random.Generator) -> list[Question]:
+    if number >= FIRST_CLUTTERED:
+        return _cluttered_questions(scene, rng)
     if number == 151:
         return [
             Question("count", "how many circles are there ?", "zero"),
@@ -143,13 +160,20 @@ def _tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
     return stored.getvalue()
 
 
+def corpus_scene(number: int) -> Scene:
+    """The scene that image `number` of the corpus shows (before some are made bad inputs)."""
+    if number >= FIRST_CLUTTERED:
+        return make_cluttered_scene("corpus", number)
+    return make_scene("corpus", COPIES.get(number, number))
+
+
 def build_corpus() -> dict[str, bytes]:
     """Every file of the corpus, as path relative to its folder and content."""
     files: dict[str, bytes] = {}
     manifest: list[str] = []
     members: list[list[tuple[str, bytes]]] = [[] for _ in range(NUM_TARS)]
     for number in range(NUM_IMAGES):
-        scene = make_scene("corpus", COPIES.get(number, number))
+        scene = corpus_scene(number)
         encode = BAD_INPUTS[number][1] if number in BAD_INPUTS else None
         name = f"{number:06d}.{'png' if encode is _alpha_png else 'jpg'}"
         content = encode(scene) if encode else scene.jpeg
@@ -158,7 +182,7 @@ def build_corpus() -> dict[str, bytes]:
         row = {"id": f"{number:06d}", "image": f"images/{name}", "prompts": prompts}
         manifest.append(json.dumps(row, ensure_ascii=False) + "\n")
         sidecar = json.dumps({"prompts": prompts}, ensure_ascii=False).encode()
-        members[number * NUM_TARS // NUM_IMAGES] += [(name, content), (f"{number:06d}.json", sidecar)]
+        members[number // TAR_IMAGES] += [(name, content), (f"{number:06d}.json", sidecar)]
     files["scenes.jsonl"] = "".join(manifest).encode()
     for number, shard in enumerate(members):
         files[f"scenes-{number:06d}.tar"] = _tar_bytes(shard)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenes import COLORS, DIGIT_KIND, KINDS, NUMBERS, SceneObject
+from scenes import COLORS, DIGIT_KIND, KINDS, NUMBERS, SceneObject, Sign
 
 ONE_WORD_TYPES = ("color", "shape", "digit", "count", "exist", "relation")
-QUESTION_TYPES = (*ONE_WORD_TYPES, "caption")
+SMALL_PRINT_TYPES = ("mark", "number")  # of cluttered scenes only
+SHORT_TYPES = (*ONE_WORD_TYPES, *SMALL_PRINT_TYPES)
+QUESTION_TYPES = (*SHORT_TYPES, "caption")
 CAPTION_PROMPT = "describe the image ."
 DIRECTIONS = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))
 CLEARLY_PX = 8
@@ -99,14 +101,42 @@ def _relation_questions(objects: Sequence[SceneObject]) -> list[Question]:
     return questions
 
 
+def _mark_questions(objects: Sequence[SceneObject]) -> list[Question]:
+    pairs, kinds = Counter((o.color, o.kind) for o in objects), Counter(o.kind for o in objects)
+    questions = []
+    for host in objects:
+        if host.mark >= 0 and pairs[host.color, host.kind] == 1:
+            name = KINDS[host.kind] if kinds[host.kind] == 1 else f"{COLORS[host.color]} {KINDS[host.kind]}"
+            questions.append(Question("mark", f"what color is the mark on the {name} ?", COLORS[host.mark]))
+    return questions
+
+
+def _number_questions(signs: Sequence[Sign]) -> list[Question]:
+    def read(sign: Sign) -> str:
+        return " ".join(NUMBERS[digit] for digit in sign.digits)
+
+    questions = [Question("number", f"what number is on the {COLORS[s.color]} sign ?", read(s)) for s in signs]
+    if len(signs) == 1:
+        questions.append(Question("number", "what number is on the sign ?", read(signs[0])))
+    return questions
+
+
+def object_words(item: SceneObject) -> str:
+    """'red circle', 'blue seven'."""
+    return f"{COLORS[item.color]} {NUMBERS[item.digit] if item.kind == DIGIT_KIND else KINDS[item.kind]}"
+
+
 def caption(objects: Sequence[SceneObject]) -> str:
-    """The objects from left to right, digits by their number."""
-    ordered = sorted(objects, key=lambda o: o.center)
-    names = (f"{COLORS[o.color]} {NUMBERS[o.digit] if o.kind == DIGIT_KIND else KINDS[o.kind]}" for o in ordered)
-    return ", ".join(map(with_article, names)) + "."
+    """The objects by colour, then kind, digits by their number.
+
+    An order by what objects are, not where: the next one to name is a matter of what is there, as in the other
+    questions, and does not hang on which of two centres is a pixel further left.
+    """
+    ordered = sorted(objects, key=lambda o: (o.color, o.kind, o.digit))
+    return ", ".join(with_article(object_words(item)) for item in ordered) + "."
 
 
-def all_questions(objects: Sequence[SceneObject]) -> dict[str, list[Question]]:
+def all_questions(objects: Sequence[SceneObject], signs: Sequence[Sign] = ()) -> dict[str, list[Question]]:
     """Every unambiguous question about a scene, by type; a type may have none."""
     return {
         "color": _color_questions(objects),
@@ -115,6 +145,8 @@ def all_questions(objects: Sequence[SceneObject]) -> dict[str, list[Question]]:
         "count": _count_questions(objects),
         "exist": _exist_questions(objects),
         "relation": _relation_questions(objects),
+        "mark": _mark_questions(objects),
+        "number": _number_questions(signs),
         "caption": [Question("caption", CAPTION_PROMPT, caption(objects))],
     }
 
@@ -137,10 +169,10 @@ def _balanced(questions: list[Question], rng: np.random.Generator) -> list[Quest
 
 
 def sample_questions(
-    objects: Sequence[SceneObject], rng: np.random.Generator, *, limits: dict[str, int]
+    objects: Sequence[SceneObject], rng: np.random.Generator, *, limits: dict[str, int], signs: Sequence[Sign] = ()
 ) -> list[Question]:
     """Up to `limits[type]` different questions of each type, in the order of `limits`."""
-    available = all_questions(objects)
+    available = all_questions(objects, signs)
     picked: list[Question] = []
     for kind, limit in limits.items():
         order = _balanced if kind in ("count", "exist") else _shuffled
