@@ -76,8 +76,9 @@ def flag(name: str, option: Option | None = None) -> str:
 
 
 def deciding(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the bytes of the output, as the record of a job holds them."""
-    return {name: getattr(settings, name) for name, _, option in options(type(settings)) if option.decides}
+    """The settings that decide the bytes of the output, as the record of a job holds them: in the types of JSON."""
+    values = {name: getattr(settings, name) for name, _, option in options(type(settings)) if option.decides}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def expected(info: FieldInfo) -> str:

@@ -29,6 +29,8 @@ class AnswerRow:
     seconds: float = column(pa.float32())  # generation time of the batch / prompts in it
     type: str | None = column(pa.string())
     references: list[str] | None = column(pa.list_(pa.string()))
-    correct: bool | None = column(pa.bool_())  # null without references
+    correct: bool | None = column(pa.bool_())  # whether it equals a reference; null without references
+    metric: str = column(pa.string())  # what `score` is: "exact" or "object_f1"
+    score: float | None = column(pa.float32())  # from 0 to 1; null without references
     shard: int = column(pa.int32())
     message: str | None = column(pa.string())  # why the prompt was refused; null otherwise

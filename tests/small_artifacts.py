@@ -88,6 +88,8 @@ def small_answers() -> Callable[..., Path]:
                 "tokens": 2,
                 "type": types[record.shard],
                 "correct": True,
+                "metric": "exact",
+                "score": 1.0,
             }
             files = {"answers": write_table(root, "answers", record.shard, pa.Table.from_pylist([row], ANSWERS))}
             sources = {entry.path: entry.sha256 for name, entry in record.files.items() if name != "errors"}

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from caption_grading import object_f1
 from PIL import Image
+from pipeline.answer.grade import object_score
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo_ops import estimate_sensitivity, rank_tokens
@@ -154,7 +154,7 @@ def exact_match(answers: Sequence[str], asked: Sequence[AskedQuestion]) -> dict[
 
 def caption_scores(answers: Sequence[str], asked: Sequence[AskedQuestion]) -> dict[str, float]:
     """Means over captions of objects' precision, recall and F1, and the share that is exact, in percent."""
-    scores = [object_f1(answer, item.question.answer) for answer, item in zip(answers, asked, strict=True)]
+    scores = [object_score(answer, item.question.answer) for answer, item in zip(answers, asked, strict=True)]
     exact = [answer.strip() == item.question.answer for answer, item in zip(answers, asked, strict=True)]
     columns = {
         "precision": [score.precision for score in scores],

@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from pipeline.answer.grade import Grader
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.budget import Budget
@@ -30,6 +31,7 @@ class Survey:
     counts: Counter[str] = field(default_factory=Counter)  # of all shards together
     posable: dict[int, int] = field(default_factory=dict)  # number of prompts that can be posed, by shard
     selections: list[str] = field(default_factory=list)  # where the selections of each shard lie
+    prompts: list[str] = field(default_factory=list)  # and its prompts
 
 
 def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
@@ -48,6 +50,7 @@ def survey(pruned: Artifact, earlier: Survey | None = None) -> Survey:
         found.counts.update(record.counts)
         found.posable[record.shard] = record.counts.get(Counted.PROMPTS.named(OK), 0)
         found.selections.append(pruned.file_of(record, "selections"))
+        found.prompts.append(pruned.file_of(record, "prompts"))
     return found
 
 
@@ -86,6 +89,24 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
     index = read_index(pruned.store)
     notes = [note for g in index.generations if (note := g.prompts_note())] if index is not None else []
     raise UserError("; ".join([f"--pruned {pruned.root} holds no prompt to answer", *notes]))
+
+
+def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
+    """Refuse a metric for prompts of a type that the artifact does not hold.
+
+    Raises:
+        UserError: naming the types that there are.
+    """
+    if not (grader.by_type and found.prompts):
+        return
+    files = ", ".join(map(quoted, found.prompts))
+    types = [name for (name,) in duckdb.connect().sql(f"select distinct type from read_parquet([{files}])").fetchall()]
+    there = sorted(name for name in types if name is not None)
+    for name in sorted(set(grader.by_type) - set(there)):
+        raise UserError(
+            f"--metric {name}={grader.by_type[name]}: {pruned.root} holds no prompt of type {name}; "
+            + (f"its types are {', '.join(there)}" if there else "its prompts have no type")
+        )
 
 
 def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:

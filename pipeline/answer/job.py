@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.answer.checks import Survey, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.grade import parse_metrics
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact, drop_strays
@@ -71,6 +72,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     if corpus is None:
         raise UserError(f"--pruned {pruned.root} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
+    check_metrics(pruned, found, parse_metrics(settings.metric, "--metric"))
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
@@ -167,6 +169,7 @@ def _run_shards(
             batch_size=settings.batch_size,
             batch_tokens=settings.batch_tokens,
             max_new_tokens=settings.max_new_tokens,
+            grader=parse_metrics(settings.metric, "--metric"),
             stop_file=folder.stop_file,
             positions=settings.positions,
             device=placement.device,

@@ -2,9 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text
+from pydantic import AfterValidator, ValidationInfo
+
+from pipeline.answer.grade import parse_metrics
+from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, flag
 
 ANSWERED = "what is answered"
+
+
+def _are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    parse_metrics(texts, flag(str(info.field_name)))
+    return texts
 
 
 class AnswerSettings(ClusterSettings):
@@ -20,6 +28,17 @@ class AnswerSettings(ClusterSettings):
                decides=True),
     ] = "all"  # fmt: skip
     max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
+    metric: Annotated[
+        tuple[Text, ...],
+        AfterValidator(_are_metrics),
+        Option(
+            "how answers are scored, all or those to a type of prompts; exact, or object_f1 for captions that list "
+            "objects; repeatable; exact without it",
+            "[TYPE=]NAME",
+            ANSWERED,
+            decides=True,
+        ),
+    ] = ()
     positions: Annotated[
         Literal["compact", "original"] | None,
         Option(

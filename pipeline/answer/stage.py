@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.answer.engine import Engine, Question, Reply
-from pipeline.answer.grade import is_correct
+from pipeline.answer.grade import Grader, is_correct
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
@@ -54,6 +54,7 @@ class GenerateSettings:
     max_new_tokens: int
     stop_file: StopFile  # while it exists no further shard is begun
     positions: str | None = None  # of the family's; None: its default
+    grader: Grader = Grader()
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
 
@@ -102,7 +103,13 @@ class AnswerShards:
         loaded = self._loader.load(shard, self._settings.budget)
         loaded_at = time.perf_counter()
         engine = self._engine_at(batch_size)
-        rows = answer_prompts(engine, loaded.prompts, loaded.images, max_new_tokens=self._settings.max_new_tokens)
+        rows = answer_prompts(
+            engine,
+            loaded.prompts,
+            loaded.images,
+            max_new_tokens=self._settings.max_new_tokens,
+            grader=self._settings.grader,
+        )
         generated_at = time.perf_counter()
         entry = write_table(self._settings.output, "answers", shard, table_of(AnswerRow, rows))
         graded = [row.correct for row in rows if row.correct is not None]
@@ -137,7 +144,12 @@ class AnswerShards:
 
 
 def answer_prompts(
-    engine: Engine, prompts: Sequence[StoredPrompt], images: Mapping[str, KeptImage], *, max_new_tokens: int
+    engine: Engine,
+    prompts: Sequence[StoredPrompt],
+    images: Mapping[str, KeptImage],
+    *,
+    max_new_tokens: int,
+    grader: Grader = Grader(),  # noqa: B008 - it does not change
 ) -> list[AnswerRow]:
     """Pose prompts about kept images and grade what comes back; a row for each prompt, in the order of `prompts`.
 
@@ -148,12 +160,12 @@ def answer_prompts(
     questions = [Question(prompts[number].prompt, images[prompts[number].image_id]) for number in posed]
     replies = engine.answer(questions, max_new_tokens=max_new_tokens)
     for number, question, reply in zip(posed, questions, replies, strict=True):
-        rows[number] = _row(prompts[number], len(question.image.indices_K), reply)
+        rows[number] = _row(prompts[number], len(question.image.indices_K), reply, grader)
     no_image = Reply.refusal("its image has no selection in the pruned corpus")
-    return [rows.get(number) or _row(prompt, 0, no_image) for number, prompt in enumerate(prompts)]
+    return [rows.get(number) or _row(prompt, 0, no_image, grader) for number, prompt in enumerate(prompts)]
 
 
-def _row(prompt: StoredPrompt, tokens: int, reply: Reply) -> AnswerRow:
+def _row(prompt: StoredPrompt, tokens: int, reply: Reply, grader: Grader) -> AnswerRow:
     return AnswerRow(
         prompt_id=prompt.prompt_id,
         image_id=prompt.image_id,
@@ -165,6 +177,8 @@ def _row(prompt: StoredPrompt, tokens: int, reply: Reply) -> AnswerRow:
         type=prompt.type,
         references=prompt.references,
         correct=None if reply.text is None else is_correct(reply.text, prompt.references),
+        metric=grader.metric(prompt.type),
+        score=None if reply.text is None else grader.score(reply.text, prompt.references, prompt.type),
         shard=prompt.shard,
         message=reply.message,
     )

@@ -47,29 +47,38 @@ def summarise(db: duckdb.DuckDBPyConnection) -> Summary:
 
 
 def accuracy(db: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Exact-match accuracy in percent: a row for each prompt type and one for all, a column for each budget.
+    """Mean score in percent: a row for each prompt type and one for all, a column for each budget.
 
-    Prompts without references do not count. Where nothing could be graded there is no column.
+    The column `metric` says what the scores are. Prompts without references do not count. Where nothing could be
+    graded there is no column.
     """
     rows = ask(
         db,
         """
         select coalesce(type, '-') as type, grouping(type) as total, budget, seen,
-               count(*) as graded, 100 * avg(correct::integer) as accuracy
+               string_agg(distinct metric, ', ' order by metric) as metric,
+               count(*) as graded, 100 * avg(score) as accuracy
         from (select *, avg(tokens) over (partition by budget) as seen from answers)
-        where correct is not null
+        where score is not null
         group by grouping sets ((type, budget, seen), (budget, seen))
         order by seen, budget, total, type""",
     ).to_pylist()
     table: dict[tuple[int, str], dict[str, Any]] = {}  # a corpus may have a type of its own by the name of "all"
     for row in rows:
         kind = "all" if row["total"] else row["type"]
-        line = table.setdefault((row["total"], kind), {"type": kind, "graded": row["graded"]})
+        line = table.setdefault((row["total"], kind), {"type": kind, "metric": row["metric"], "graded": row["graded"]})
         line[_title(row["budget"])] = round(row["accuracy"], 1)
     columns = [_title(budget) for budget in dict.fromkeys(row["budget"] for row in rows)]
     return pa.Table.from_pylist(
         list(table.values()),
-        pa.schema([("type", pa.string()), ("graded", pa.int64()), *((name, pa.float64()) for name in columns)]),
+        pa.schema(
+            [
+                ("type", pa.string()),
+                ("metric", pa.string()),
+                ("graded", pa.int64()),
+                *((name, pa.float64()) for name in columns),
+            ]
+        ),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.answer.checks import survey
 from pipeline.answer.engine import Question, Reply
+from pipeline.answer.grade import Grader
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
@@ -53,7 +54,8 @@ def test_rows_come_in_the_order_of_the_prompts_and_are_graded():
         prompt(3, "green", image="b", references=["red"]),
         prompt(4, "free"),
     ]
-    rows = answer_prompts(engine, prompts, {"a": kept("a", 2), "b": kept("b", 3)}, max_new_tokens=5)
+    images = {"a": kept("a", 2), "b": kept("b", 3)}
+    rows = answer_prompts(engine, prompts, images, max_new_tokens=5, grader=Grader(by_type={"t": "object_f1"}))
     assert [(r.prompt_id, r.answer, r.finish_reason.value, r.tokens, r.correct, r.message) for r in rows] == [
         ("p0", "red", "stop", 2, True, None),
         ("p1", None, "refused", 0, None, "its image has no selection in the pruned corpus"),
@@ -61,6 +63,7 @@ def test_rows_come_in_the_order_of_the_prompts_and_are_graded():
         ("p3", "green", "stop", 3, False, None),
         ("p4", "free", "stop", 2, None, None),
     ]
+    assert [(r.metric, r.score) for r in rows] == [("object_f1", score) for score in (1.0, None, None, 0.0, None)]
     assert [q.prompt for q in engine.asked] == ["red", "no", "green", "free"]
     assert {(r.shard, r.type) for r in rows} == {(3, "t")}
     assert [(r.answer_tokens, r.seconds) for r in rows[:2]] == [([5], 0.5), ([], 0.0)]

@@ -166,5 +166,8 @@ def test_a_prompt_beyond_the_context_is_refused_alone():
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
     replies = engine.answer([question("2222"), question("22222"), question("2")], max_new_tokens=4)
     assert [reply.text is None for reply in replies] == [False, True, False]
-    message = "the prompt has 7 tokens with its image, the model takes 6 (max_position_embeddings)"
+    message = (
+        "the prompt has 7 tokens with its image, the model takes 6 (max_position_embeddings); "
+        "shorten it, or answer with fewer --tokens"
+    )
     assert replies[1] == Reply.refusal(message)

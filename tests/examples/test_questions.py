@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from cluttered import make_cluttered_scene
-from questions import CLEARLY_NOT_PX, CLEARLY_PX, ONE_WORD_TYPES, Question, all_questions, sample_questions
+from questions import CLEARLY_NOT_PX, CLEARLY_PX, ONE_WORD_TYPES, Question, all_questions, caption, sample_questions
 from scenes import COLORS, KINDS, NUMBERS, SHAPES, SceneObject, make_scene
+
+from pipeline.answer.grade import named_objects, object_score
 
 _NUM_SCENES = 150
 
@@ -90,6 +92,14 @@ def test_captions_name_every_object_by_colour_and_kind(asked: list) -> None:
                 assert article == ("an" if color == "orange" else "a")
                 assert color == COLORS[item.color]
                 assert name == (NUMBERS[item.digit] if item.digit >= 0 else KINDS[item.kind])
+
+
+def test_every_object_of_a_caption_is_read_when_it_is_graded(asked: list) -> None:
+    for objects, question in asked:
+        if question.type == "caption":
+            assert named_objects(question.answer).total() == len(objects)
+            score = object_score(caption(objects[1:]), question.answer)
+            assert (score.precision, score.recall) == (1.0, (len(objects) - 1) / len(objects))
 
 
 def test_marks_and_numbers_have_one_answer_and_it_is_right() -> None:

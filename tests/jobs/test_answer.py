@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from pipeline.answer.grade import is_correct, normalise
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
 
@@ -133,6 +132,30 @@ def test_resume_skips_and_repairs(pruned_64, answered_8, answer, tmp_path):
         answer(pruned_64, output, tokens="9", max_new_tokens=4)
 
 
+def test_captions_are_scored_by_their_objects(pruned_64, answered_8, answer, tmp_path):
+    exact = read_answers(answered_8)
+    rows = answer(pruned_64, tmp_path / "out", metric=("caption=object_f1",), **SHORT)
+    assert {i: (row["answer"], row["correct"]) for i, row in rows.items()} == {
+        i: (row["answer"], row["correct"]) for i, row in exact.items()
+    }
+    for prompt_id, row in rows.items():
+        assert row["metric"] == ("object_f1" if row["type"] == "caption" else "exact")
+        assert (row["score"] is None) == (row["correct"] is None)
+        if row["type"] != "caption":
+            assert row["score"] == exact[prompt_id]["score"]
+            assert row["score"] in (None, float(row["correct"] or 0))
+    scores = [row["score"] for row in rows.values() if row["type"] == "caption" and row["score"] is not None]
+    assert any(0 < score < 1 for score in scores)
+
+
+def test_a_metric_of_a_type_that_no_prompt_has_is_refused(pruned_64, answer, tmp_path):
+    with pytest.raises(
+        UserError, match=r"--metric captions=object_f1: .* no prompt of type captions; its types are cap"
+    ):
+        answer(pruned_64, tmp_path / "out", metric=("captions=object_f1",), **SHORT)
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_tokens_than_stored_are_refused(pruned_64, answer, tmp_path):
     with pytest.raises(UserError, match=r"--tokens 65: 307 images .*down to 64"):
         answer(pruned_64, tmp_path / "out", tokens="65")
@@ -182,10 +205,3 @@ def test_an_unfinished_artifact_is_refused(pruned_64, answer, tmp_path):
     (copy / "_SUCCESS").unlink()
     with pytest.raises(UserError, match="not finished"):
         answer(copy, tmp_path / "out")
-
-
-def test_grading():
-    assert normalise("  Two,\n circles. ") == "two, circles"
-    assert is_correct("Red.", ["red", "crimson"]) is True
-    assert is_correct("blue", ["red"]) is False
-    assert is_correct("blue", []) is None

@@ -28,8 +28,8 @@ def test_budgets_that_show_the_same_tokens_are_told_apart(small_pruned, small_an
     ]
     right = {"0.5 of tokens": 100.0, "2 tokens": 100.0, "all tokens": 100.0}
     assert accuracy(db).to_pylist() == [
-        {"type": "t", "graded": 2, **right},
-        {"type": "all", "graded": 2, **right},
+        {"type": "t", "metric": "exact", "graded": 2, **right},
+        {"type": "all", "metric": "exact", "graded": 2, **right},
     ]
     assert list(summarise(db).tables)[-1] == "accuracy, %"
 
@@ -46,9 +46,9 @@ def test_a_type_called_all_is_not_the_total(small_pruned, small_answers, tmp_pat
     pruned = small_pruned(tmp_path / "pruned")
     answers = small_answers(tmp_path / "answers", pruned, types=("all", None))
     assert accuracy(connect(pruned, [answers])).to_pylist() == [
-        {"type": "-", "graded": 1, "all tokens": 100.0},
-        {"type": "all", "graded": 1, "all tokens": 100.0},
-        {"type": "all", "graded": 2, "all tokens": 100.0},
+        {"type": "-", "metric": "exact", "graded": 1, "all tokens": 100.0},
+        {"type": "all", "metric": "exact", "graded": 1, "all tokens": 100.0},
+        {"type": "all", "metric": "exact", "graded": 2, "all tokens": 100.0},
     ]
 
 

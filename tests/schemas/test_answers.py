@@ -21,6 +21,8 @@ GOLDEN = pa.schema(
         ("type", pa.string()),
         ("references", pa.list_(pa.string())),
         ("correct", pa.bool_()),
+        ("metric", pa.string()),
+        ("score", pa.float32()),
         ("shard", pa.int32()),
         ("message", pa.string()),
     ]
@@ -34,7 +36,7 @@ def test_the_form_of_answers():
 def test_a_reason_is_stored_as_its_word():
     row = AnswerRow(
         prompt_id="p", image_id="i", answer=None, answer_tokens=[], finish_reason=FinishReason.REFUSED, tokens=0,
-        seconds=0.0, type=None, references=None, correct=None, shard=0, message="why",
+        seconds=0.0, type=None, references=None, correct=None, metric="exact", score=None, shard=0, message="why",
     )  # fmt: skip
     assert table_of(AnswerRow, [row]).to_pylist()[0]["finish_reason"] == "refused"
     with pytest.raises(AttributeError):
