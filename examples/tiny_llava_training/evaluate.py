@@ -253,21 +253,22 @@ def evaluate(model_dir: Path, *, num_scenes: int, num_captions: int, seeds: Sequ
     }
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """One line per token set: exact match of all questions and by type; captions; what misses the bars."""
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of README.md: exact match by token set and type, then captions, for each style of scenes."""
+    lines = []
     for style in STYLES:
         measured = results[style]
-        kinds = list(measured["num_questions_by_type"])
-        print(
-            f"{style}: {measured['num_questions']} questions, {measured['num_scenes']} held-out scenes, exact match, %"
-        )
-        print(f"{'':24}{'all':>8}" + "".join(f"{kind:>10}" for kind in kinds))
-        for name, row in measured["exact_match_percent"].items():
-            print(f"{name:24}{row['all']:8.2f}" + "".join(f"{row[kind]:10.2f}" for kind in kinds))
+        kinds = ["all", *measured["num_questions_by_type"]]
+        rows = measured["exact_match_percent"]
+        lines += [f"| {style}, exact match in % | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+        lines += [
+            f"| {name} | " + " | ".join(f"{row[kind]:.1f}" for kind in kinds) + " |" for name, row in rows.items()
+        ]
+        lines += ["", f"| {style}, captions in % | precision | recall | F1 | exact |", "|---|---|---|---|---|"]
         for name, row in measured["captions_percent"].items():
-            shown = ", ".join(f"{key} {value:.2f}" for key, value in row.items())
-            print(f"{measured['num_captions']} captions, {name}: {shown}")
-    print("misses: " + ("; ".join(results["misses"]) or "nothing"))
+            lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row.values()) + " |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -278,9 +279,14 @@ def main() -> None:
     parser.add_argument("--num-captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
+    parser.add_argument("--show", type=Path, help="measure nothing, print the tables of earlier results")
     args = parser.parse_args()
+    if args.show:
+        print(markdown(json.loads(args.show.read_text())))
+        return
     results = evaluate(args.model, num_scenes=args.num_scenes, num_captions=args.num_captions, seeds=args.seeds)
-    print_table(results)
+    print(markdown(results))
+    print("misses: " + ("; ".join(results["misses"]) or "nothing"))
     if args.output:
         command = "python " + shlex.join(sys.argv)
         args.output.write_text(json.dumps({"command": command, **results}, indent=1) + "\n")

@@ -181,3 +181,9 @@ def test_the_bundled_model_s_results_meet_every_bar() -> None:
     results = json.loads((Path(evaluate.__file__).parent / "results.json").read_text())
     assert shortfalls(results["plain"]) == results["misses"] == []
     assert results["plain"]["num_questions"] >= 2000
+
+
+def test_the_readme_s_tables_are_the_results() -> None:
+    folder = Path(evaluate.__file__).parent
+    tables = evaluate.markdown(json.loads((folder / "results.json").read_text()))
+    assert tables.strip() in (folder / "README.md").read_text()
