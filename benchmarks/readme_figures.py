@@ -1,51 +1,167 @@
-"""Write the measured tables of README.md from the committed results, so that no figure there is typed by hand.
+"""Write the measured tables of README.md and docs/selectors.md from the committed results, none by hand.
 
-python benchmarks/readme_figures.py            rewrite the block between the markers
-python benchmarks/readme_figures.py --check    exit 1 when README.md does not hold what the results say
+python benchmarks/readme_figures.py            rewrite the blocks between the markers
+python benchmarks/readme_figures.py --check    exit 1 when a text does not hold what the results say
 """
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(REPO)
 
 import argparse
 import json
-import sys
-from pathlib import Path
+from collections import defaultdict
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
+from benchmarks.comparison import ALL_TOKENS, BOTH, CAPTION, MARKS, ONE_WORD, POOLED, REFERENCE, Row, rows_of
+
 RESULTS = REPO / "benchmarks" / "results"
 BEGIN, END = "<!-- figures: begin, by benchmarks/readme_figures.py -->", "<!-- figures: end -->"
-SELECTORS = ("zoo", "divprune", "feature_norm", "random")
+SELECTORS = ("zoo", "divprune", "feature_norm", "uniform_grid", "random")
+
+
+class Table:
+    """Rows of the models pooled, by split, kind, selector and number of tokens."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        rows = [row for row in rows_of(result) if row.model == POOLED]
+        self.cells: dict[tuple[str, str, str, int], Row] = {(r.split, r.kind, r.selector, r.tokens): r for r in rows}
+        self.splits = [split for split in dict.fromkeys(row.split for row in rows) if split != BOTH]
+        self.kinds = {split: list(dict.fromkeys(r.kind for r in rows if r.split == split)) for split in self.splits}
+        self.selectors = [name for name in dict.fromkeys(row.selector for row in rows) if name != ALL_TOKENS]
+        self.budgets = list(dict.fromkeys(row.tokens for row in rows if row.selector == REFERENCE))
+
+    def full(self, split: str, kind: str) -> Row:
+        """With all tokens."""
+        return next(r for r in self.cells.values() if (r.split, r.kind, r.selector) == (split, kind, ALL_TOKENS))
 
 
 def accuracy_lines(result: dict[str, Any]) -> list[str]:
-    """Accuracy and cost on the bundled corpus, a line a budget."""
-    rows = {(row["selector"], row["ratio"]): row for row in result["rows"]}
-    full = rows["all tokens", 1.0]
-    ratios = sorted({ratio for _, ratio in rows if ratio < 1}, reverse=True)
+    """Accuracy and cost on the bundled corpus, a table a split, a line a budget."""
+    table = Table(result)
+    cpu_ms = result["answers"]["cpu_ms_per_answer"]
+    several = f", mean of {len(result['models'])} models" if len(result["models"]) > 1 else ""
     lines = [
-        f"Accuracy (exact match, %) on the {full['questions']:,} one-word questions of the bundled corpus, and the "
-        "processor time to answer them from stored features, against all 256 tokens:",
-        "",
-        "| visual tokens | " + " | ".join(f"`{name}`" for name in SELECTORS) + " | time to answer |",
-        "|---|" + "---|" * (len(SELECTORS) + 1),
-        f"| all 256 | {full['accuracy']:.1f}" + " |" * len(SELECTORS) + " 1 |",
+        f"Accuracy (exact match, %{several}) on the one-word questions of the bundled corpus, and the processor time "
+        "of an answer from stored features, against all tokens:",
     ]
-    for ratio in ratios:
+    for split in table.splits:
+        full = table.full(split, ONE_WORD)
+        names = [name for name in SELECTORS if name in table.selectors]
+        lines += [
+            "",
+            f"| {split}, {full.questions:,} questions | "
+            + " | ".join(f"`{name}`" for name in names)
+            + " | time to answer |",
+            "|---|" + "---|" * (len(names) + 1),
+            f"| all {full.tokens} tokens | {full.percent:.1f}" + " |" * len(names) + " 1 |",
+        ]
+        for tokens in table.budgets:
+            rows = [table.cells[split, ONE_WORD, name, tokens] for name in names]
+            levels = " | ".join(f"{row.percent:.1f} [{row.low:.1f}, {row.high:.1f}]" for row in rows)
+            time = cpu_ms[str(tokens)] / cpu_ms[str(full.tokens)]
+            lines.append(f"| {tokens} ({tokens / full.tokens:.4g}) | {levels} | {time:.2f} |")
+    seeds = len(table.cells[table.splits[0], ONE_WORD, "random", table.budgets[0]].seeds or ())
+    lines += ["", f"In brackets: 95 % bootstrap over images. `random`: mean of {seeds} seeds."]
+    lines[-1] += "".join(f" {loss_sentence(table, split)}" for split in table.splits)
+    lines[-1] += " Differences with their intervals, all selectors and captions: docs/selectors.md."
+    return lines
+
+
+def loss_sentence(table: Table, split: str) -> str:
+    """The type of question that pruning by `zoo` costs most, at every budget."""
+    losses = []
+    for tokens in table.budgets:
+        lost = {
+            kind: table.full(split, kind).percent - table.cells[split, kind, REFERENCE, tokens].percent
+            for kind in table.kinds[split]
+            if kind not in (ONE_WORD, CAPTION)
+        }
+        worst = max(lost, key=lambda kind: lost[kind])
+        losses.append(f"{tokens}: {lost[worst]:.1f} ({worst})")
+    return f"Points that `{REFERENCE}` loses in the type of question that loses most, {split}: {', '.join(losses)}."
+
+
+def selector_lines(result: dict[str, Any]) -> list[str]:
+    """All selectors against `zoo`, a table a split and measure."""
+    table = Table(result)
+    models = " and ".join(f"`{name}`" for name in result["models"])
+    lines = [
+        f"`{command_of(result)}`: {models}, {result['images']:,} images; {result['equality']}. Points to "
+        f"`{REFERENCE}` with their 95 % interval over images: + better, - worse, = no difference shown, * stands "
+        "beside all others of its table (Holm).",
+    ]
+    for split in table.splits:
+        for kind, measure in ((ONE_WORD, "exact match"), (CAPTION, "object F1")):
+            if kind in table.kinds[split]:
+                lines += ["", *difference_table(table, split, kind, measure)]
+    return [*lines, "", chance_sentence(table), "", *agreement_sentence(result), *beaten_lines(result)]
+
+
+def difference_table(table: Table, split: str, kind: str, measure: str) -> list[str]:
+    """One line a selector, one column a budget."""
+    full = table.full(split, kind)
+    lines = [
+        f"{split.capitalize()}, {full.questions:,} {kind} questions ({measure}); all {full.tokens} tokens "
+        f"{full.percent:.1f} % [{full.low:.1f}, {full.high:.1f}]:",
+        "",
+        "| kept | " + " | ".join(map(str, table.budgets)) + " |",
+        "|---|" + "---|" * len(table.budgets),
+    ]
+    for name in table.selectors:
         cells = []
-        for name in SELECTORS:
-            row = rows[name, ratio]
-            cells.append(f"{row['accuracy']:.1f} [{row['interval'][0]:.1f}, {row['interval'][1]:.1f}]")
-        cost = rows["zoo", ratio]["answer_cpu_seconds"] / full["answer_cpu_seconds"]
-        lines.append(f"| {round(256 * ratio)} ({ratio:.4g}) | " + " | ".join(cells) + f" | {cost:.2f} |")
-    seeds = rows["random", ratios[0]]["seeds"]
-    types = [rows["zoo", ratio]["per_type"] for ratio in ratios]
-    counting = [of_type["count"] for of_type in types]
-    others = [value for of_type in types for name, value in of_type.items() if name not in ("count", "caption")]
-    lines += [
+        for tokens in table.budgets:
+            row = table.cells.get((split, kind, name, tokens))
+            if row is None:
+                cells.append("")
+            elif row.points is None:
+                cells.append(f"{row.percent:.1f} %")
+            else:
+                mark = MARKS[row.verdict or ""] + "*" * bool(row.holm)
+                cells.append(f"{row.points:+.1f} [{row.points_low:+.1f}, {row.points_high:+.1f}] {mark}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def chance_sentence(table: Table) -> str:
+    """How many intervals are looked at."""
+    shown = [row for row in table.cells.values() if row.split in table.splits and row.kind in (ONE_WORD, CAPTION)]
+    compared = [row for row in shown if row.points is not None]
+    different = sum(row.verdict != "equal" for row in compared)
+    return (
+        f"{len(compared)} intervals are looked at here, {different} of which exclude zero; of intervals about no "
+        f"difference one in twenty would. {sum(bool(row.holm) for row in compared)} stand after Holm's correction."
+    )
+
+
+def agreement_sentence(result: dict[str, Any]) -> list[str]:
+    """Whether the models by themselves say the same of one-word questions."""
+    if len(result["models"]) < 2:
+        return []
+    verdicts: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    for row in rows_of(result):
+        if row.model != POOLED and row.split != BOTH and row.kind == ONE_WORD and row.verdict:
+            verdicts[row.split, row.selector, row.tokens].add(row.verdict)
+    agree = sum(len(found) == 1 for found in verdicts.values())
+    contradict = sum({"better", "worse"} <= found for found in verdicts.values())
+    return [
+        f"Apart, the models give the same verdict on one-word questions in {agree} of {len(verdicts)} cells, and "
+        f"opposite ones (better, worse) in {contradict}.",
         "",
-        f"In brackets: 95 % bootstrap over images. `random`: mean of {seeds} seeds. What `zoo` loses is counting: "
-        f"{full['per_type']['count']:.0f} % with all tokens, {min(counting):.0f} to {max(counting):.0f} % pruned; no "
-        f"other type of question falls below {int(min(others))} %. Why, and all selectors: docs/selectors.md.",
     ]
+
+
+def beaten_lines(result: dict[str, Any]) -> list[str]:
+    """For each selector the rivals that beat it, of the models pooled."""
+    lines = ["Beaten on one-word questions by, after Holm's correction over its rivals and budgets:", ""]
+    for entry in result["beaten"]:
+        if entry["model"] == POOLED and entry["kind"] == ONE_WORD and entry["split"] != BOTH:
+            at = "; ".join(f"{tokens}: {', '.join(names)}" for tokens, names in entry["after_holm"].items())
+            lines.append(f"* {entry['selector']}, {entry['split']}: {at or 'nothing at any budget'}")
     return lines
 
 
@@ -112,26 +228,24 @@ def kills_line(result: dict[str, Any]) -> str:
     )
 
 
-def block() -> str:
-    """The text between the markers."""
+def blocks() -> dict[str, str]:
+    """The text between the markers, by the file it stands in."""
     names = ("selectors", "ops", "throughput", "soak", "kills")
     results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     commands = ", ".join(f"`{command_of(result)}`" for result in results.values())
-    return "\n".join(
-        [
-            *(BEGIN, ""),
-            *accuracy_lines(results["selectors"]),
-            "",
-            *speed_lines(results["ops"]),
-            "",
-            f"* {throughput_line(results['throughput'])}",
-            f"* {soak_line(results['soak'])}",
-            f"* {kills_line(results['kills'])}",
-            "",
-            f"Made by {commands}; results in `benchmarks/results/`.",
-            *("", END),
-        ]
-    )
+    readme = [
+        *accuracy_lines(results["selectors"]),
+        "",
+        *speed_lines(results["ops"]),
+        "",
+        f"* {throughput_line(results['throughput'])}",
+        f"* {soak_line(results['soak'])}",
+        f"* {kills_line(results['kills'])}",
+        "",
+        f"Made by {commands}; results in `benchmarks/results/`.",
+    ]
+    texts = {"README.md": readme, "docs/selectors.md": selector_lines(results["selectors"])}
+    return {name: "\n".join([BEGIN, "", *lines, "", END]) for name, lines in texts.items()}
 
 
 def command_of(result: dict[str, Any]) -> str:
@@ -140,28 +254,29 @@ def command_of(result: dict[str, Any]) -> str:
     return str(part["command"] if "command" in part else part["environment"]["command"])
 
 
-def with_block(readme: str) -> str:
-    """README text with the block replaced."""
-    begin, end = readme.index(BEGIN), readme.index(END) + len(END)
-    return readme[:begin] + block() + readme[end:]
+def with_block(text: str, block: str) -> str:
+    """A text with its block replaced."""
+    begin, end = text.index(BEGIN), text.index(END) + len(END)
+    return text[:begin] + block + text[end:]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    path = REPO / "README.md"
-    old = path.read_text()
-    new = with_block(old)
-    if check:
+    stale = []
+    for name, block in blocks().items():
+        path = REPO / name
+        old = path.read_text()
+        new = with_block(old, block)
         if old != new:
-            print(
-                "README.md does not hold the committed results; run python benchmarks/readme_figures.py",
-                file=sys.stderr,
-            )
-        return int(old != new)
-    path.write_text(new)
-    return 0
+            stale.append(name)
+            if not check:
+                path.write_text(new)
+    if check and stale:
+        names = " and ".join(stale)
+        print(f"{names}: not what the committed results say; run python benchmarks/readme_figures.py", file=sys.stderr)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -1,153 +1,219 @@
-"""Accuracy of every selector on the bundled corpus, at five budgets, the same questions for all.
+"""Every selector against `zoo` on the bundled corpus: the same questions at six budgets, one or more models.
 
-    python benchmarks/selectors.py           the table; writes benchmarks/results/selectors.json and the picture
-    python benchmarks/selectors.py --model OTHER --json FILE --no-picture
+    python benchmarks/selectors.py                         the tables; writes benchmarks/results/selectors.json
+    python benchmarks/selectors.py --controls --model examples/tiny-llava --model DIR     two models, pooled and apart
+    python benchmarks/selectors.py --limit 12 --json out/selectors.json --no-picture      a quick look
 
-Every image is encoded once. A selector ranks its tokens once; each budget is a prefix of that ranking. The language
-model then answers from the kept features alone, greedily. Accuracy is exact match over the one-word questions;
-captions are counted apart. Intervals: 95 % percentile bootstrap over images, 2,000 resamples, the same for every row.
+Every image is encoded once and ranked once by every selector; each budget is a prefix of that ranking. The language
+model answers from the kept features alone, through `generate`, greedily. One-word answers are right or wrong by exact
+match, captions are worth the F1 of the objects they name. `--controls` adds average pooling of the projected features
+over 2 x 2 and 4 x 4 squares of the token grid, where that leaves as many tokens as a budget; it merges tokens, so it
+is no selector of zoo_ops.
+
+First of all, with all tokens, every selector's answers must equal those of the untouched model. Intervals: 95 %
+percentile bootstrap over images with all their questions, 10,000 resamples, the same for all. A difference is called
+better or worse where its interval excludes zero, without correction; a star says that it also stands beside all the
+others of its table (Holm).
 """
 
-import argparse
-import hashlib
-import json
-import platform
-import shlex
+# ruff: noqa: E402
 import sys
-import time
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPO)  # in place of this folder, whose selectors.py would hide a standard module
+# In place of this folder, which holds a file by the name of a standard module (selectors).
+sys.path[0] = str(REPO)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
+import argparse
+import json
+import multiprocessing
+import os
+import shlex
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from jobs.console import quiet_libraries  # noqa: E402
-from pipeline.answer.stage import answer_prompts  # noqa: E402
-from pipeline.answer.transformers_engine import TransformersEngine  # noqa: E402
-from pipeline.budget import Budget  # noqa: E402
-from pipeline.corpus.decode import DecodeError, decode_image  # noqa: E402
-from pipeline.families.base import EncodedImage, KeptImage  # noqa: E402
-from pipeline.families.checkpoint import identity, open_checkpoint  # noqa: E402
-from pipeline.prune.select import Selection, SelectSettings, select_tokens  # noqa: E402
-from schemas.answers import AnswerRow  # noqa: E402
-from schemas.stored import StoredPrompt, StoredSelection  # noqa: E402
-from zoo_ops import SELECTORS  # noqa: E402
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+from PIL import Image, ImageDraw
 
-RATIOS = (0.5, 0.25, 0.125, 0.0625)
-RANDOM_SEEDS = 5
+from benchmarks.comparison import (
+    ALL_TOKENS,
+    CAPTION,
+    MARKS,
+    ONE_WORD,
+    POOLED,
+    Comparison,
+    Row,
+    Scores,
+    columnar,
+    mean_of,
+)
+from benchmarks.graded_corpus import GradedPrompt, load_corpus, spread
+from benchmarks.kept_answers import Answered, Model, Part, answer_part, runs_of
+from benchmarks.ops import environment
+from jobs.console import quiet_libraries
+from jobs.tables import print_table
+from pipeline.families.checkpoint import identity, open_checkpoint
+
+IMAGES_A_PART = 40
 PICTURE_SELECTORS = ("zoo", "feature_norm", "random")
 PICTURE_RATIO = 0.125
 
 
-def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[StoredPrompt]]:
-    """Distinct images that decode, and the prompts with references about them."""
-    images: dict[str, Image.Image] = {}
-    prompts = []
-    for line in manifest.read_text().splitlines():
-        record = json.loads(line)
-        data = (manifest.parent / record["image"]).read_bytes()
-        image_id = hashlib.sha256(data).hexdigest()
-        try:
-            images.setdefault(image_id, decode_image(data))
-        except DecodeError:
-            continue
-        for prompt in record["prompts"]:
-            if prompt["prompt"].strip() and prompt["references"]:
-                prompts.append(
-                    StoredPrompt(
-                        prompt_id=prompt["id"],
-                        image_id=image_id,
-                        prompt=prompt["prompt"],
-                        references=prompt["references"],
-                        type=prompt["type"],
-                        shard=0,
-                        image_shard=0,
-                    )
-                )
-    return images, prompts
+def main() -> None:
+    given = arguments()
+    quiet_libraries()
+    names = [Path(model).name for model in given.model]
+    if len(set(names)) < len(names) or POOLED in names:
+        sys.exit(f"--model: models are told apart by the names of their folders, which are {', '.join(names)}")
+    started = time.perf_counter()
+    manifest = Path(given.manifest)
+    images, prompts = load_corpus(manifest)
+    images = spread(images, given.limit)
+    prompts = [prompt for prompt in prompts if prompt.image_id in images]
+    runs = runs_of(given.controls)
+    answered, scores = answer_all(given, manifest, images, prompts)
+    generated_in = time.perf_counter() - started
+    (tokens,) = {tuple(part.tokens_B) for part in answered}
+    (num_tokens,) = {max(part.cpu_sec) for part in answered}
+    rows: list[Row] = []
+    beaten: list[dict[str, Any]] = []
+    compared = {POOLED: mean_of(list(scores.values()))} | (scores if len(scores) > 1 else {})
+    for name, of_model in compared.items():
+        comparison = Comparison(name, prompts, runs, tokens, num_tokens)
+        rows += comparison.rows(of_model)
+        beaten += comparison.beaten(of_model)
+    result = {
+        "command": shlex.join(["python", "benchmarks/selectors.py", *sys.argv[1:]]),
+        "environment": {**environment(torch.device("cpu")), "transformers": transformers.__version__},
+        "models": {name: identity(*open_checkpoint(path)) for name, path in zip(names, given.model, strict=True)},
+        "images": len(images),
+        "questions": counts(prompts),
+        "equality": f"{sum(part.checked for part in answered)} answers with all tokens equal the untouched model's",
+        "seconds": round(time.perf_counter() - started, 1),
+        "answers": costs(answered, generated_in, given.processes),
+        "beaten": beaten,
+        **columnar(rows),
+    }
+    write(Path(given.json), result)
+    if not given.no_picture:
+        chosen = {image_id: images[image_id] for image_id in list(images)[:60:20]}
+        draw(given.model[0], chosen, Path(given.picture))
+    show(rows, result)
 
 
-def rank(encoded: dict[str, EncodedImage], projector: Any, selector: str, seed: int) -> dict[str, Selection]:
-    settings = SelectSettings(Budget("all"), selector=selector, seed=seed)
-    ranked = {}
-    for image_id, image in encoded.items():
-        (ranked[image_id],) = select_tokens([image], [image_id], projector, settings, {})
-    return ranked
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", action="append", help="checkpoint; once for each (default: the bundled one)")
+    parser.add_argument("--manifest", default=str(REPO / "examples" / "scenes" / "scenes.jsonl"))
+    parser.add_argument("--controls", action="store_true", help="also average pooling at equal token counts")
+    parser.add_argument("--json", default=str(REPO / "benchmarks" / "results" / "selectors.json"))
+    parser.add_argument("--picture", default=str(REPO / "docs" / "images" / "selectors.png"))
+    parser.add_argument("--no-picture", action="store_true")
+    parser.add_argument("--limit", type=int, help="so many images, spread over the corpus; for a quick look")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="one compute thread each")
+    given = parser.parse_args()
+    given.model = given.model or [str(REPO / "examples" / "tiny-llava")]
+    return given
 
 
-def keep(image_id: str, image: EncodedImage, ranking: list[int]) -> KeptImage:
-    indices = torch.tensor(sorted(ranking))
-    rows, cols, tiles = image.grid
-    selection = StoredSelection(
-        image_id=image_id,
-        num_tokens=len(image.features_ND),
-        num_kept=len(ranking),
-        num_structure=len(image.structure),
-        grid={"rows": rows, "cols": cols, "tiles": tiles},
-        segments=[vars(segment) for segment in image.segments],
-        structure=list(image.structure),
-        ranking=ranking,
-    )
-    return KeptImage(image_id, selection, indices, image.projected_NO[indices], {})
+def answer_all(
+    given: argparse.Namespace, manifest: Path, images: dict[str, Image.Image], prompts: Sequence[GradedPrompt]
+) -> tuple[list[Answered], dict[str, Scores]]:
+    """What every part of the images brought, and each model's scores of all questions."""
+    ids = list(images)
+    some = [ids[n : n + IMAGES_A_PART] for n in range(0, len(ids), IMAGES_A_PART)]
+    parts = [Part(model, manifest, group, given.controls) for model in given.model for group in some]
+    answered = []
+    for number, one in enumerate(answers_of(parts, given.processes), 1):
+        answered.append(one)
+        print(f"{number} of {len(parts)} parts answered", file=sys.stderr, flush=True)
+    image_ids = [prompt.image_id for prompt in prompts]
+    scores = {}
+    for model in given.model:
+        mine = [(part, one) for part, one in zip(parts, answered, strict=True) if part.model == model]
+        full_Q = np.full(len(prompts), np.nan)
+        scores_RBQ = np.full((*mine[0][1].scores_RBQ.shape[:2], len(prompts)), np.nan)
+        for part, one in mine:
+            members = set(part.image_ids)
+            numbers = [n for n, image_id in enumerate(image_ids) if image_id in members]
+            full_Q[numbers], scores_RBQ[:, :, numbers] = one.full_Q, one.scores_RBQ
+        assert not np.isnan(full_Q).any(), "every question is answered"
+        scores[Path(model).name] = Scores(full_Q, scores_RBQ)
+    return answered, scores
 
 
-class Grader:
-    """Correctness per image, and its bootstrap interval."""
-
-    def __init__(self, image_ids: list[str]) -> None:
-        self._place = {image_id: n for n, image_id in enumerate(image_ids)}
-        self._resamples = np.random.default_rng(0).integers(0, len(image_ids), (2000, len(image_ids)))
-
-    def grade(self, runs: list[list[AnswerRow]]) -> dict[str, Any]:
-        """Accuracy in percent over one or several runs (seeds) of the same questions."""
-        right = np.zeros(len(self._place))
-        asked = np.zeros(len(self._place))
-        types: dict[str, list[bool]] = {}
-        for rows in runs:
-            for row in rows:
-                types.setdefault(str(row.type), []).append(bool(row.correct))
-                if row.type != "caption":
-                    right[self._place[row.image_id]] += bool(row.correct)
-                    asked[self._place[row.image_id]] += 1
-        resampled = right[self._resamples].sum(1) / asked[self._resamples].sum(1)
-        low, high = np.percentile(100 * resampled, [2.5, 97.5])
-        per_seed = [100 * float(np.mean([r.correct for r in rows if r.type != "caption"])) for rows in runs]
-        return {
-            "accuracy": round(100 * right.sum() / asked.sum(), 2),
-            "interval": [round(float(low), 2), round(float(high), 2)],
-            "per_seed": [round(value, 2) for value in per_seed],
-            "per_type": {name: round(100 * float(np.mean(values)), 2) for name, values in sorted(types.items())},
-            "questions": int(asked.sum() / len(runs)),
-        }
+def answers_of(parts: Sequence[Part], processes: int) -> Iterator[Answered]:
+    """What each part brings, in their order; worked on in processes of their own, or here where one is enough."""
+    if min(processes, len(parts)) == 1:
+        yield from map(answer_part, parts)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
+        yield from pool.imap(answer_part, parts)
 
 
-def draw(images: dict[str, Image.Image], rankings: dict[str, dict[str, Selection]], path: Path) -> None:
-    """Three scenes a row, the whole picture first, then what each selector keeps; what is dropped is darkened."""
-    chosen = list(images)[:60:20]
+def counts(prompts: Sequence[GradedPrompt]) -> dict[str, dict[str, int]]:
+    """Number of questions by split and kind."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for prompt in prompts:
+        found[prompt.split][prompt.kind] += 1
+    return {split: dict(sorted(kinds.items())) for split, kinds in sorted(found.items())}
+
+
+def costs(answered: Sequence[Answered], wall_sec: float, processes: int) -> dict[str, Any]:
+    """How many answers were asked for and generated, how fast, and the processor time of one at every budget."""
+    cpu_sec: Counter[int] = Counter()
+    generated: Counter[int] = Counter()
+    for one in answered:
+        cpu_sec.update(one.cpu_sec)
+        generated.update(one.generated)
+    asked = sum(one.asked + len(one.full_Q) for one in answered)
+    return {
+        "asked": asked,
+        "generated": generated.total(),  # a kept set that several selectors chose is answered once
+        "processes": processes,
+        "wall_sec": round(wall_sec, 1),
+        "asked_per_sec": round(asked / wall_sec, 1),
+        "cpu_ms_per_answer": {
+            str(n): round(1000 * cpu_sec[n] / generated[n], 3) for n in sorted(cpu_sec, reverse=True)
+        },
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """JSON with one row of a table a line."""
+    lists = ("rows", "beaten")
+    head = json.dumps({name: value for name, value in result.items() if name not in lists}, indent=1)[:-2]
+    bodies = (f' "{name}": [\n' + ",\n".join(map(json.dumps, result[name])) + "\n ]" for name in lists)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(",\n".join([head, *bodies]) + "\n}\n")
+
+
+def draw(model: str, images: dict[str, Image.Image], path: Path) -> None:
+    """One scene a row, the whole picture first, then what each selector keeps; what is dropped is darkened."""
+    encoded = Model(model, images, [])
+    rankings = {name: encoded.rank(name, 0) for name in PICTURE_SELECTORS}
     scale, margin, title = 2, 6, 16
-    side = images[chosen[0]].width * scale
+    side = next(iter(images.values())).width * scale
     columns = ["all tokens", *PICTURE_SELECTORS]
-    sheet = Image.new(
-        "RGB", (len(columns) * (side + margin) + margin, len(chosen) * (side + margin) + title + margin), "white"
-    )
+    width, height = (count * (side + margin) + margin for count in (len(columns), len(images)))
+    sheet = Image.new("RGB", (width, height + title), "white")
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
         pen.text((margin + column * (side + margin), 3), name, fill="black")
-        for row, image_id in enumerate(chosen):
-            picture = images[image_id].resize((side, side), Image.Resampling.NEAREST)
+        for row, (image_id, image) in enumerate(images.items()):
+            picture = image.resize((side, side), Image.Resampling.NEAREST)
             if column:
-                selection = rankings[name][image_id]
-                number = len(selection.sensitivity_N)
-                cells = round(number**0.5)
-                mask = np.zeros(number, bool)
-                mask[selection.ranking_K[: round(PICTURE_RATIO * number)].numpy()] = True
-                full = np.kron(mask.reshape(cells, cells), np.ones((side // cells, side // cells), bool))[..., None]
+                rows, cols, _ = encoded.encoded[image_id].grid
+                mask = np.zeros(rows * cols, bool)
+                mask[rankings[name][image_id].ranking_K[: round(PICTURE_RATIO * len(mask))].numpy()] = True
+                cell = np.ones((side // rows, side // cols), bool)
+                full = np.kron(mask.reshape(rows, cols), cell)[..., None]
                 pixels = np.asarray(picture)
                 picture = Image.fromarray(np.where(full, pixels, pixels // 5).astype(np.uint8))
             sheet.paste(picture, (margin + column * (side + margin), title + row * (side + margin)))
@@ -155,94 +221,47 @@ def draw(images: dict[str, Image.Image], rankings: dict[str, dict[str, Selection
     sheet.save(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default=str(REPO / "examples" / "tiny-llava"))
-    parser.add_argument("--manifest", default=str(REPO / "examples" / "scenes" / "scenes.jsonl"))
-    parser.add_argument("--json", default=str(REPO / "benchmarks" / "results" / "selectors.json"))
-    parser.add_argument("--picture", default=str(REPO / "docs" / "images" / "selectors.png"))
-    parser.add_argument("--no-picture", action="store_true")
-    parser.add_argument("--limit", type=int, help="first images only; for a quick look")
-    given = parser.parse_args()
-    quiet_libraries()
-    started = time.perf_counter()
-    checkpoint, family = open_checkpoint(given.model)
-    images, prompts = load_corpus(Path(given.manifest))
-    if given.limit:
-        images = dict(list(images.items())[: given.limit])
-        prompts = [p for p in prompts if p.image_id in images]
-    preparer = family.preparer(checkpoint)
-    encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
-    answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
-    engine = TransformersEngine(answerer, batch_size=64, batch_tokens=1 << 20)
-    encoded = {}
-    for image_id, image in images.items():
-        (encoded[image_id],) = encoder.encode([preparer.prepare(image)], [(image.height, image.width)])
-    grader = Grader(list(images))
-    rows: list[dict[str, Any]] = []
-
-    def answer(rankings: dict[str, list[int]]) -> list[AnswerRow]:
-        kept = {image_id: keep(image_id, encoded[image_id], ranking) for image_id, ranking in rankings.items()}
-        return answer_prompts(engine, prompts, kept, max_new_tokens=48)
-
-    def measure(selector: str, ratio: float, of_seeds: list[dict[str, list[int]]]) -> None:
-        runs, seconds = [], []
-        for rankings in of_seeds:
-            began = time.process_time()
-            runs.append(answer(rankings))
-            seconds.append(time.process_time() - began)
-        row = {"selector": selector, "ratio": ratio, "seeds": len(runs), **grader.grade(runs)}
-        rows.append({**row, "answer_cpu_seconds": round(median(seconds), 2)})
-        print(f"{selector} {ratio:.2%}: {row['accuracy']:.2f}", file=sys.stderr, flush=True)
-
-    everything = {image_id: list(range(len(image.features_ND))) for image_id, image in encoded.items()}
-    measure("all tokens", 1.0, [everything])
-    rankings: dict[str, dict[str, Selection]] = {}
-    for selector in sorted(SELECTORS, key=lambda name: (name != "zoo", name)):
-        seeds = range(RANDOM_SEEDS if selector == "random" else 1)
-        ranked = [rank(encoded, encoder.projector, selector, seed) for seed in seeds]
-        rankings[selector] = ranked[0]
-        for ratio in RATIOS:
-            budget = Budget("ratio", ratio)
-            of_seeds = [{i: t.ranking_K[: budget.of(len(t.ranking_K))].tolist() for i, t in r.items()} for r in ranked]
-            measure(selector, ratio, of_seeds)
-    result = {
-        "command": shlex.join(["python", "benchmarks/selectors.py", *sys.argv[1:]]),
-        "images": len(images),
-        "prompts": len(prompts),
-        "model": identity(checkpoint, family),
-        "environment": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "platform": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "seconds": round(time.perf_counter() - started, 1),
-        "rows": rows,
-    }
-    Path(given.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
-    if not given.no_picture:
-        draw(images, rankings, Path(given.picture))
-    print(table(rows))
+def show(rows: Sequence[Row], result: dict[str, Any]) -> None:
+    """The tables: differences to `zoo` by split and model, then every kind of question by split and budget, pooled."""
+    print(f"{result['equality']}; {result['answers']['asked_per_sec']} answers a second\n")
+    print("points to zoo [95 % interval]: + better, - worse, = equal; * stands beside all others of the table\n")
+    by_table: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_table[row.model, row.split, row.kind].append(row)
+    for (model, split, kind), members in by_table.items():
+        if kind in (ONE_WORD, CAPTION):
+            measure = "object F1" if kind == CAPTION else "exact match"
+            full = members[0]
+            title = f"{model}, {split}, {kind} ({full.questions} questions, {measure}; all tokens {full.percent:.1f} %)"
+            print_table(grid(members[1:], lambda row: str(row.tokens), difference), title)
+    budgets = list(dict.fromkeys((row.split, row.tokens) for row in rows if row.selector != ALL_TOKENS))
+    for split, tokens in budgets:
+        members = [row for row in rows if (row.model, row.split) == (POOLED, split)]
+        members = [row for row in members if row.selector == ALL_TOKENS or row.tokens == tokens]
+        print_table(grid(members, lambda row: row.kind, level), f"{split}, {tokens} tokens, %")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line a selector, one column a budget, accuracy with its interval."""
-    lines = ["| selector | 50 % | 25 % | 12.5 % | 6.25 % |", "|---|---|---|---|---|"]
-    first = rows[0]
-    for selector in dict.fromkeys(row["selector"] for row in rows[1:]):
-        cells = []
-        for ratio in RATIOS:
-            row = next(r for r in rows if r["selector"] == selector and r["ratio"] == ratio)
-            spread = f" (seeds {min(row['per_seed']):.1f} to {max(row['per_seed']):.1f})" if row["seeds"] > 1 else ""
-            cells.append(f"{row['accuracy']:.1f} [{row['interval'][0]:.1f}, {row['interval'][1]:.1f}]{spread}")
-        lines.append(f"| {selector} | " + " | ".join(cells) + " |")
-    head = (
-        f"All tokens: {first['accuracy']:.1f} [{first['interval'][0]:.1f}, {first['interval'][1]:.1f}] % "
-        f"of {first['questions']} one-word questions."
-    )
-    return "\n".join([head, "", *lines])
+def grid(rows: Sequence[Row], column_of: Any, text_of: Any) -> pa.Table:
+    """One line a selector."""
+    columns = list(dict.fromkeys(map(column_of, rows)))
+    cells = {(row.selector, column_of(row)): text_of(row) for row in rows}
+    names = list(dict.fromkeys(row.selector for row in rows))
+    table: dict[str, list[str | None]] = {"selector": list(names)}
+    table |= {column: [cells.get((name, column)) for name in names] for column in columns}
+    return pa.table(table)
+
+
+def level(row: Row) -> str:
+    """Per cent, and how that compares with `zoo`."""
+    star = "*" if row.holm else ""
+    return f"{row.percent:.1f} {MARKS[row.verdict]}{star}" if row.verdict else f"{row.percent:.1f}"
+
+
+def difference(row: Row) -> str:
+    """Per cent, then points to `zoo` with their interval."""
+    if row.points is None:
+        return f"{row.percent:.1f} [{row.low:.1f}, {row.high:.1f}]"
+    return f"{level(row)} {row.points:+.1f} [{row.points_low:+.1f}, {row.points_high:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""Paired comparison of methods that answered the same questions about the same images.
+
+Questions about one image are not independent, so images are resampled, each with all of its questions (cluster
+bootstrap). A group of questions has for every image i the number n_i of its questions and for every method the sum s_i
+of their scores, and a resample that draws image i c_i times estimates
+
+    score        sum_i c_i s_i / sum_i c_i n_i
+    difference   sum_i c_i (s_i - t_i) / sum_i c_i n_i        t_i: the sum of the method compared with
+
+All methods share the resamples, so what is common to two of them cancels out of their difference.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """A value per column with its percentile interval and the two-sided p-value of its being zero."""
+
+    value_C: Floats
+    low_C: Floats
+    high_C: Floats
+    p_C: Floats
+
+
+@lru_cache(maxsize=64)  # bytes, since groups of questions come by turns
+def draws(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.uint8]:
+    """How often each of the images is drawn in each resample (resamples, images): always the same."""
+    shares = np.full(num_images, 1 / num_images)
+    return np.random.default_rng(seed).multinomial(num_images, shares, resamples).astype(np.uint8)
+
+
+def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimates:
+    """Bootstrap estimates of C ratios over the same I images.
+
+    Args:
+        sums_CI: sums of scores, or of differences of scores, over the questions of each image.
+        asked_I: number of questions about each image; images without any are left out, so as not to be drawn.
+
+    Raises:
+        ValueError: no image has a question.
+    """
+    with_questions = asked_I > 0
+    if not with_questions.any():
+        raise ValueError("no image has a question, so there is nothing to estimate")
+    sums_CI, asked_I = sums_CI[:, with_questions], asked_I[with_questions]
+    drawn_RI = draws(len(asked_I), resamples, seed).astype(np.float64)
+    resampled_CR = sums_CI @ drawn_RI.T / (drawn_RI @ asked_I)
+    # Sums of scores such as 1/3 are zero but for rounding, which must not decide on which side of zero they lie.
+    np.round(resampled_CR, 9, out=resampled_CR)
+    tail = 100 * (1 - LEVEL) / 2
+    low_C, high_C = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
+    beyond_C = 1 + np.minimum((resampled_CR <= 0).sum(1), (resampled_CR >= 0).sum(1))
+    return Estimates(sums_CI.sum(1) / asked_I.sum(), low_C, high_C, np.minimum(1, 2 * beyond_C / (resamples + 1)))
+
+
+def per_image(scores_CQ: Floats, image_Q: NDArray[np.int64], num_images: int) -> tuple[Floats, Floats]:
+    """Sums of scores (C, I) and numbers of questions (I,) of every image; `image_Q` says which image each is about."""
+    is_about_QI = (image_Q[:, None] == np.arange(num_images)).astype(np.float64)
+    return scores_CQ @ is_about_QI, is_about_QI.sum(0)
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of differences says: "better" or "worse" where it excludes zero, else "equal"."""
+    return "better" if low > 0 else "worse" if high < 0 else "equal"
+
+
+def holm(p_values: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+    """Which hypotheses Holm's procedure rejects: the chance of any false rejection among them is at most `level`."""
+    order = sorted(range(len(p_values)), key=lambda n: p_values[n])
+    rejected = [False] * len(p_values)
+    for rank, n in enumerate(order):
+        if p_values[n] > level / (len(order) - rank):
+            break
+        rejected[n] = True
+    return rejected
