@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from examples.tiny_llava_training.caption_grading import object_f1
-from pipeline.answer.grade import is_correct
+from pipeline.answer.grade import EXACT, METRICS
 from pipeline.corpus.decode import DecodeError, decode_image
 
 PLAIN, CLUTTERED = "plain", "cluttered"
@@ -34,9 +33,7 @@ class GradedPrompt:
 
     def score(self, answer: str) -> float:
         """0 to 1: the object F1 of a caption with the reference it fits best, exact match of all others."""
-        if self.is_caption:
-            return max(object_f1(answer, reference).f1 for reference in self.references)
-        return float(bool(is_correct(answer, self.references)))
+        return METRICS["object_f1" if self.is_caption else EXACT](answer, self.references)
 
 
 def split_and_kind(prompt_type: str | None) -> tuple[str, str]:
@@ -46,11 +43,12 @@ def split_and_kind(prompt_type: str | None) -> tuple[str, str]:
     return split, kind or "untyped"
 
 
-def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[GradedPrompt]]:
+def load_corpus(manifests: Sequence[Path]) -> tuple[dict[str, Image.Image], list[GradedPrompt]]:
     """Distinct images that decode and have a question with references, and these questions."""
     images: dict[str, Image.Image] = {}
     prompts = []
-    for line in manifest.read_text().splitlines():
+    lines = ((manifest, line) for manifest in manifests for line in manifest.read_text().splitlines())
+    for manifest, line in lines:
         record = json.loads(line)
         data = (manifest.parent / record["image"]).read_bytes()
         image_id = hashlib.sha256(data).hexdigest()
