@@ -5,23 +5,26 @@ Axes, as tensor names carry them:
     D  width the projector reads    P  patches merged into one token    d  width of a patch, D = P d
     H  hidden width of the projector    O  width of the language model's embeddings
     K  ranked or kept tokens        M  directions        C  coordinates of a position (row, column)
-    R  rows worked on side by side
+    R  rows worked on side by side    T  tokens of the vision tower, its class token first
 
 A token's vision feature x is what the projector reads, its projected feature z = M(x) what the language model reads.
 """
 
 from zoo_ops.agreement import Agreement, estimator_agreement, spearman
+from zoo_ops.attention import class_attention
 from zoo_ops.budgets import MeanBudget, budget_by_count, budget_by_gain, budget_by_mean, budget_by_ratio, ranked_tokens
 from zoo_ops.gather import KeptTokens, gather_tokens
 from zoo_ops.projector import NormSpec, ProjectorSpec, as_projector_spec, preferred_estimator
 from zoo_ops.ranking import Ranking, rank_tokens
 from zoo_ops.sampled import draw_directions
-from zoo_ops.selectors import SELECTORS, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.selectors import CENTERED, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
 from zoo_ops.sensitivity import ESTIMATORS, estimate_sensitivity, require_informative
 
 __all__ = [
+    "CENTERED",
     "ESTIMATORS",
     "SELECTORS",
+    "USES_ATTENTION",
     "USES_SEEDS",
     "USES_SENSITIVITY",
     "Agreement",
@@ -35,6 +38,7 @@ __all__ = [
     "budget_by_gain",
     "budget_by_mean",
     "budget_by_ratio",
+    "class_attention",
     "draw_directions",
     "estimate_sensitivity",
     "estimator_agreement",

@@ -3,6 +3,7 @@
 They share no arithmetic with the fast operations, only the contract.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,56 +52,122 @@ def directional_naive(features_ND: Tensor, project: Callable[[Tensor], Tensor], 
     return torch.stack([(J_OD @ directions_MD.T).norm(dim=0).mean() for J_OD in jacobians_NOD])
 
 
+def class_attention_naive(query_BD: Tensor, keys_BTD: Tensor, *, num_heads: int) -> Tensor:
+    """Attention of the class token to the others, summed over the heads, one dot product at a time: (B, N), float64."""
+    rows = []
+    for query_D, keys_TD in zip(query_BD.double(), keys_BTD.double(), strict=True):
+        depth = len(query_D) // num_heads
+        total = [0.0] * (len(keys_TD) - 1)
+        for head in range(num_heads):
+            part = slice(head * depth, (head + 1) * depth)
+            powers = [math.exp(float(query_D[part] @ key_D[part]) / math.sqrt(depth)) for key_D in keys_TD]
+            total = [a + power / sum(powers) for a, power in zip(total, powers[1:], strict=True)]
+        rows.append(torch.tensor(total, dtype=torch.float64))
+    return torch.stack(rows)
+
+
 def rank_naive(
     projected_NO: Tensor,
-    sensitivity_N: Tensor | None,
+    score_N: Tensor | None,
     *,
     max_tokens: int,
     selector: str = "zoo",
     groups_N: Sequence[int] | None = None,
+    patch_means_Nd: Tensor | None = None,
 ) -> tuple[list[int], list[float]]:
     """Picks and gains of one image by the rules of `rank_tokens`, for the selectors that score tokens.
 
-    Each group by itself, then one pick of each group in turn.
+    Each group by itself, then one pick of each group in turn.  score_N: the sensitivity, or the attention of the class
+    token, where the selector has one.
     """
     groups = [0] * len(projected_NO) if groups_N is None else list(groups_N)
     ranked = []
     for group in sorted(set(groups) - {-1}):
         tokens = [i for i, g in enumerate(groups) if g == group]
-        scores = None if sensitivity_N is None else sensitivity_N[tokens]
-        picks, gains = _rank_group(projected_NO[tokens], scores, selector)
+        scores = None if score_N is None else score_N[tokens]
+        means = None if patch_means_Nd is None else patch_means_Nd[tokens]
+        picks, gains = _rank_group(projected_NO[tokens], scores, selector, means)
         ranked.append([(tokens[i], gain) for i, gain in zip(picks, gains, strict=True)])
     turns = [group[t] for t in range(len(groups)) for group in ranked if t < len(group)]
     return [i for i, _ in turns[:max_tokens]], [gain for _, gain in turns[:max_tokens]]
 
 
-def _rank_group(z_NO: Tensor, s_N: Tensor | None, selector: str) -> tuple[list[int], list[float]]:
+def _rank_group(
+    z_NO: Tensor, s_N: Tensor | None, selector: str, means_Nd: Tensor | None
+) -> tuple[list[int], list[float]]:
     size = len(z_NO)
-    raw = _cosine_distances(z_NO)
-    distance, weight, first = raw, [1.0] * size, None
-    if selector == "divprune":
-        first = [min((raw[i][j] for j in range(size) if j != i), default=1.0) for i in range(size)]
-    elif selector == "feature_norm":
+    distance, weight = _cosine_distances(z_NO), [1.0] * size
+    if selector == "feature_norm":
         weight = _min_max([float(z_O.norm()) for z_O in z_NO])
-    else:
+    elif selector in ("zoo", "zoo_centered", "sensitivity", "cls_attention"):
         assert s_N is not None
         weight = _min_max([float(s) for s in s_N])
-    if selector == "sensitivity":
+    elif selector == "zoo_coverage":
+        assert s_N is not None
+        equal = set(_min_max([float(s) for s in s_N])) == {1.0}
+        weight = [1.0 if equal else float(s) / float(s_N.max()) for s in s_N]
+    if selector in ("sensitivity", "cls_attention"):
         picks = sorted(range(size), key=lambda i: (-weight[i], i))
         return picks, [weight[i] for i in picks]
-    if selector == "zoo_centered":
-        others = max(size - 1, 1)
-        crowd = [sum(1 - raw[i][j] for j in range(size) if j != i) / others for i in range(size)]
-        weight = [w * c for w, c in zip(weight, _min_max([-c for c in crowd], scale=1.0), strict=True)]
-        distance = _cosine_distances(z_NO - z_NO.mean(0))
+    if selector in ("coverage", "zoo_coverage"):
+        return _cover(distance, weight)
+    if selector in ("zoo_centered", "divprune_centered"):
+        preference, distance = _centred(z_NO, distance) if means_Nd is None else _centred_patches(means_Nd)
+        weight = [w * g for w, g in zip(weight, preference, strict=True)]
+    first = weight
+    if selector in ("divprune", "divprune_centered"):
+        first = [min((distance[i][j] for j in range(size) if j != i), default=1.0) for i in range(size)]
     picks, gains = [], []
-    score = weight if first is None else first
+    score = first
     for _ in range(size):
         pick = max((i for i in range(size) if i not in picks), key=lambda i: (score[i], -i))
         gains.append(score[pick])
         picks.append(pick)
         score = [weight[i] * min(distance[i][j] for j in picks) for i in range(size)]
     return picks, gains
+
+
+def _cover(distance: list[list[float]], weight: list[float]) -> tuple[list[int], list[float]]:
+    """Facility location: every gain anew at every pick."""
+    size = len(weight)
+    picks: list[int] = []
+    gains = []
+    for _ in range(size):
+        covered = [max([0.0] + [1 - distance[u][j] for j in picks]) for u in range(size)]
+        score = []
+        for i in range(size):
+            more = [1 - distance[u][i] - covered[u] for u in range(size)]
+            score.append(weight[i] * sum(m for m in more if m > DUPLICATE_DISTANCE) / size)
+        pick = max((i for i in range(size) if i not in picks), key=lambda i: (score[i], -i))
+        gains.append(score[pick])
+        picks.append(pick)
+    return picks, gains
+
+
+def _mean_to_others(distance: list[list[float]]) -> list[float]:
+    """Mean cosine of every token to the other ones; 0 for a single one."""
+    size = len(distance)
+    return [sum(1 - row[j] for j in range(size) if j != i) / max(size - 1, 1) for i, row in enumerate(distance)]
+
+
+def _centred(z_NO: Tensor, raw: list[list[float]]) -> tuple[list[float], list[list[float]]]:
+    """Preference and distances of the centred selectors, on projected features."""
+    return _min_max([-mean for mean in _mean_to_others(raw)], scale=1.0), _cosine_distances(z_NO - z_NO.mean(0))
+
+
+def _centred_patches(means_Nd: Tensor) -> tuple[list[float], list[list[float]]]:
+    """Preference and distances of the centred selectors, on the tower's features averaged over a token's patches."""
+    columns = []
+    for x_N in means_Nd.T:
+        sigma = float(((x_N - x_N.mean()) ** 2).mean().sqrt())
+        columns.append(x_N / sigma if sigma > 1e-6 * float(x_N.abs().max()) else torch.zeros_like(x_N))
+    y_Nd = torch.stack(columns, dim=1)
+    alone = [-mean for mean in _mean_to_others(_cosine_distances(y_Nd))]
+    mean = sum(alone) / len(alone)
+    deviation = math.sqrt(sum((g - mean) ** 2 for g in alone) / len(alone))
+    varies = max(alone) - min(alone) > 1e-6
+    preference = [1 / (1 + math.exp(-(g - mean) / deviation)) if varies else 0.5 for g in alone]
+    return preference, _cosine_distances(y_Nd - y_Nd.mean(0))
 
 
 def _min_max(values: list[float], scale: float | None = None) -> list[float]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from zoo_ops.grid import grid_order
 from zoo_ops.precision import full_float32
-from zoo_ops.scores import Segment, scored_picks
-from zoo_ops.selectors import SELECTORS, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.scores import Given, Segment, scored_picks
+from zoo_ops.selectors import SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
 from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
 
 
@@ -34,6 +34,8 @@ def rank_tokens(
     groups_BN: Tensor | None = None,
     seeds_B: Tensor | None = None,
     positions_BNC: Tensor | None = None,
+    attention_BN: Tensor | None = None,
+    patch_means_BNd: Tensor | None = None,
 ) -> Ranking:
     """Ranking of up to `max_tokens` tokens of each image; its first k entries are the selection at budget k.
 
@@ -43,16 +45,22 @@ def rank_tokens(
         gain_t       the score at which pick t was taken    (non-increasing from t = 2 on)
 
     selector:
-        zoo             as above (arXiv 2509.24837, section 3)
-        zoo_centered    cosines of z less its mean; w_i also times the min-max of minus the mean raw cosine to the
-                        other tokens (Cen-Prune, arXiv 2608.30263)
-        divprune        w = 1; first pick: the largest distance to its nearest neighbour, 1 when there is no other
-                        (arXiv 2503.02175)
-        feature_norm    as zoo, with ||z_i|| in place of s_i: the control that shows what s adds
-        sensitivity     by s alone, gain w_i
-        random          without replacement, drawn on the CPU from seeds_B
-        uniform_grid    evenly spread over the positions, every prefix of the order too
-    The last two have no score: their gain is the share of the tokens that was still free at the pick.
+        zoo                as above (arXiv 2509.24837, section 3)
+        zoo_centered       cosines of z less its mean; w_i also times g~_i, the min-max of g_i, minus the mean raw
+                           cosine to the other tokens (Cen-Prune, arXiv 2608.30263, equations 3 to 7 and B.4)
+        divprune           w = 1; first pick: the largest distance to its nearest neighbour, 1 when there is no other
+                           (arXiv 2503.02175)
+        divprune_centered  w = g~; cosines as of zoo_centered; first pick as of divprune, by them (Cen-Prune)
+        coverage           every pick argmax_i  (1 / N) sum_u max(0, cos(z_u, z_i) - covered_u), u over all tokens and
+                           covered_u = max(0, max_{j picked} cos(z_u, z_j)) (facility location; SCOPE, arXiv 2510.24214)
+        zoo_coverage       as coverage, times s_i / max s, where SCOPE has the attention of the class token
+        cls_attention      by attention_BN alone, gain its min-max
+        feature_norm       as zoo, with ||z_i|| in place of s_i: the control that shows what s adds
+        sensitivity        by s alone, gain w_i
+        random             without replacement, drawn on the CPU from seeds_B
+        uniform_grid       evenly spread over the positions, every prefix of the order too
+    The last two have no score: their gain is the share of the tokens that was still free at the pick. The coverages are
+    non-increasing from t = 1 on.
 
     projected_BNO: z, (B, N, O), any floating dtype.  sensitivity_BN: s, (B, N); None for a selector without it.
     num_tokens_B: (B,) integers, valid tokens of each image; those beyond are never read and may hold anything.
@@ -62,6 +70,14 @@ def rank_tokens(
     seeds_B: (B,) int64, for `random`: one seed per image, taken from the image's id alone, is what makes its ranking
     the same in every batch, shard and run.
     positions_BNC: (B, N, 1 or 2) coordinates of the tokens (row, column), for `uniform_grid`; without it, the index.
+    attention_BN: (B, N), for `cls_attention`; see `class_attention`.
+    patch_means_BNd: (B, N, d), for the centred selectors on models that merge patches into a token: the tower's
+    features before the merger, averaged over the patches of a token. With them, x these features within a group,
+        y = x / sigma          sigma the standard deviation of each dimension; 0 in dimensions that do not vary
+        D_ij = 1 - cos(y_i - mean y, y_j - mean y),   g_i = - mean_{j != i} cos(y_i, y_j)
+        g~_i = sigmoid((g_i - mean g) / sd g)         1/2 where all g are equal
+    take the place of the distances and of g~ above (Cen-Prune, appendix A.3 and A.4, equations 9, 10 and 12; its small
+    constants beside sigma and sd are left out).
     Returns Ranking(indices_BK int64, gains_BK float32), K = max_tokens; rows of images with fewer tokens end in -1.
 
     Ties go to the smaller index. Two tokens whose cosine distance is below 1e-6 (rounding, in float32) count as
@@ -69,14 +85,15 @@ def rank_tokens(
     Similarities are float32 (float64 for float64 features), no TF32. The ranking of an image depends on its own valid
     tokens only, not on the batch, its padding or max_tokens.
     Memory beyond the arguments: one image's tokens in float32 and its N x N distances up to N = 4096; larger images
-    compute the distances of each pick as they go.
-    Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, missing sensitivity or seeds,
+    compute the distances of each pick as they go, but for the coverages, which keep the matrix at any size.
+    Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, what the selector needs missing,
     NaN or Inf in a valid token (names the image).
     """
     check_floating(projected_BNO, "projected_BNO", "BNO")
     batch, width, _ = projected_BNO.shape
     counts = token_counts(num_tokens_B, batch, width)
-    _check_arguments(projected_BNO, sensitivity_BN, max_tokens, selector, groups_BN, seeds_B, positions_BNC)
+    given = Given(projected_BNO, sensitivity_BN, attention_BN, patch_means_BNd)
+    _check_arguments(given, max_tokens, selector, groups_BN, seeds_B, positions_BNC)
     segments = [_segments(image, count, groups_BN, max_tokens) for image, count in enumerate(counts)]
     flat = [segment for of_image in segments for segment in of_image]
     indices_BK = torch.full((batch, max_tokens), -1, dtype=torch.int64, device=projected_BNO.device)
@@ -88,7 +105,7 @@ def rank_tokens(
             seeds = seeds_B if selector == "random" else None
             results = [_positional(segment, counts[segment.image], seeds, positions_BNC) for segment in flat]
         else:
-            results = scored_picks(flat, projected_BNO, sensitivity_BN, selector)
+            results = scored_picks(flat, given, selector)
     done = 0
     for image, of_image in enumerate(segments):
         parts = results[done : done + len(of_image)]
@@ -106,14 +123,14 @@ def rank_tokens(
 
 
 def _check_arguments(
-    projected_BNO: Tensor,
-    sensitivity_BN: Tensor | None,
+    given: Given,
     max_tokens: int,
     selector: str,
     groups_BN: Tensor | None,
     seeds_B: Tensor | None,
     positions_BNC: Tensor | None,
 ) -> None:
+    projected_BNO = given.projected_BNO
     batch, width, _ = projected_BNO.shape
     if selector not in SELECTORS:
         raise ValueError(f"selector is {selector!r}, expected one of {', '.join(SELECTORS)}")
@@ -123,33 +140,47 @@ def _check_arguments(
             f"max_tokens is {max_tokens}, expected at most {width}, the number of tokens in projected_BNO; "
             f"pass max_tokens={width} to rank them all"
         )
-    if selector in USES_SENSITIVITY:
-        if sensitivity_BN is None:
-            raise ValueError(f"sensitivity_BN is None, but selector {selector!r} needs it; see estimate_sensitivity")
-        check_floating(sensitivity_BN, "sensitivity_BN", "BN")
-        if sensitivity_BN.device != projected_BNO.device:
-            raise ValueError(
-                f"sensitivity_BN is on {sensitivity_BN.device}, expected {projected_BNO.device} as projected_BNO"
-            )
+    for name, tensor, needed, source in (
+        ("sensitivity_BN", given.sensitivity_BN, selector in USES_SENSITIVITY, "estimate_sensitivity"),
+        ("attention_BN", given.attention_BN, selector in USES_ATTENTION, "class_attention"),
+    ):
+        if needed and tensor is None:
+            raise ValueError(f"{name} is None, but selector {selector!r} needs it; see {source}")
+        if needed and tensor is not None:
+            check_floating(tensor, name, "BN")
+            _check_device(tensor, name, projected_BNO)
     if selector in USES_SEEDS and seeds_B is None:
         raise ValueError(
             f"seeds_B is None, but selector {selector!r} needs a seed per image; take it from the image id"
         )
     per_token: tuple[int, ...] = (batch, width)
-    arguments = {"sensitivity_BN": (sensitivity_BN, per_token), "groups_BN": (groups_BN, per_token)}
-    arguments["seeds_B"] = (seeds_B, (batch,))
+    arguments = {"sensitivity_BN": (given.sensitivity_BN, per_token), "attention_BN": (given.attention_BN, per_token)}
+    arguments |= {"groups_BN": (groups_BN, per_token), "seeds_B": (seeds_B, (batch,))}
     for name, (tensor, shape) in arguments.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, expected {shape} for projected_BNO of shape "
                 f"{tuple(projected_BNO.shape)}; pass one value per {'image' if name == 'seeds_B' else 'token'}"
             )
-        if tensor is not None and name != "sensitivity_BN" and tensor.is_floating_point():
+        if tensor is not None and name in ("groups_BN", "seeds_B") and tensor.is_floating_point():
             raise ValueError(f"{name} has dtype {tensor.dtype}, expected integers; convert it with .long()")
+    if given.patch_means_BNd is not None:
+        check_floating(given.patch_means_BNd, "patch_means_BNd", "BNd")
+        _check_device(given.patch_means_BNd, "patch_means_BNd", projected_BNO)
+        if tuple(given.patch_means_BNd.shape[:2]) != per_token:
+            raise ValueError(
+                f"patch_means_BNd has shape {tuple(given.patch_means_BNd.shape)}, expected ({batch}, {width}, d) for "
+                f"projected_BNO of shape {tuple(projected_BNO.shape)}; pass one row per token"
+            )
     if positions_BNC is not None:
         place = tuple(positions_BNC.shape)
         if len(place) != 3 or place[:2] != (batch, width) or place[2] not in (1, 2):
             raise ValueError(f"positions_BNC has shape {place}, expected ({batch}, {width}, 1 or 2): row, column")
+
+
+def _check_device(tensor: Tensor, name: str, projected_BNO: Tensor) -> None:
+    if tensor.device != projected_BNO.device:
+        raise ValueError(f"{name} is on {tensor.device}, expected {projected_BNO.device} as projected_BNO")
 
 
 def _segments(image: int, count: int, groups_BN: Tensor | None, max_tokens: int) -> list[Segment]:

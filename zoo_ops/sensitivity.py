@@ -11,7 +11,7 @@ from zoo_ops.constants import ProjectorConstants, projector_constants
 from zoo_ops.precision import arithmetic_dtype, full_float32, own_rows, tf32_on_cuda
 from zoo_ops.projector import ProjectorSpec, as_projector_spec
 from zoo_ops.sampled import directional_rows, draw_directions, finite_difference_rows
-from zoo_ops.selectors import SELECTORS, USES_SENSITIVITY
+from zoo_ops.selectors import SELECTORS, USES_ATTENTION, USES_SENSITIVITY
 from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
 
 ESTIMATORS = ("closed_form", "directional", "finite_difference")
@@ -92,7 +92,7 @@ def require_informative(projector: ProjectorSpec | nn.Module, selector: str) -> 
 
 
 def _linear_message(subject: str) -> str:
-    others = ", ".join(name for name in SELECTORS if name not in USES_SENSITIVITY)
+    others = ", ".join(name for name in SELECTORS if name not in USES_SENSITIVITY + USES_ATTENTION)
     return (
         f"{subject} needs the projector's sensitivity, but the projector is linear: its Jacobian is constant, every "
         f"token has the same sensitivity, and it carries no information; use one of the selectors {others}"

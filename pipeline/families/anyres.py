@@ -16,6 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from pipeline.families import llava
 from pipeline.families.base import Checkpoint, EncodedImage, Segment
+from pipeline.families.class_attention import ClassAttention
 from pipeline.families.loading import captured, load_part
 from pipeline.families.processing import image_processor, normalised
 
@@ -80,6 +81,7 @@ class AnyresEncoder:
         self._model = load_part(part, checkpoint, device, dtype).model
         self._pack, self._group_by_tile = pack, group_by_tile
         self.projector = llava.spec_of(self._model.multi_modal_projector)
+        self._attention = ClassAttention(self._model.vision_tower, checkpoint.config)
         vision = checkpoint.config.vision_config
         self._side = vision.image_size // vision.patch_size
         self._tile_size = vision.image_size
@@ -91,33 +93,45 @@ class AnyresEncoder:
         device = self._model.device
         tiles = torch.cat([normalised(self._processor, one) for one in pixels])
         sizes_B2 = torch.tensor(sizes, dtype=torch.int64, device=device)
-        with captured(self._model.multi_modal_projector) as seen:
+        with captured(self._model.multi_modal_projector) as seen, self._attention.recorded() as attention:
             output = self._model.get_image_features(tiles.to(device, self._model.dtype), sizes_B2)
         counts = [len(one) for one in pixels]
         inputs = seen.input.split(counts)
-        packed = zip(inputs, output.pooler_output, sizes_B2.split(1), strict=True)
-        return [self._image(rows, sequence, size) for rows, sequence, size in packed]
+        attentions = [None] * len(counts) if attention is None else attention.of_each(counts)
+        packed = zip(inputs, output.pooler_output, sizes_B2.split(1), attentions, strict=True)
+        return [self._image(*one) for one in packed]
 
-    def _image(self, rows_TnD: Tensor, sequence_LO: Tensor, size_12: Tensor) -> EncodedImage:
+    def _image(
+        self, rows_TnD: Tensor, sequence_LO: Tensor, size_12: Tensor, attention: Callable[[], Tensor] | None
+    ) -> EncodedImage:
         layout = self._layout(rows_TnD.shape[0], rows_TnD.shape[1], size_12)
         visual = torch.ones(len(sequence_LO), dtype=torch.bool, device=sequence_LO.device)
         visual[list(layout.structure)] = False
-        if layout.tokens_N is None:
-            # The model resized the projected grid; the projector's input is resized alike.
-            newline = rows_TnD.new_zeros(rows_TnD.shape[-1])
-            features_ND = self._pack(self._model, rows_TnD, size_12, newline, True)[visual]
-        else:
-            features_ND = rows_TnD.flatten(0, 1)[layout.tokens_N.to(rows_TnD.device)]
+
+        def packed(values: Tensor) -> Tensor:
+            """Rows (N, width) of what the tokens of all tiles have, as the sequence has them."""
+            values_Tnd = values.reshape(*rows_TnD.shape[:2], -1)
+            if layout.tokens_N is not None:
+                return values_Tnd.flatten(0, 1)[layout.tokens_N.to(values.device)]
+            # The model resized the projected grid; what goes along with it is resized alike.
+            newline_d = values_Tnd.new_zeros(values_Tnd.shape[-1])
+            return self._pack(self._model, values_Tnd, size_12, newline_d, True)[visual]
+
+        def packed_attention() -> Tensor:
+            assert attention is not None
+            return packed(attention()).squeeze(1)
+
         image = EncodedImage(
-            features_ND,
+            packed(rows_TnD),
             sequence_LO[visual],
             layout.segments,
             layout.grid,
             structure=layout.structure,
+            class_attention=None if attention is None else packed_attention,
         )
         if not self._group_by_tile:
             return image
-        return replace(image, groups_N=image.places()[:, 0].to(features_ND.device))
+        return replace(image, groups_N=image.places()[:, 0].to(sequence_LO.device))
 
     def _layout(self, tiles: int, per_tile: int, size_12: Tensor) -> Layout:
         numbers = torch.arange(tiles * per_tile, dtype=torch.float64, device=size_12.device).view(tiles, per_tile, 1)

@@ -12,7 +12,7 @@ structure tokens (newlines) between them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from torch import Tensor
 
 from schemas.stored import StoredSelection
 from zoo_ops import ProjectorSpec
+
+# What the centred selectors compare: the projected features, or the tower's before the merger, averaged over the
+# patches of a token, which then are standardized.
+Centring = Literal["projected", "patches"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class EncodedImage:
     structure: Sequence[int] = ()  # places of the structure tokens in the packed sequence of N + S
     image_grid_thw: tuple[int, int, int] | None = None  # patches before merging, as Qwen-VL counts them
     extras_NO: Mapping[str, Tensor] = field(default_factory=dict)  # further rows per token, stored under their name
+    class_attention: Callable[[], Tensor] | None = None  # () -> (N,), what the class token pays; None: there is none
 
     def places(self) -> Tensor:
         """Tile, row and column (N, 3) of every token, int64."""
@@ -135,6 +140,15 @@ class Family:
     projector_weights: str  # regular expression over checkpoint tensor names
     positions: tuple[str, ...] = ("compact", "original")  # how kept tokens may be numbered; the first is the default
     refusal: Callable[[Any], str | None] = lambda _config: None  # why this config can't be handled, None if it can
+    # Why images of this config's model have no `class_attention`, None if they have.
+    attention_refusal: Callable[[Any], str | None] = lambda config: no_class_token(config)
+    centring: Centring = "projected"
+
+
+def no_class_token(config: Any) -> str:
+    """Why the attention of a class token can't be had of a tower that is no CLIP tower."""
+    tower = config.vision_config.model_type
+    return f"it takes the attention of a CLIP tower's class token, and the model's vision tower is a {tower}"
 
 
 class UnusableImageError(Exception):

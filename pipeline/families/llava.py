@@ -13,6 +13,7 @@ from transformers.models.llava.modeling_llava import (
 
 from pipeline.families.answering import PackedAnswerer
 from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.class_attention import ClassAttention, attention_refusal
 from pipeline.families.loading import captured, load_part, part_of, projector_form
 from pipeline.families.processing import UintPreparer, image_processor, normalised
 from zoo_ops import ProjectorSpec
@@ -52,21 +53,23 @@ class LlavaEncoder:
         ).model
         self.projector = spec_of(self._model.multi_modal_projector)
         self._patch_size = checkpoint.config.vision_config.patch_size
+        self._attention = ClassAttention(self._model.vision_tower, checkpoint.config)
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
         """Encode all images in one pass of the tower; they all have the same prepared size."""
         inputs = torch.stack([normalised(self._processor, one) for one in pixels])
-        with captured(self._model.multi_modal_projector) as seen:
+        with captured(self._model.multi_modal_projector) as seen, self._attention.recorded() as attention:
             self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
         rows, cols = (side // self._patch_size for side in inputs.shape[-2:])
         segments = [Segment(0, 0, rows, cols)]
         if seen.input.shape[1] == rows * cols - 1:
             # The model leaves out the first token, which is a patch where the tower has no class token.
             segments = [Segment(0, 0, 1, cols - 1, col=1), Segment(cols - 1, 0, rows - 1, cols, row=1)]
+        attentions = [None] * len(pixels) if attention is None else attention.of_each([1] * len(pixels))
         return [
-            EncodedImage(features, projected, segments, (rows, cols, 1))
-            for features, projected in zip(seen.input, seen.output, strict=True)
+            EncodedImage(features, projected, segments, (rows, cols, 1), class_attention=paid)
+            for features, projected, paid in zip(seen.input, seen.output, attentions, strict=True)
         ]
 
 
@@ -83,4 +86,5 @@ FAMILY = Family(
     projector=lambda config: spec_of(projector_form(LlavaMultiModalProjector, config)),
     projector_weights=r"(^|\.)multi_modal_projector\.",
     refusal=refusal,
+    attention_refusal=attention_refusal,
 )

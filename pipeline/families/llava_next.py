@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 from pipeline.families.answering import PackedAnswerer
 from pipeline.families.anyres import AnyresEncoder, num_tiles, refusal
 from pipeline.families.base import Family
+from pipeline.families.class_attention import attention_refusal
 from pipeline.families.llava import spec_of
 from pipeline.families.loading import part_of, projector_form
 from pipeline.families.processing import UintPreparer
@@ -49,4 +50,5 @@ FAMILY = Family(
     projector=lambda config: spec_of(projector_form(LlavaNextMultiModalProjector, config)),
     projector_weights=r"(^|\.)(multi_modal_projector\.|image_newline$)",
     refusal=refusal,
+    attention_refusal=attention_refusal,
 )

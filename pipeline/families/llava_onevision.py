@@ -12,6 +12,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 from pipeline.families.answering import PackedAnswerer
 from pipeline.families.anyres import AnyresEncoder, num_tiles, refusal
 from pipeline.families.base import Family
+from pipeline.families.class_attention import attention_refusal
 from pipeline.families.llava import spec_of
 from pipeline.families.loading import part_of, projector_form
 from pipeline.families.processing import UintPreparer
@@ -51,4 +52,5 @@ FAMILY = Family(
     projector=lambda config: spec_of(projector_form(LlavaOnevisionMultiModalProjector, config)),
     projector_weights=r"(^|\.)(multi_modal_projector\.|image_newline$)",
     refusal=refusal,
+    attention_refusal=attention_refusal,
 )

@@ -33,4 +33,5 @@ FAMILY = Family(
     projector=lambda config: _spec_of(projector_form(_merger, config)),
     projector_weights=r"(^|\.)visual\.merger\.",
     positions=("grid",),
+    centring="patches",
 )

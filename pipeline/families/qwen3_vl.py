@@ -44,4 +44,5 @@ FAMILY = Family(
     projector=lambda config: _spec_of(projector_form(_merger, config)),
     projector_weights=r"(^|\.)visual\.(merger|deepstack_merger_list)\.",
     positions=("grid",),
+    centring="patches",
 )

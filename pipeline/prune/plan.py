@@ -8,11 +8,12 @@ from pipeline.corpus.resolve import CorpusInput, resolve_corpus
 from pipeline.families.checkpoint import identity, open_checkpoint
 from pipeline.families.loading import check_buildable
 from pipeline.prune.encode import EncodeSettings
-from pipeline.prune.select import SelectSettings, resolve_estimator
+from pipeline.prune.select import SelectSettings, require_attention, resolve_estimator
 from pipeline.prune.settings import PruneSettings
 from pipeline.settings import deciding
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
+from zoo_ops import CENTERED
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,17 @@ def plan(settings: PruneSettings) -> Plan:
     inputs = resolve_corpus(settings.corpus)
     checkpoint, family = open_checkpoint(settings.model)
     check_buildable(checkpoint)
+    require_attention(family, checkpoint, settings.selector)
     estimator, note = resolve_estimator(family.projector(checkpoint.config), settings.selector, settings.estimator)
     family.preparer(checkpoint)  # so that a wrong image processor shows before any work
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
+    decided = {**deciding(settings), "dtype": dtype, "estimator": estimator}
+    if settings.selector in CENTERED:
+        decided["centring"] = family.centring
     job = JobRecord(
         kind="prune",
         schema_version=SCHEMA_VERSION,
-        settings={**deciding(settings), "dtype": dtype, "estimator": estimator},
+        settings=decided,
         model=identity(checkpoint, family),
         environment=environment(checkpoint),
         notes=[note] if note else [],
@@ -63,5 +68,6 @@ def plan(settings: PruneSettings) -> Plan:
         selector=settings.selector,
         estimator=estimator,
         seed=settings.seed,
+        centring=family.centring,
     )
     return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, select)

@@ -11,8 +11,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.budget import Budget
 from pipeline.errors import UserError
-from pipeline.families.base import EncodedImage
-from zoo_ops import ProjectorSpec, estimate_sensitivity, preferred_estimator, rank_tokens, require_informative
+from pipeline.families.base import Centring, Checkpoint, EncodedImage, Family
+from zoo_ops import (
+    CENTERED,
+    SELECTORS,
+    USES_ATTENTION,
+    ProjectorSpec,
+    estimate_sensitivity,
+    preferred_estimator,
+    rank_tokens,
+    require_informative,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class SelectSettings:
     num_directions: int = 64
     step_size: float = 0.01
     seed: int = 0
+    centring: Centring = "projected"  # of the family; read by the centred selectors
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,18 @@ def resolve_estimator(projector: ProjectorSpec, selector: str, requested: str) -
     if estimator == requested:
         return estimator, None
     return estimator, f"estimator {estimator} in place of {requested}: {projector.closed_form_obstacle}"
+
+
+def require_attention(family: Family, checkpoint: Checkpoint, selector: str) -> None:
+    """Refuse a selector that goes by the attention of a class token where the model has none.
+
+    Raises:
+        UserError: names the selectors that work.
+    """
+    reason = family.attention_refusal(checkpoint.config) if selector in USES_ATTENTION else None
+    if reason is not None:
+        others = ", ".join(name for name in SELECTORS if name not in USES_ATTENTION)
+        raise UserError(f"--selector {selector}: {reason}; use one of the selectors {others}")
 
 
 def image_seed(image_id: str, seed: int) -> int:
@@ -106,6 +128,10 @@ def select_tokens(
         positions_BNC=pad_sequence([image.places()[:, 1:] for image in images], batch_first=True)
         if settings.selector == "uniform_grid"
         else None,
+        attention_BN=_attention(images) if settings.selector in USES_ATTENTION else None,
+        patch_means_BNd=_patch_means(images, projector)
+        if settings.selector in CENTERED and settings.centring == "patches"
+        else None,
     )
     indices, gains = ranking.indices_BK.cpu(), ranking.gains_BK.cpu()
     sensitivity = None if sensitivity_BN is None else sensitivity_BN.cpu()
@@ -115,3 +141,18 @@ def select_tokens(
         Selection(indices[b, :k], gains[b, :k], None if sensitivity is None else sensitivity[b, :n])
         for b, (k, n) in enumerate(zip(budgets, lengths, strict=True))
     ]
+
+
+def _attention(images: Sequence[EncodedImage]) -> Tensor:
+    """What the class token pays the tokens, (B, N), padded."""
+    rows = [None if image.class_attention is None else image.class_attention() for image in images]
+    attention = [row for row in rows if row is not None]
+    assert len(attention) == len(rows), "`require_attention` refuses models without a class token"
+    return pad_sequence(attention, batch_first=True)
+
+
+def _patch_means(images: Sequence[EncodedImage], projector: ProjectorSpec) -> Tensor:
+    """The projector's input averaged over the patches that it merges into a token, (B, N, d), padded."""
+    patches = projector.num_patches
+    means = [image.features_ND.float().unflatten(1, (patches, -1)).mean(1) for image in images]
+    return pad_sequence(means, batch_first=True)

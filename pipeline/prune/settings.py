@@ -10,7 +10,19 @@ SELECTED = "what is selected"
 WRITTEN = "what is written"
 
 # As in `zoo_ops`, which imports torch: naming the choices must not take the seconds of that. A test compares them.
-Selector = Literal["zoo", "zoo_centered", "divprune", "sensitivity", "feature_norm", "random", "uniform_grid"]
+Selector = Literal[
+    "zoo",
+    "zoo_centered",
+    "divprune",
+    "divprune_centered",
+    "coverage",
+    "zoo_coverage",
+    "cls_attention",
+    "sensitivity",
+    "feature_norm",
+    "random",
+    "uniform_grid",
+]
 Estimator = Literal["closed_form", "directional", "finite_difference"]
 Features = Literal["webdataset", "parquet", "both"]
 FeatureDtype = Literal["model", "float32", "float16", "bfloat16", "int8"]
@@ -32,7 +44,9 @@ class PruneSettings(ClusterSettings):
         Option("tokens kept of an image: 64, 0.125 or all; smaller budgets can be read later", "COUNT|RATIO|all",
                SELECTED, decides=True),
     ] = "64"  # fmt: skip
-    selector: Annotated[Selector, Option("how they are chosen", "NAME", SELECTED, decides=True)] = "zoo"
+    selector: Annotated[
+        Selector, Option("how they are chosen; cls_attention: CLIP towers only", "NAME", SELECTED, decides=True)
+    ] = "zoo"
     estimator: Annotated[
         Estimator, Option("of the sensitivity, always in float32; closed_form is exact", "NAME", SELECTED, decides=True)
     ] = "closed_form"

@@ -220,8 +220,8 @@ def test_projectors_are_known_from_the_config_alone(case, name):
     projector = family.projector(checkpoint.config)
     assert projector.closed_form_obstacle == case(name).encoder.projector.closed_form_obstacle
     if TINY[name].linear:
-        for selector in ("zoo", "zoo_centered", "sensitivity"):
-            with pytest.raises(UserError, match=r"the projector is linear.*constant.*divprune, feature_norm, random"):
+        for selector in ("zoo", "zoo_centered", "zoo_coverage", "sensitivity"):
+            with pytest.raises(UserError, match=r"the projector is linear.*constant.*divprune_centered, coverage, fea"):
                 resolve_estimator(projector, selector, "closed_form")
         assert resolve_estimator(projector, "divprune", "closed_form")[0] == "none"
     elif name == "gemma3":

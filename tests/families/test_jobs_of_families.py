@@ -1,5 +1,6 @@
 """Families through the real jobs: pruned, answered, asked in SQL; what a family refuses is refused before any work."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.prune.job import PruneSettings, prune_corpus
+from pipeline.prune.select import SelectSettings, select_tokens
 from pipeline.report.query import ask, connect
 
 PROMPTS = ["what is this", "how many red <image> w3"]
@@ -75,3 +77,44 @@ def test_zoo_on_a_linear_projector_is_refused_before_any_work(case, tmp_path, na
     with pytest.raises(UserError, match="the projector is linear"):
         prune_corpus(settings, lambda _: None)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "paligemma"])
+def test_the_attention_of_a_tower_without_class_token_is_refused_before_any_work(case, tmp_path, name):
+    case = case(name)
+    output = tmp_path / "out"
+    corpus = (corpus_of(case, tmp_path),)
+    settings = PruneSettings(corpus=corpus, model=str(case.folder), output=str(output), selector="cls_attention")
+    with pytest.raises(UserError, match="--selector cls_attention: it takes the attention of a CLIP tower"):
+        prune_corpus(settings, lambda _: None)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "centring"),
+    [
+        ("qwen3_vl", "divprune_centered", "patches"),
+        ("qwen2_5_vl", "zoo_centered", "patches"),
+        ("paligemma", "divprune_centered", "projected"),
+        ("llava", "cls_attention", None),
+    ],
+)
+def test_the_job_record_names_the_form_of_centring(work_here, case, tmp_path, name, selector, centring):
+    """And the job ranks by that form."""
+    case = case(name)
+    output = tmp_path / "out"
+    corpus = (corpus_of(case, tmp_path),)
+    prune_corpus(
+        PruneSettings(
+            corpus=corpus, model=str(case.folder), output=str(output), selector=selector, max_tokens="all", batch_size=5
+        ),
+        lambda _: None,
+    )
+    assert json.loads((output / "_job.json").read_text())["settings"].get("centring") == centring
+    settings = SelectSettings(Budget("all"), selector, centring=centring or "projected")
+    ids = [hashlib.sha256((tmp_path / f"{n}.png").read_bytes()).hexdigest() for n in range(len(case.images))]
+    selections = select_tokens(case.encoded, ids, case.encoder.projector, settings, {})
+    expected = {image_id: one.ranking_K.tolist() for image_id, one in zip(ids, selections, strict=True)}
+    rows = ask(connect(output, []), "select image_id, token from tokens order by pick").to_pylist()
+    ranked = {image_id: [row["token"] for row in rows if row["image_id"] == image_id] for image_id in ids}
+    assert ranked == expected

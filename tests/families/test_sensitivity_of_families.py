@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families.models import TINY
-from zoo_ops import draw_directions, estimate_sensitivity
+from zoo_ops import SELECTORS, USES_ATTENTION, USES_SENSITIVITY, draw_directions, estimate_sensitivity
 from zoo_ops.naive import closed_form_naive, directional_naive
 
 CLOSED = [name for name, tiny in TINY.items() if not tiny.linear and name != "gemma3"]
@@ -73,7 +73,7 @@ def test_gemma_sensitivity_is_directional(case):
 
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if tiny.linear])
-@pytest.mark.parametrize("selector", ["divprune", "feature_norm", "random", "uniform_grid"])
+@pytest.mark.parametrize("selector", sorted({*SELECTORS} - {*USES_SENSITIVITY} - {*USES_ATTENTION}))
 def test_selectors_without_sensitivity_work_on_linear_projectors(case, name, selector):
     case = case(name)
     for row in case.rows(selector):

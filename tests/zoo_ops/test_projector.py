@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from zoo_ops import (
+    SELECTORS,
+    USES_SENSITIVITY,
     NormSpec,
     ProjectorSpec,
     as_projector_spec,
@@ -104,10 +106,11 @@ def test_preferred_estimator_falls_back(make_mlp):
 def test_linear_projectors_refuse_selectors_by_name():
     linear = nn.Linear(60, 8)
     assert as_projector_spec(linear).is_linear
-    for selector in ("zoo", "zoo_centered", "sensitivity"):
+    for selector in USES_SENSITIVITY:
         with pytest.raises(ValueError, match=f"selector '{selector}'.*constant.*use one of the selectors divprune"):
             require_informative(linear, selector)
-    for selector in ("divprune", "feature_norm", "random", "uniform_grid"):
+    assert {"zoo", "zoo_centered", "zoo_coverage", "sensitivity"} == set(USES_SENSITIVITY)
+    for selector in set(SELECTORS) - set(USES_SENSITIVITY):
         require_informative(linear, selector)
     assert not as_projector_spec(nn.Sequential(nn.RMSNorm(60), linear)).is_linear
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from zoo_ops import SELECTORS, Ranking, estimate_sensitivity, rank_tokens
+from zoo_ops import CENTERED, SELECTORS, USES_ATTENTION, USES_SENSITIVITY, Ranking, estimate_sensitivity, rank_tokens
+from zoo_ops import coverage as coverage_module
 from zoo_ops import scores as scores_module
 from zoo_ops.naive import rank_naive, rank_published
 
-SCORED = ("zoo", "zoo_centered", "divprune", "sensitivity", "feature_norm")
+SCORED = tuple(name for name in SELECTORS if name not in ("random", "uniform_grid"))
 N, O = 63, 60  # noqa: E741
 
 
@@ -19,7 +20,7 @@ def image_like(batch, tokens, width, *, dtype=torch.float32, clusters=7):
 
 
 def rank(z, s, **settings):
-    settings = {"max_tokens": z.shape[1], "seeds_B": torch.arange(z.shape[0]), **settings}
+    settings = {"max_tokens": z.shape[1], "seeds_B": torch.arange(z.shape[0]), "attention_BN": s, **settings}
     return rank_tokens(z, s, **settings)
 
 
@@ -47,6 +48,113 @@ def test_the_naive_twin_picks_the_same_in_groups(selector):
         left_out = int((groups[image] == -1).sum())
         assert ranking.indices_BK[image].tolist() == picks + [-1] * left_out
         assert torch.allclose(ranking.gains_BK[image], torch.tensor(gains + [-1.0] * left_out), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("selector", CENTERED)
+@pytest.mark.parametrize("tokens", [1, 2, 3, N])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_naive_twin_picks_the_same_by_patch_means(selector, tokens, grouped):
+    """The features that centring compares are others than those of the language model."""
+    z, means = image_like(2, tokens, O, dtype=torch.float64), image_like(2, tokens, 19, dtype=torch.float64)
+    means[:, :, 3] = 7.0  # a dimension that does not vary
+    s = torch.rand(2, tokens, dtype=torch.float64)
+    groups = torch.arange(tokens).expand(2, -1) % 3 if grouped else None
+    ranking = rank(z, s, selector=selector, patch_means_BNd=means, groups_BN=groups)
+    for image in range(2):
+        groups_N = groups[image].tolist() if grouped else None
+        picks, gains = rank_naive(
+            z[image],
+            s[image],
+            max_tokens=tokens,
+            selector=selector,
+            groups_N=groups_N,
+            patch_means_Nd=means[image],
+        )
+        assert ranking.indices_BK[image].tolist() == picks
+        assert torch.allclose(ranking.gains_BK[image], torch.tensor(gains), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("selector", CENTERED)
+def test_patch_means_are_compared_without_their_scale(selector):
+    """Dimensions are standardized: what scales one of them changes nothing."""
+    z, s, means = torch.randn(1, N, O), torch.rand(1, N), torch.randn(1, N, 16, dtype=torch.float64)
+    ranking = rank(z, s, selector=selector, patch_means_BNd=means)
+    scaled = rank(z, s, selector=selector, patch_means_BNd=means * torch.rand(16).add(0.1))
+    assert torch.equal(ranking.indices_BK, scaled.indices_BK)
+    plain = rank(z, s, selector=selector)
+    assert not torch.equal(ranking.indices_BK, plain.indices_BK)
+
+
+@pytest.mark.parametrize("selector", [name for name in SELECTORS if name not in CENTERED])
+def test_the_others_do_not_read_patch_means(selector):
+    z, s = torch.randn(1, N, O), torch.rand(1, N)
+    ranking = rank(z, s, selector=selector, patch_means_BNd=torch.full((1, N, 4), torch.nan))
+    assert torch.equal(ranking.indices_BK, rank(z, s, selector=selector).indices_BK)
+
+
+@pytest.mark.parametrize("selector", CENTERED)
+def test_a_blank_picture_by_patch_means(selector):
+    means = (torch.randn(16) * 3).expand(1, N, 16)
+    ranking = rank(torch.randn(O).expand(1, N, O), torch.full((1, N), 0.7), selector=selector, patch_means_BNd=means)
+    assert ranking.indices_BK[0].tolist() == list(range(N))
+
+
+def test_centred_divprune_begins_by_the_centred_distances():
+    """The token that is alone once the common part is gone: the raw cosines name another one."""
+    z = 3.0 + 0.1 * torch.randn(1, N, O)
+    z[0, 40] = 3.0 - 0.5 * torch.randn(O)
+    centred = z[0] - z[0].mean(0)
+    unit = centred / centred.norm(dim=1, keepdim=True)
+    nearest = (1 - unit @ unit.T).fill_diagonal_(torch.inf).amin(0)
+    ranking = rank(z, None, selector="divprune_centered")
+    assert ranking.indices_BK[0, 0] == nearest.argmax()
+    assert ranking.gains_BK[0, 0] == pytest.approx(float(nearest.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("selector", ["coverage", "zoo_coverage"])
+def test_coverage_takes_every_kind_of_token_before_it_repeats_one(selector):
+    kinds = torch.randn(7, O)
+    z, s = kinds.repeat(9, 1)[None], torch.rand(1, N) + 0.5
+    ranking = rank(z, s, selector=selector)
+    picks, gains = ranking.indices_BK[0].tolist(), ranking.gains_BK[0]
+    assert {pick % 7 for pick in picks[:7]} == set(range(7))
+    assert (gains[:7] > 0).all()
+    assert gains[7:].tolist() == [0.0] * (N - 7)
+    assert picks[7:] == sorted(picks[7:])
+
+
+def test_the_first_pick_of_coverage_stands_for_most_tokens():
+    """A crowd of near duplicates, and tokens that nothing is near to: distance begins with these, coverage with it."""
+    crowd = torch.randn(O) + 0.05 * torch.randn(40, O)
+    z = torch.cat([torch.randn(23, O), crowd])[None]
+    assert rank(z, None, selector="coverage").indices_BK[0, 0] >= 23
+    assert rank(z, None, selector="divprune").indices_BK[0, 0] < 23
+
+
+@pytest.mark.parametrize("tokens", [63, 576, 1000])
+def test_coverage_recomputes_only_what_it_must_to_the_same_bits(monkeypatch, tokens):
+    z, s = image_like(1, tokens, 32, clusters=20), torch.rand(1, tokens)
+    computed = []
+    gains_of = coverage_module._gains
+    monkeypatch.setattr(coverage_module, "_gains", lambda *a: computed.append(len(a[0])) or gains_of(*a))
+    for selector in ("coverage", "zoo_coverage"):
+        results, work = [], []
+        for rows in (1, 32, tokens):
+            monkeypatch.setattr(coverage_module, "FIRST_ROWS", rows)
+            computed.clear()
+            results.append(rank(z, s, selector=selector, max_tokens=60))
+            work.append(sum(computed))
+        for other in results[1:]:
+            assert torch.equal(other.indices_BK, results[0].indices_BK)
+            assert torch.equal(other.gains_BK, results[0].gains_BK)
+        assert work[0] < 30 * tokens  # of 60 picks: half of what recomputing everything takes
+
+
+@pytest.mark.parametrize("selector", ["coverage", "zoo_coverage"])
+def test_gains_of_coverage_do_not_increase_from_the_first_pick_on(selector):
+    ranking = rank(image_like(2, 300, O), torch.rand(2, 300), selector=selector)
+    assert (ranking.gains_BK.diff(dim=1) <= 0).all()
+    assert (ranking.gains_BK <= 1).all()
 
 
 def scores_on_the_way(z, s, picks, selector="zoo"):
@@ -189,7 +297,17 @@ def test_batch_split_padding_and_order_give_the_same_bits(selector, grouped):
     groups = torch.randint(3, (6, 70)) if grouped else None
     outside = torch.arange(70) >= counts[:, None]
     z[outside], s[outside] = torch.nan, torch.inf
-    together = rank_tokens(z, s, max_tokens=33, selector=selector, num_tokens_B=counts, groups_BN=groups, seeds_B=seeds)
+    together = rank_tokens(
+        z,
+        s,
+        max_tokens=33,
+        selector=selector,
+        num_tokens_B=counts,
+        groups_BN=groups,
+        seeds_B=seeds,
+        attention_BN=s,
+        patch_means_BNd=z[:, :, :20],
+    )
     for split in (1, 2, 4):
         apart = []
         for start in range(0, 6, split):
@@ -199,6 +317,8 @@ def test_batch_split_padding_and_order_give_the_same_bits(selector, grouped):
                 rank_tokens(
                     z[part, :width],
                     s[part, :width],
+                    attention_BN=s[part, :width],
+                    patch_means_BNd=z[part, :width, :20],
                     max_tokens=33,
                     selector=selector,
                     num_tokens_B=counts[part],
@@ -221,7 +341,7 @@ def test_images_ranked_side_by_side_or_one_by_one_give_the_same_bits(monkeypatch
         assert torch.equal(one.gains_BK, other.gains_BK)
 
 
-@pytest.mark.parametrize("selector", ["zoo", "zoo_centered", "divprune", "feature_norm"])
+@pytest.mark.parametrize("selector", [name for name in SCORED if name not in ("sensitivity", "cls_attention")])
 def test_large_images_compute_distances_as_they_go(monkeypatch, selector):
     z, s = image_like(2, N, O, dtype=torch.float64), torch.rand(2, N, dtype=torch.float64)
     matrix = rank(z, s, selector=selector)
@@ -311,6 +431,13 @@ def test_tokens_left_out_of_all_groups():
         ({"s": torch.rand(2, 62)}, r"sensitivity_BN has shape \(2, 62\), expected \(2, 63\)"),
         ({"s": torch.ones(2, N, dtype=torch.int64)}, "sensitivity_BN has dtype torch.int64"),
         ({"s": None}, "sensitivity_BN is None, but selector 'zoo' needs it"),
+        (
+            {"s": None, "selector": "cls_attention"},
+            "attention_BN is None, but selector 'cls_attention'.*class_attention",
+        ),
+        ({"attention_BN": torch.rand(2, 3)}, r"attention_BN has shape \(2, 3\), expected \(2, 63\)"),
+        ({"patch_means_BNd": torch.rand(2, 3, 4)}, r"patch_means_BNd has shape \(2, 3, 4\), expected \(2, 63, d\)"),
+        ({"patch_means_BNd": torch.rand(2, N)}, r"patch_means_BNd has shape \(2, 63\), expected 3 axes BNd"),
         ({"selector": "random", "seeds_B": None}, "seeds_B is None, but selector 'random'"),
         ({"selector": "random", "seeds_B": torch.arange(3)}, r"seeds_B has shape \(3,\), expected \(2,\)"),
         ({"seeds_B": torch.rand(2)}, "seeds_B has dtype torch.float32, expected integers"),
@@ -334,7 +461,11 @@ def test_bad_numbers_name_their_image(bad, selector):
     z[1, 62, 3] = bad
     with pytest.raises(ValueError, match="projected_BNO of image 1 of the batch holds NaN or Inf"):
         rank(z, s, selector=selector)
-    if selector in ("zoo", "zoo_centered", "sensitivity"):
-        s[2, 0] = bad
-        with pytest.raises(ValueError, match="sensitivity_BN of image 2 of the batch holds NaN or Inf"):
-            rank(torch.randn(3, N, O), s, selector=selector)
+    z, s[2, 0] = torch.randn(3, N, O), bad
+    for name, needed in (("sensitivity_BN", USES_SENSITIVITY), ("attention_BN", USES_ATTENTION)):
+        if selector in needed:
+            with pytest.raises(ValueError, match=f"{name} of image 2 of the batch holds NaN or Inf"):
+                rank(z, s, selector=selector)
+    if selector in CENTERED:
+        with pytest.raises(ValueError, match="patch_means_BNd of image 2 of the batch holds NaN or Inf"):
+            rank(z, torch.rand(3, N), selector=selector, patch_means_BNd=s[..., None])

@@ -29,6 +29,8 @@ def batches(draw):
     return {
         "z": z,
         "s": s,
+        "attention_BN": s,
+        "patch_means_BNd": z[:, :, : -(-width // 2)] if draw(st.booleans()) else None,
         "max_tokens": draw(st.integers(1, tokens)),
         "selector": draw(st.sampled_from(SELECTORS)),
         "num_tokens_B": counts if draw(st.booleans()) else None,
@@ -80,7 +82,7 @@ def test_gains_do_not_increase_within_a_group_from_its_second_pick(batch):
 @given(batches(), st.integers(1, 3))
 def test_any_batch_split_gives_the_same_bits(batch, split):
     together = rank(batch)
-    per_image = ("z", "s", "num_tokens_B", "groups_BN", "seeds_B")
+    per_image = ("z", "s", "attention_BN", "patch_means_BNd", "num_tokens_B", "groups_BN", "seeds_B")
     parts = []
     for start in range(0, batch["z"].shape[0], split):
         cut = {name: batch[name][start : start + split] for name in per_image if batch[name] is not None}
@@ -110,10 +112,21 @@ def test_prefixes_hold_equal_shares_of_the_groups(batch):
 def test_permuting_the_tokens_permutes_the_ranking_up_to_ties(batch, seed):
     if batch["selector"] in ("random", "uniform_grid"):
         return
-    batch = {**batch, "z": batch["z"].double(), "s": batch["s"].double(), "num_tokens_B": None}
+    means = None if batch["patch_means_BNd"] is None else batch["patch_means_BNd"].double()
+    s = batch["s"].double()
+    batch = {
+        **batch,
+        "z": batch["z"].double(),
+        "s": s,
+        "attention_BN": s,
+        "patch_means_BNd": means,
+        "num_tokens_B": None,
+    }
     order = torch.randperm(batch["z"].shape[1], generator=torch.Generator().manual_seed(seed))
     groups = None if batch["groups_BN"] is None else batch["groups_BN"][:, order]
-    plain, moved = rank(batch), rank(batch, z=batch["z"][:, order], s=batch["s"][:, order], groups_BN=groups)
+    there = {"z": batch["z"][:, order], "s": s[:, order], "attention_BN": s[:, order], "groups_BN": groups}
+    plain = rank(batch)
+    moved = rank(batch, **there, patch_means_BNd=None if means is None else means[:, order])
     for image in range(batch["z"].shape[0]):
         gains, moved_gains = plain.gains_BK[image], moved.gains_BK[image]
         picks, moved_picks = plain.indices_BK[image], order[moved.indices_BK[image]]

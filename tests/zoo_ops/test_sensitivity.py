@@ -257,7 +257,7 @@ def test_directions_depend_on_their_arguments_alone():
 def test_linear_projectors_are_refused(linear, estimator):
     if as_projector_spec(linear).is_opaque and estimator == "closed_form":
         return
-    with pytest.raises(ValueError, match=r"Jacobian is constant.*divprune, feature_norm, random, uniform_grid"):
+    with pytest.raises(ValueError, match=r"Jacobian is constant.*divprune, divprune_centered, coverage, feature_norm"):
         estimate_sensitivity(torch.zeros(1, N, D), linear, estimator=estimator, num_directions=2)
 
 
