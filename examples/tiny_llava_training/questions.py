@@ -164,7 +164,7 @@ def _balanced(questions: list[Question], rng: np.random.Generator) -> list[Quest
     if "zero" in by_answer and len(answers) > 1 and rng.random() < 0.6:
         answers.remove("zero")
     ordered = [answers[i] for i in rng.permutation(len(answers))]
-    rounds = max(len(by_answer[answer]) for answer in ordered)
+    rounds = max((len(by_answer[answer]) for answer in ordered), default=0)
     return [by_answer[answer][turn] for turn in range(rounds) for answer in ordered if turn < len(by_answer[answer])]
 
 

@@ -3,13 +3,28 @@
 import argparse
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from cluttered import MAX_SIGNS, make_cluttered_scene
-from scenes import IMAGE_SIZE_PX, MAX_OBJECTS, NUM_TOKENS, SceneObject, Sign, make_scene, patch_labels
+from scenes import (
+    DIGIT_KIND,
+    IMAGE_SIZE_PX,
+    MARK,
+    MAX_OBJECTS,
+    NUM_TOKENS,
+    PRINTED,
+    WRITTEN,
+    SceneObject,
+    Sign,
+    make_scene,
+    patch_labels,
+)
 
 NUM_SCENES = {"train": 64_000, "validation": 1000}
 STYLES = {"plain": make_scene, "cluttered": make_cluttered_scene}  # they take turns
@@ -53,6 +68,23 @@ class SceneArrays:
             Sign(color, tuple(digit for digit in digits if digit >= 0), column, row)
             for color, column, row, *digits in rows
         ]
+
+
+def shown_by(
+    kept: np.ndarray, classes: np.ndarray, centers: np.ndarray, objects: Sequence[SceneObject], signs: Sequence[Sign]
+) -> tuple[list[SceneObject], list[Sign]]:
+    """What is left of a scene's objects and signs in the kept tokens.
+
+    kept: token indices (K,); classes uint8 (256, 2) and centers (256, 2) as `patch_labels` gives them. One token of an
+    object shows it, of a mark the mark; a sign is shown by the tokens of all its digits.
+    """
+    tokens = Counter(zip(classes[kept, 0].tolist(), map(tuple, centers[kept].tolist()), strict=True))
+    printed = Counter(center for label, center in tokens.elements() if PRINTED <= label < MARK)
+    seen = [o for o in objects if tokens[WRITTEN + o.digit if o.kind == DIGIT_KIND else 1 + o.kind, o.center]]
+    return (
+        [o if o.mark < 0 or tokens[MARK, o.center] else replace(o, mark=-1) for o in seen],
+        [sign for sign in signs if printed[sign.center] == len(sign.digits)],
+    )
 
 
 def positions_of(style: str, num_scenes: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 A language model that always sees the full grid learns what share of it is background and cannot count on half of it.
 One that has seen uniformly random subsets only learns how many tokens an object leaves, and cannot count what a
 selector keeps. So subsets are drawn with random odds for every single thing in the image and for its background:
-they favour no selector, and how many tokens a thing has says nothing about how many things there are.
+they favour no selector, and how many tokens a thing has says nothing about how many things there are. And what is
+asked is about what the kept tokens show: a lost object is not there, so that no answer has to be guessed in training.
 """
 
 import math
@@ -18,7 +19,7 @@ import tiny_model
 from features import feature_array
 from packing import answer_logits, pack_questions, teacher_forced_accuracy
 from questions import QUESTION_TYPES, Question, sample_questions
-from scene_data import STYLES, SceneArrays, positions_of
+from scene_data import STYLES, SceneArrays, positions_of, shown_by
 from scenes import FIRST_CLUTTER, NO_THING, NUM_TOKENS
 from stage_trainer import StageTrainer, stage_arguments
 
@@ -28,7 +29,7 @@ QUESTION_LIMITS = {
     "digit": 2,
     "count": 4,
     "exist": 2,
-    "relation": 2,
+    "relation": 3,
     "mark": 2,
     "number": 2,
     "caption": 1,
@@ -41,7 +42,7 @@ BACKGROUND_SPREAD, CLUTTER_SPREAD = 4.0, 2.0
 class LanguageSettings:
     """Settings of the language stage."""
 
-    num_steps: int = 4000
+    num_steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 1
@@ -58,6 +59,18 @@ def ask(scenes: SceneArrays, indices: np.ndarray, rng: np.random.Generator) -> l
         sample_questions(scenes.scene_objects(i), rng, limits=QUESTION_LIMITS, signs=scenes.scene_signs(i))
         for i in indices
     ]
+
+
+def ask_about_kept(
+    scenes: SceneArrays, indices: np.ndarray, kept: np.ndarray, rng: np.random.Generator
+) -> list[list[Question]]:
+    """Questions about each of these scenes that its kept tokens (B, K) can answer, with what they show as the truth."""
+    asked = []
+    for index, tokens in zip(indices, kept, strict=True):
+        everything = scenes.scene_objects(index), scenes.scene_signs(index)
+        objects, signs = shown_by(tokens, scenes.classes[index], scenes.centers[index], *everything)
+        asked.append(sample_questions(objects, rng, limits=QUESTION_LIMITS, signs=signs))
+    return asked
 
 
 def kept_tokens(
@@ -118,7 +131,7 @@ class LanguageTrainer(StageTrainer):
         rng = np.random.default_rng([settings.seed, self.step, 1])
         is_clutter = self.scenes.classes[indices, :, 0] >= FIRST_CLUTTER
         kept = kept_tokens(rng, self.scenes.wholes[indices], is_clutter, settings)
-        asked = ask(self.scenes, indices, rng)
+        asked = ask_about_kept(self.scenes, indices, kept, rng)
         packed = pack_questions(asked, num_tokens=kept.shape[1], with_bos=rng.random() >= settings.no_bos_share)
         features = torch.from_numpy(self.features[indices[:, None], kept]).float()
         generator = tiny_model.step_generator(settings.seed, self.step)
