@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-# In place of this folder, which holds a file by the name of a standard module (selectors).
-sys.path[0] = str(REPO)
+if __name__ == "__main__":
+    # In place of this folder, which holds a file by the name of a standard module (selectors).
+    sys.path[0] = str(REPO)
 
 import argparse
 import json

@@ -21,8 +21,9 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-# In place of this folder, which holds a file by the name of a standard module (selectors).
-sys.path[0] = str(REPO)
+if __name__ == "__main__":
+    # In place of this folder, which holds a file by the name of a standard module (selectors).
+    sys.path[0] = str(REPO)
 
 import argparse
 import json
@@ -258,15 +259,19 @@ def grid(rows: Sequence[Row], column_of: Any, text_of: Any) -> pa.Table:
 
 def level(row: Row) -> str:
     """Per cent, and how that compares with `zoo`."""
-    star = "*" if row.holm else ""
-    return f"{row.percent:.1f} {MARKS[row.verdict]}{star}" if row.verdict else f"{row.percent:.1f}"
+    return f"{row.percent:.1f}{mark(row)}"
 
 
 def difference(row: Row) -> str:
     """Per cent, then points to `zoo` with their interval."""
     if row.points is None:
         return f"{row.percent:.1f} [{row.low:.1f}, {row.high:.1f}]"
-    return f"{level(row)} {row.points:+.1f} [{row.points_low:+.1f}, {row.points_high:+.1f}]"
+    return f"{row.percent:.1f}  {row.points:+.1f} [{row.points_low:+.1f}, {row.points_high:+.1f}]{mark(row)}"
+
+
+def mark(row: Row) -> str:
+    """Better, worse or equal as a sign, with a star where the difference stands beside all others."""
+    return f" {MARKS[row.verdict]}{'*' * bool(row.holm)}" if row.verdict else ""
 
 
 if __name__ == "__main__":
