@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from questions import QUESTION_TYPES, Question
+from questions import LONG_TYPES, QUESTION_TYPES, Question
 from vocabulary import BOS_ID, EOS_ID, TOKEN_ID
 
 _PREFIX = (BOS_ID, TOKEN_ID["user"], TOKEN_ID[":"])
@@ -61,7 +61,7 @@ def pack_questions(
             block_of[row, at:end] = number
             positions[row, at:end] = start + np.arange(end - at)
             targets[row, first:end] = [*answer, EOS_ID]
-            weights[row, first:end] = caption_weight if kind == "caption" else 1.0
+            weights[row, first:end] = caption_weight if kind in LONG_TYPES else 1.0
             weights[row, end - 1] = _END_WEIGHT
             spans.append((row, QUESTION_TYPES.index(kind), slice(first, end)))
             at = end

@@ -11,8 +11,10 @@ from scenes import COLORS, DIGIT_KIND, KINDS, NUMBERS, SceneObject, Sign
 ONE_WORD_TYPES = ("color", "shape", "digit", "count", "exist", "relation")
 SMALL_PRINT_TYPES = ("mark", "number")  # of cluttered scenes only
 SHORT_TYPES = (*ONE_WORD_TYPES, *SMALL_PRINT_TYPES)
-QUESTION_TYPES = (*SHORT_TYPES, "caption")
+LONG_TYPES = ("caption", "order")
+QUESTION_TYPES = (*SHORT_TYPES, *LONG_TYPES)
 CAPTION_PROMPT = "describe the image ."
+ORDER_PROMPTS = ("describe the image from left to right .", "describe the image from above to below .")
 DIRECTIONS = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))
 CLEARLY_PX = 8
 CLEARLY_NOT_PX = 5
@@ -132,8 +134,19 @@ def caption(objects: Sequence[SceneObject]) -> str:
     An order by what objects are, not where: the next one to name is a matter of what is there, as in the other
     questions, and does not hang on which of two centres is a pixel further left.
     """
-    ordered = sorted(objects, key=lambda o: (o.color, o.kind, o.digit))
-    return ", ".join(with_article(object_words(item)) for item in ordered) + "."
+    return _listed(sorted(objects, key=lambda o: (o.color, o.kind, o.digit)))
+
+
+def _listed(objects: Sequence[SceneObject]) -> str:
+    return ", ".join(with_article(object_words(item)) for item in objects) + "."
+
+
+def _order_questions(objects: Sequence[SceneObject]) -> list[Question]:
+    """Captions by place. Asked in training alone: they teach where things are, which relations hang on."""
+    return [
+        Question("order", prompt, _listed(sorted(objects, key=lambda o: o.center[axis])))
+        for axis, prompt in enumerate(ORDER_PROMPTS)
+    ]
 
 
 def all_questions(objects: Sequence[SceneObject], signs: Sequence[Sign] = ()) -> dict[str, list[Question]]:
@@ -148,6 +161,7 @@ def all_questions(objects: Sequence[SceneObject], signs: Sequence[Sign] = ()) ->
         "mark": _mark_questions(objects),
         "number": _number_questions(signs),
         "caption": [Question("caption", CAPTION_PROMPT, caption(objects))],
+        "order": _order_questions(objects),
     }
 
 

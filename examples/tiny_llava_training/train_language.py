@@ -33,6 +33,7 @@ QUESTION_LIMITS = {
     "mark": 2,
     "number": 2,
     "caption": 1,
+    "order": 1,
 }
 WHOLE_SPREADS = (0.0, 1.0, 3.0)  # standard deviations of the things' log-weights, one of them an image
 BACKGROUND_SPREAD, CLUTTER_SPREAD = 4.0, 2.0

@@ -19,7 +19,7 @@ from make_corpus import (
     build_corpus,
 )
 from PIL import Image, ImageOps, UnidentifiedImageError
-from questions import ONE_WORD_TYPES, QUESTION_TYPES, SMALL_PRINT_TYPES
+from questions import ONE_WORD_TYPES, SHORT_TYPES, SMALL_PRINT_TYPES
 from scenes import make_scene
 
 _TARS = ("scenes-000000.tar", "scenes-000001.tar", "scenes-000002.tar")
@@ -84,7 +84,7 @@ def test_prompts_are_five_or_six_with_unique_ids_and_references(rows: list[dict]
     assert unscored[0]["prompt"] == ""
     for prompt in prompts:
         assert set(prompt) == {"id", "prompt", "references", "type"}
-        assert prompt["type"] in QUESTION_TYPES
+        assert prompt["type"] in (*ONE_WORD_TYPES, "caption")
         assert "<image>" not in prompt["prompt"]
     for kind in ONE_WORD_TYPES:
         assert sum(prompt["type"] == kind for prompt in prompts) >= 200
@@ -95,7 +95,7 @@ def test_cluttered_prompts_have_types_of_their_own(corpus_dir: Path, rows: list[
     assert not {prompt["id"] for prompt in prompts} & {prompt["id"] for row in rows for prompt in row["prompts"]}
     types = Counter(prompt["type"].removeprefix(CLUTTERED_PREFIX) for prompt in prompts)
     assert all(prompt["type"].startswith(CLUTTERED_PREFIX) and prompt["references"] for prompt in prompts)
-    assert set(types) == set(QUESTION_TYPES)
+    assert set(types) == {*SHORT_TYPES, "caption"}
     assert min(types[kind] for kind in SMALL_PRINT_TYPES) >= 80
     assert min(types.values()) >= 40
     assert 5 * NUM_CLUTTERED <= len(prompts) <= 6 * NUM_CLUTTERED

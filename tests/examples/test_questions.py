@@ -6,7 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from cluttered import make_cluttered_scene
-from questions import CLEARLY_NOT_PX, CLEARLY_PX, ONE_WORD_TYPES, Question, all_questions, caption, sample_questions
+from questions import (
+    CLEARLY_NOT_PX,
+    CLEARLY_PX,
+    ONE_WORD_TYPES,
+    ORDER_PROMPTS,
+    Question,
+    all_questions,
+    caption,
+    object_words,
+    sample_questions,
+    with_article,
+)
 from scenes import COLORS, KINDS, NUMBERS, SHAPES, SceneObject, make_scene
 
 from pipeline.answer.grade import named_objects, object_score
@@ -92,6 +103,15 @@ def test_captions_name_every_object_by_colour_and_kind(asked: list) -> None:
                 assert article == ("an" if color == "orange" else "a")
                 assert color == COLORS[item.color]
                 assert name == (NUMBERS[item.digit] if item.digit >= 0 else KINDS[item.kind])
+
+
+def test_ordered_captions_go_from_left_to_right_and_from_above_to_below(asked: list) -> None:
+    for objects, question in asked:
+        if question.type == "order":
+            axis = ("left to right" not in question.prompt) * 1
+            assert question.prompt in ORDER_PROMPTS
+            phrases = question.answer.removesuffix(".").split(", ")
+            assert phrases == [with_article(object_words(o)) for o in sorted(objects, key=lambda o: o.center[axis])]
 
 
 def test_every_object_of_a_caption_is_read_when_it_is_graded(asked: list) -> None:

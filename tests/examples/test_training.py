@@ -1,14 +1,16 @@
 """Training is resumable: an interrupted run ends with the same bits as one that was not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_model
 import torch
+from cluttered import make_cluttered_scene
 from features import extract_features, feature_array
-from scene_data import SceneArrays, render_split
-from scenes import NO_THING, NUM_TOKENS
+from scene_data import SceneArrays, render_split, shown_by
+from scenes import MARK, NO_THING, NUM_TOKENS, patch_labels
 from settle_tower import SettleSettings, TowerSettler
 from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset, weighted_subset
 from train_tower import TowerSettings, TowerTrainer
@@ -112,6 +114,33 @@ def test_weighted_subsets_go_from_things_only_to_background_only() -> None:
     assert (small > large).mean() > 0.05
     assert (large > small).mean() > 0.2
     assert ((shown == 2).mean(1) > 0.4).any()
+
+
+def test_questions_are_about_what_the_kept_tokens_show() -> None:
+    lost, marks, signs = 0, 0, 0
+    for index in range(20):
+        scene = make_cluttered_scene("train", index)
+        classes, centers, wholes = patch_labels(scene)
+        everything = np.arange(NUM_TOKENS)
+        assert shown_by(everything, classes, centers, scene.objects, scene.signs) == (
+            list(scene.objects),
+            list(scene.signs),
+        )
+        for number, item in enumerate(scene.objects):
+            of_it = (centers == item.center).all(1)
+            only_mark = everything[of_it & (classes[:, 0] == MARK)]
+            assert shown_by(only_mark, classes, centers, scene.objects, scene.signs) == ([], [])
+            one = everything[of_it & (classes[:, 0] != MARK)][:1]
+            objects, seen = shown_by(one, classes, centers, scene.objects, scene.signs)
+            assert (objects, seen) == ([replace(scene.objects[number], mark=-1)], [])
+            lost += len(scene.objects) - 1
+            marks += len(only_mark) > 0
+        for sign in scene.signs:
+            tokens = everything[(centers == sign.center).all(1)]
+            assert shown_by(tokens, classes, centers, scene.objects, scene.signs) == ([], [sign])
+            assert shown_by(tokens[1:], classes, centers, scene.objects, scene.signs) == ([], [])
+            signs += 1
+    assert min(lost, marks, signs) > 20
 
 
 def test_no_selector_takes_part_in_training() -> None:
