@@ -120,7 +120,7 @@ def test_questions_are_about_what_the_kept_tokens_show() -> None:
     lost, marks, signs = 0, 0, 0
     for index in range(20):
         scene = make_cluttered_scene("train", index)
-        classes, centers, wholes = patch_labels(scene)
+        classes, centers, _ = patch_labels(scene)
         everything = np.arange(NUM_TOKENS)
         assert shown_by(everything, classes, centers, scene.objects, scene.signs) == (
             list(scene.objects),
