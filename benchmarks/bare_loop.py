@@ -31,7 +31,7 @@ from pipeline.artifact.tables import write_features_tar, write_table
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import own_dtype
 from pipeline.corpus.decode import decode_image
-from pipeline.corpus.fetch import read_bytes
+from pipeline.corpus.fetch import Place, read_bytes
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
 from pipeline.prune.encode import EncodeSettings, decision_of, image_id_of, kept_features, load_encoder, size_of
@@ -59,7 +59,7 @@ class Images(Dataset):
             checkpoint, family = open_checkpoint(self._model)
             self._preparer = family.preparer(checkpoint)
         row = self._rows[number]
-        image = decode_image(read_bytes(row["path"], row["offset"], row["size"], row["image_id"]))
+        image = decode_image(read_bytes(Place(row.path, row.offset, row.size, row.within), row.image_id))
         return torch.from_numpy(np.ascontiguousarray(self._preparer.prepare(image))), image.width, image.height
 
 

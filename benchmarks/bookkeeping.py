@@ -1,6 +1,7 @@
 """What shards and rows cost outside the model: commit, resume, manifest, driver memory, index. For docs/scaling.md.
 
     python benchmarks/bookkeeping.py                         benchmarks/results/bookkeeping.json
+    python benchmarks/bookkeeping.py --shards 100000 --rows 1000000 --output benchmarks/results/bookkeeping-large.json
     python benchmarks/bookkeeping.py --shards 500 --rows 20000 --output -
 
 Every measurement is checked by its result first: nothing pending, every shard in the manifest, every image in a shard.
@@ -17,10 +18,13 @@ sys.path[0] = str(ROOT)
 import argparse
 import hashlib
 import json
+import multiprocessing
+import resource
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +34,7 @@ import torch
 from benchmarks.ops import environment
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation
-from pipeline.index.assign import assign_shards
+from pipeline.index.assign import THREADS, assign_shards
 from pipeline.index.build import SHARDS_PER_FILE
 from pipeline.storage import LocalStore
 from schemas.columns import table_of
@@ -115,9 +119,8 @@ def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
     nothing = Generation.of_nothing(
         "/data/corpus", [], first_input=0, first_shard=0, first_file=0, shards_per_file=SHARDS_PER_FILE
     )
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = assign_shards(store, units, [], nothing, shard_size=512, limit=None, bound=None)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its memory is its own
+        cpu, wall, peak, made, scratch_bytes = alone.submit(_assigned, store, units, nothing).result()
     assert made.num_images == rows
     assert made.num_prompts == rows * prompts
     return {
@@ -125,10 +128,21 @@ def measure_index(rows: int, prompts: int, root: Path) -> dict[str, Any]:
         "prompts_a_row": prompts,
         "assign_cpu_sec_a_million": 1e6 * cpu / rows,
         "assign_sec_a_million": 1e6 * wall / rows,
+        "assign_threads": THREADS,
+        "assign_peak_memory_bytes": peak,
         "index_bytes": sum(entry.size_bytes for entry in store.list("_index/")) / rows,
         "scan_bytes": sum(entry.size_bytes for entry in store.list("scan/")) / rows,
-        "scratch_database_bytes": store.scratch_bytes / rows,
+        "scratch_database_bytes": scratch_bytes / rows,
     }
+
+
+def _assigned(store: Measured, units: list[str], nothing: Generation) -> tuple[float, float, int, Generation, int]:
+    """Processor and wall seconds, the process's memory at its peak, the generation, the bytes of its scratch folder."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = assign_shards(store, units, [], nothing, shard_size=512, limit=None, bound=None)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return cpu, wall, peak, made, store.scratch_bytes
 
 
 def _scan_row(number: int, prompts: int) -> Sample:

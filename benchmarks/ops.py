@@ -30,9 +30,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo_ops import NormSpec, ProjectorSpec, draw_directions, estimate_sensitivity, rank_tokens, spearman
+from zoo_ops import (
+    CENTERED,
+    SELECTORS,
+    NormSpec,
+    ProjectorSpec,
+    class_attention,
+    draw_directions,
+    estimate_sensitivity,
+    rank_tokens,
+    spearman,
+)
 from zoo_ops.constants import clear_constants, projector_constants
-from zoo_ops.naive import finite_difference_naive, rank_naive, rank_published
+from zoo_ops.naive import class_attention_naive, finite_difference_naive, rank_naive, rank_published
 
 DIRECTIONS = 64
 # The literal estimator runs this many of the 64 directions where all of them would take minutes; its time is linear
@@ -44,6 +54,8 @@ SHAPES = {
     "LLaVA-NeXT": (2880, 5, 1, 1024, 4096, 4096, 640),
     "Qwen2.5-VL": (1024, 1, 4, 1280, 5120, 3584, 205),
 }
+# `random` and `uniform_grid` read no feature.
+SCORED = tuple(name for name in SELECTORS if name not in ("random", "uniform_grid"))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -228,8 +240,50 @@ def keep_result(results: list[Tensor], work: Callable[[], Tensor]) -> None:
     results.append(work())
 
 
+def selectors_table(run: Run) -> list[dict[str, Any]]:
+    """Ranking alone, by every selector that scores tokens; the centred ones as the family of the shape does it."""
+    rows = []
+    for shape, (tokens, groups, patches, width, _, width_out, kept) in SHAPES.items():
+        generator = torch.Generator().manual_seed(3)
+        z = torch.randn(1, tokens, width_out, generator=generator) + torch.randn(width_out, generator=generator)
+        z, s = z.to(run.device), torch.rand(1, tokens, generator=generator).to(run.device)
+        means = torch.randn(1, tokens, width, generator=generator).to(run.device) if patches > 1 else None
+        ids = torch.arange(tokens, device=run.device)[None] // (tokens // groups) if groups > 1 else None
+        for selector in SCORED:
+            agrees_with_its_twin(selector, patches > 1)
+            rank = partial(rank_tokens, z, s, max_tokens=kept, selector=selector, groups_BN=ids, attention_BN=s)
+            seconds = run.seconds(partial(rank, patch_means_BNd=means))
+            row = {"shape": shape, "selector": selector, "tokens": tokens, "kept": kept, "groups": groups}
+            rows.append(row | {"rank_sec": seconds})
+            show(rows[-1])
+    return rows
+
+
+def agrees_with_its_twin(selector: str, by_patches: bool) -> None:
+    """On 63 tokens, in float64."""
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(63, 60, dtype=torch.float64, generator=generator) + 1
+    scores = torch.rand(63, dtype=torch.float64, generator=generator)
+    means = (
+        torch.randn(63, 19, dtype=torch.float64, generator=generator) if by_patches and selector in CENTERED else None
+    )
+    picks, _ = rank_naive(z, scores, max_tokens=40, selector=selector, patch_means_Nd=means)
+    ranking = rank_tokens(
+        z[None],
+        scores[None],
+        max_tokens=40,
+        selector=selector,
+        attention_BN=scores[None],
+        patch_means_BNd=None if means is None else means[None],
+    )
+    assert ranking.indices_BK[0].tolist() == picks, f"{selector} keeps other tokens than its literal twin"
+
+
 def share_table(run: Run) -> list[dict[str, Any]]:
-    """Score and rank against encoding the same 8 images with a CLIP-L/14-336 tower."""
+    """Score and rank, by every selector that scores tokens, against encoding the same 8 images with CLIP-L/14-336.
+
+    As the prune job does it: the sensitivity is computed, and stored, whatever the selector.
+    """
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
@@ -247,25 +301,37 @@ def share_table(run: Run) -> list[dict[str, Any]]:
         tower = tower.to(run.device, dtype)
         spec = make_projector("LLaVA-1.5", run.device, dtype)
         pixels = torch.randn(8, 3, 336, 336, device=run.device).to(dtype)
-        hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        z = spec(hidden)
+        hidden = tower(pixels, output_hidden_states=True).hidden_states[-2]
+        x, z = hidden[:, 1:], spec(hidden[:, 1:])
+        query, keys = hidden[:, 0].clone(), hidden.clone()
+        paid = class_attention(query[:1], keys[:1, :20], num_heads=16).cpu().double()
+        expected = class_attention_naive(query[:1].cpu(), keys[:1, :20].cpu(), num_heads=16)
+        assert torch.allclose(paid, expected, rtol=1e-4, atol=1e-6), "class_attention is off its literal twin"
 
-        def score_and_rank(x: Tensor = hidden, z: Tensor = z, spec: ProjectorSpec = spec) -> None:
-            rank_tokens(z, estimate_sensitivity(x, spec), max_tokens=64)
+        def score_and_rank(
+            selector: str, x: Tensor = x, z: Tensor = z, spec: ProjectorSpec = spec, q: Tensor = query, k: Tensor = keys
+        ) -> None:
+            s = estimate_sensitivity(x, spec)
+            paid = class_attention(q, k, num_heads=16) if selector == "cls_attention" else None
+            rank_tokens(z, s, max_tokens=64, selector=selector, attention_BN=paid)
 
-        row: dict[str, Any] = {"tower": "CLIP-L/14-336", "dtype": str(dtype).split(".")[1], "batch": 8}
-        # By turns, so that a change of the machine's speed meets both.
-        encode, score = [], []
+        # By turns, so that a change of the machine's speed meets all of them.
+        encode: list[float] = []
+        score: dict[str, list[float]] = {selector: [] for selector in SCORED}
         run.once(partial(tower, pixels))
-        run.once(score_and_rank)
+        for selector in SCORED:
+            run.once(partial(score_and_rank, selector))
         for _ in range(max(3, run.repeats // 2)):
             encode.append(run.once(partial(tower, pixels)))
-            score.append(run.once(score_and_rank))
-        row |= {"encode_sec": median(encode), "score_and_rank_sec": median(score)}
-        row["share"] = row["score_and_rank_sec"] / row["encode_sec"]
-        row["images_per_sec"] = 8 / row["score_and_rank_sec"]
-        rows.append(row)
-        show(row)
+            for selector, seconds in score.items():
+                seconds.append(run.once(partial(score_and_rank, selector)))
+        for selector, seconds in score.items():
+            row: dict[str, Any] = {"tower": "CLIP-L/14-336", "dtype": str(dtype).split(".")[1], "batch": 8}
+            row |= {"selector": selector, "encode_sec": median(encode), "score_and_rank_sec": median(seconds)}
+            row["share"] = row["score_and_rank_sec"] / row["encode_sec"]
+            row["images_per_sec"] = 8 / row["score_and_rank_sec"]
+            rows.append(row)
+            show(row)
     return rows
 
 
@@ -314,7 +380,13 @@ def show(row: dict[str, Any]) -> None:
     print("  " + "  ".join(cells), flush=True)
 
 
-TABLES = {"memory": memory_table, "sensitivity": sensitivity_table, "rank": rank_table, "share": share_table}
+TABLES = {
+    "memory": memory_table,
+    "sensitivity": sensitivity_table,
+    "rank": rank_table,
+    "selectors": selectors_table,
+    "share": share_table,
+}
 
 
 @torch.no_grad()

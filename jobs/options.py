@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -9,12 +10,17 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
+from jobs.config import read_config, save_config
 from pipeline.errors import UserError
-from pipeline.settings import Option, Settings, expected, flag, options
+from pipeline.settings import ClusterSettings, Option, Origin, Settings, expected, flag, options
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 _PROGRAM = "<program>"  # stands in examples for the command as the user called it
 EXIT_BAD_INPUT = 2
+_FILES = (
+    (["--config"], "a YAML file of settings under the names of the options; options count before it"),
+    (["--save-config"], "write all settings of this command there, for --config"),
+)
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -38,6 +44,8 @@ class JobCommand(click.Command, Generic[AnySettings]):
         # Arguments nobody asked for are kept so that `_run` can say what mostly is the matter with them.
         context = {**_HELP, "allow_extra_args": True}
         parameters = [_parameter(*one) for one in options(settings)]
+        if issubclass(settings, ClusterSettings):
+            parameters += [click.Option(names, type=str, metavar="FILE", help=told) for names, told in _FILES]
         short = re.split("[:;]", about)[0]
         super().__init__(name, context, self._run, parameters, help=about, short_help=short)
 
@@ -48,8 +56,12 @@ class JobCommand(click.Command, Generic[AnySettings]):
                 f"unexpected argument {context.args[0]!r}; put a pattern or statement in quotes, so that the shell "
                 "hands it over as one"
             )
+        file, saved = given.pop("config", None), given.pop("save_config", None)
         told = {name: value for name, value in given.items() if _is_given(context, name)}
-        return self._work(_resolve(self.settings, told))
+        made = _resolve(self.settings, told, file)
+        if saved is not None:
+            save_config(saved, made)
+        return self._work(made)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under the headings of their groups, what the job is about before how it works."""
@@ -73,6 +85,19 @@ class JobCommand(click.Command, Generic[AnySettings]):
         formatter.write(f"\n{self._examples.replace(_PROGRAM, context.command_path)}")
 
 
+def command_of(program: str, settings: Settings) -> str:
+    """The command that makes these settings; what is left at its default, or is about one call, is left out."""
+    words = []
+    own = type(settings).__annotations__
+    for name, info, option in sorted(options(type(settings)), key=lambda one: one[0] not in own):
+        value = getattr(settings, name)
+        if option.once or value == info.default:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words.append(flag(name, option) if one is True else f"{flag(name, option)} {shlex.quote(str(one))}")
+    return " \\\n    ".join([program, *words])
+
+
 def execute(command: click.Command, arguments: list[str], program: str = "zoo-prune") -> int:
     """Parse the arguments and run the command; its exit status.
 
@@ -91,15 +116,20 @@ def execute(command: click.Command, arguments: list[str], program: str = "zoo-pr
         raise UserError(error.format_message()) from error
 
 
-def _resolve(settings: type[AnySettings], told: dict[str, Any]) -> AnySettings:
-    """The settings that were told, and what the environment adds.
+def _resolve(settings: type[AnySettings], told: dict[str, Any], file: str | None) -> AnySettings:
+    """The settings that were told, what a file says of the others, and what the environment adds.
 
     Raises:
         UserError: a value that does not fit, or a relative `--output` in a submitted job.
     """
     if "ray_address" in settings.model_fields:
         told = {**told, "ray_address": os.environ.get("RAY_ADDRESS") or None}
-    made = settings(**told)
+    origin = Origin("")
+    if file is not None:
+        held = read_config(file, settings)
+        origin = Origin(file, frozenset(held.keys() - told.keys()))
+        told = {**held, **told}
+    made = settings.out_of(origin, told)
     output = os.path.expanduser(told.get("output", os.sep))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(output):
         raise UserError(

@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before anything large is imported
     leave_on_signals()
 
 from jobs.console import exit_status, run, say
-from jobs.options import JobCommand, execute
+from jobs.options import JobCommand, command_of, execute
 from pipeline.prune.settings import PruneSettings
 from schemas.wording import counted
 
@@ -23,12 +23,15 @@ EXAMPLES = """examples:
       python jobs/prune_corpus.py --corpus "/data/*.tar" --model llava-hf/llava-1.5-7b-hf \\
       --output /data/pruned
 
+Add --plan to learn first what the job would write and take.
 Run the same command again to resume; committed shards are skipped. To enlarge a corpus, name the new files too.
 """
 
 
 def work(settings: PruneSettings) -> int:
     """Prune, say what was done; the exit status."""
+    if settings.plan:
+        return tell_plan(settings)
     from pipeline.prune.job import prune_corpus  # here, so that --help need not wait for torch and Ray
 
     result = prune_corpus(settings, say)
@@ -40,6 +43,15 @@ def work(settings: PruneSettings) -> int:
     told_already = result.usable or result.failures or result.left_out
     nothing = None if told_already else "error: not one input could be used; the errors table says why of each"
     return exit_status(result.failures, result.stopped_by, len(result.left_out), all_failed=nothing)
+
+
+def tell_plan(settings: PruneSettings) -> int:
+    """Say what the job would be; the exit status."""
+    from jobs.plan_text import lines_of  # as above
+    from pipeline.prune.forecast import forecast
+
+    print("\n".join(lines_of(settings, forecast(settings), command_of("zoo-prune prune", settings))))
+    return 0
 
 
 COMMAND = JobCommand("prune", PruneSettings, work, __doc__.split("\n\n")[0], EXAMPLES)

@@ -4,8 +4,9 @@ A job's settings are one subclass of `Settings`. The annotation of a field carri
 `Option`; a value that does not fit is refused when the settings are made, wherever they come from.
 """
 
+import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -22,6 +23,7 @@ from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 WORK = "how the work is done"
 FAILURES = "when things fail"
 
+_ORIGIN = "origin"  # in the context of a validation
 _MAX_SHOWN = 200  # characters of a refused value that a message repeats
 _KINDS = {  # what a value of the wrong kind should have been, by the beginning of pydantic's name for the error
     "int": "a whole number",
@@ -45,6 +47,15 @@ class Option:
     name: str = ""  # where it differs from the field's
     positional: bool = False
     decides: bool = False  # the bytes of the output: another value needs another output folder
+    once: bool = False  # it is about one call, so no file of settings keeps it
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where settings come from that were not given as options: a file, and the fields that it names."""
+
+    file: str
+    fields: frozenset[str] = frozenset()
 
 
 class Settings(BaseModel):
@@ -54,12 +65,18 @@ class Settings(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse_in_a_sentence(cls, given: Any, handler: Any) -> Self:
+    def _refuse_in_a_sentence(cls, given: Any, handler: Any, info: ValidationInfo) -> Self:
         try:
             made: Self = handler(given)
         except ValidationError as error:
-            raise UserError(_sentence(cls, error.errors(include_url=False, include_context=False))) from error
+            problems = error.errors(include_url=False, include_context=False)
+            raise UserError(_sentence(cls, problems, _origin(info))) from error
         return made
+
+    @classmethod
+    def out_of(cls, origin: Origin, given: dict[str, Any]) -> Self:
+        """The settings, of which some come out of a file: what does not fit is named as it stands there."""
+        return cls.model_validate(given, context={_ORIGIN: origin})
 
 
 def options(settings: type[Settings]) -> Iterator[tuple[str, FieldInfo, Option]]:
@@ -73,6 +90,33 @@ def options(settings: type[Settings]) -> Iterator[tuple[str, FieldInfo, Option]]
 def flag(name: str, option: Option | None = None) -> str:
     """`--shard-size` of `shard_size`."""
     return f"--{(option and option.name) or name}".replace("_", "-")
+
+
+def key(name: str, option: Option) -> str:
+    """`shard_timeout` of `shard_timeout_sec`: the name of a setting in a file."""
+    return option.name or name
+
+
+def _origin(info: ValidationInfo) -> Origin:
+    return (info.context or {}).get(_ORIGIN, Origin(""))
+
+
+def named(info: ValidationInfo, option: Option | None = None) -> str:
+    """How a message names the field that is being checked: `--max-tokens`, or `--config job.yaml: max_tokens`."""
+    return _named(str(info.field_name), option, _origin(info))
+
+
+def _named(name: str, option: Option | None, origin: Origin) -> str:
+    if name in origin.fields:
+        return f"--config {origin.file}: {(option and option.name) or name}"
+    return flag(name, option)
+
+
+def no_such_setting(name: str, known: Sequence[str]) -> str:
+    """A sentence about a setting that there is not, with the one that was probably meant."""
+    like = difflib.get_close_matches(name.strip("-").replace("-", "_").lower(), known, n=1)
+    meant = f"did you mean {like[0]}?" if like else f"there are {', '.join(known)}"
+    return f"{_shown(name)}: there is no such setting; {meant}"
 
 
 def deciding(settings: Settings) -> dict[str, Any]:
@@ -106,9 +150,9 @@ def _bounds(marks: tuple[Any, ...]) -> str:
     return f"at least {least}" if least else f"above {above}" if above else f"at most {most}" if most else ""
 
 
-def _sentence(settings: type[Settings], problems: list[ErrorDetails]) -> str:
+def _sentence(settings: type[Settings], problems: list[ErrorDetails], origin: Origin) -> str:
     """One sentence about everything that is wrong: the option, its value and what was expected."""
-    shown = {name: (flag(name, option), expected(info)) for name, info, option in options(settings)}
+    shown = {name: (_named(name, option, origin), expected(info)) for name, info, option in options(settings)}
     by_field: dict[str, list[ErrorDetails]] = {}
     for problem in problems:
         by_field.setdefault(str(problem["loc"][0]), []).append(problem)
@@ -118,7 +162,7 @@ def _sentence(settings: type[Settings], problems: list[ErrorDetails]) -> str:
         if its[0]["type"] == "missing":
             missing.append(option)
         elif its[0]["type"] == "extra_forbidden":
-            sentences.append(f"{name}: there is no such setting; there are {', '.join(settings.model_fields)}")
+            sentences.append(no_such_setting(name, list(settings.model_fields)))
         else:
             kind = next((word for p in its for start, word in _KINDS.items() if p["type"].startswith(start)), "")
             wanted = ", ".join(filter(None, (kind, rest))) or its[0]["msg"]
@@ -134,13 +178,13 @@ def _shown(value: object) -> str:
 
 
 def _is_budget(text: str, info: ValidationInfo) -> str:
-    parse_budget(text, flag(str(info.field_name)))
+    parse_budget(text, named(info))
     return text
 
 
 def _is_share_or_whole(value: float, info: ValidationInfo) -> float:
     if not 0 <= value <= 1 and not (value > 1 and value.is_integer()):
-        raise UserError(f"{flag(str(info.field_name))} {value:g}: expected 0, a share of 1, or a whole number")
+        raise UserError(f"{named(info)} {value:g}: expected 0, a share of 1, or a whole number")
     return value
 
 
@@ -153,7 +197,7 @@ def _to_write(text: str, info: ValidationInfo) -> str:
 
 
 def _absolute(text: str, info: ValidationInfo, instead: str) -> str:
-    refuse_url(flag(str(info.field_name)), text, instead)
+    refuse_url(named(info), text, instead)
     return str(Path(text).expanduser().absolute())
 
 

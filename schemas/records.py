@@ -111,13 +111,55 @@ class CommitRecord:
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """Why a shard was given up. The record goes when the shard is committed; nothing reads it but people."""
+    """Why a shard was given up. The record goes when the shard is committed."""
 
     shard: int
     time: float  # seconds since the epoch
     status: str  # as in the outcome of the shard
     stage: str
     message: str  # a sentence; the traceback follows where there is one
+
+    @classmethod
+    def from_json(cls, text: bytes | str, where: str) -> "FailureRecord":
+        """Parse and check the record of a failure.
+
+        Raises:
+            RecordError: truncated or altered record.
+        """
+        data = _parse(text, where)
+        return cls(
+            shard=_take(data, "shard", int, where),
+            time=_take(data, "time", (int, float), where),
+            status=_take(data, "status", str, where),
+            stage=_take(data, "stage", str, where),
+            message=_take(data, "message", str, where),
+        )
+
+
+@dataclass(frozen=True)
+class OwnerRecord:
+    """`_lock`: the process that works on an artifact; empty when none does. One that was killed stays named."""
+
+    process: int
+    host: str
+    began: float  # seconds since the epoch
+
+    @classmethod
+    def from_json(cls, text: bytes | str, where: str) -> "OwnerRecord":
+        """Parse and check what a lock says of its owner.
+
+        Raises:
+            RecordError: it says nothing of this form.
+        """
+        data = _parse(text, where)
+        return cls(
+            process=_take(data, "process", int, where),
+            host=_take(data, "host", str, where),
+            began=_take(data, "began", (int, float), where),
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +170,7 @@ class JobRecord:
     schema_version: int
     settings: dict[str, Any]  # resolved settings that decide the output's bytes
     model: dict[str, Any]  # identity of the model, see pipeline/families/checkpoint.py
-    environment: dict[str, str]  # versions and hardware of the first run; informative
+    environment: dict[str, str]  # versions, hardware and places of the first run; informative
     notes: list[str] = field(default_factory=list)  # what was resolved in another way than asked, and why
     resolved: dict[str, Any] = field(default_factory=dict)  # what "auto" came to; chosen once, in force ever after
 

@@ -8,6 +8,14 @@ from schemas.columns import column, list_column
 
 
 @dataclass(slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation about an image."""
+
+    role: str = column(pa.string())  # "system", "user" or "assistant"
+    text: str = column(pa.string())
+
+
+@dataclass(slots=True, kw_only=True)
 class Prompt:
     """One prompt of a sample."""
 
@@ -17,6 +25,8 @@ class Prompt:
     type: str | None = column(pa.string(), default=None)
     status: str = column(pa.string())  # "ok", or why this prompt can't be answered whatever its image
     message: str | None = column(pa.string(), default=None)  # null where it is "ok"
+    # The conversation that ends with the prompt, earlier turns included; null: it is a conversation by itself.
+    messages: list[Message] | None = list_column(Message, default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +46,9 @@ class _Found:
     path: str | None = column(pa.string(), default=None)  # file that holds the image's encoded bytes
     offset: int | None = column(pa.int64(), default=None)  # null: the whole file
     size: int | None = column(pa.int64(), default=None)
+    within: str | None = column(
+        pa.string(), default=None
+    )  # null: `offset` counts the bytes of `path`; else see `Place`
     image_id: str | None = column(pa.string(), default=None)  # null: the bytes could not be read
     reason: str | None = column(pa.string(), default=None)  # null unless the sample failed in the scan
     message: str | None = column(pa.string(), default=None)

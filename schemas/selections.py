@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from schemas.columns import column, list_column, row_column
+from schemas.samples import Message
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +76,9 @@ class PromptRow:
     prompt_id: str = column(pa.string())
     image_id: str | None = column(pa.string())  # null when the image's bytes could not be read
     prompt: str = column(pa.string())
+    messages: list[Message] | None = list_column(
+        Message, default=None
+    )  # the conversation it ends; null: it stands by itself
     references: list[str] = column(pa.list_(pa.string()))
     type: str | None = column(pa.string())
     source: str = column(pa.string())  # the input sample the prompt came from

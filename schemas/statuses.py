@@ -50,3 +50,14 @@ class Counted(StrEnum):
         """The counts of a record by status."""
         prefix = self.named("")
         return {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+
+
+def failed_inputs(counts: Mapping[str, int]) -> dict[str, int]:
+    """Failed samples, and prompts that failed by themselves, per reason: the rows of the shard's errors table.
+
+    Args:
+        counts: of the shard's commit record.
+    """
+    samples, prompts = Counted.SAMPLES.per_status(counts), Counted.PROMPTS.per_status(counts)
+    failed = {reason: count for reason, count in samples.items() if reason != OK}
+    return failed | {status: prompts[status] for status in PromptStatus if status != OK and status in prompts}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.columns import column
+from schemas.columns import column, list_column
+from schemas.samples import Message
 from schemas.tables import PROMPTS, SELECTIONS
 
 _PROMPTS = {field.name: field.type for field in PROMPTS}
@@ -17,6 +18,7 @@ class StoredPrompt:
     prompt_id: str = column(_PROMPTS["prompt_id"])
     image_id: str = column(_PROMPTS["image_id"])
     prompt: str = column(_PROMPTS["prompt"])
+    messages: list[Message] | None = list_column(Message, default=None)
     references: list[str] | None = column(_PROMPTS["references"])
     type: str | None = column(_PROMPTS["type"])
     shard: int = column(_PROMPTS["shard"])

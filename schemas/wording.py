@@ -1,6 +1,13 @@
-"""Numbers of things, as messages say them."""
+"""Numbers of things and times, as messages say them."""
 
 _SINGULAR = {"are": "is", "were": "was", "have": "has", "hold": "holds"}
+
+
+def clock(seconds: float) -> str:
+    """`1:05`, `2:03:04`: a time as hours, minutes and seconds."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def counted(number: int, things: str, verb: str = "") -> str:

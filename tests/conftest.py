@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         of = getattr(item, "callspec", None)
         if item.path.parent.name == "families" and of and FURTHER_FAMILIES & set(of.id.split("-")):
             item.add_marker("long")
-    on_ray, long = ({item.path for item in items if item.get_closest_marker(name)} for name in ("ray", "long"))
+    short = [item for item in items if item.get_closest_marker("slow") is None]
+    on_ray, long = ({item.path for item in short if item.get_closest_marker(name)} for name in ("ray", "long"))
     items.sort(key=lambda item: (item.path not in on_ray, item.path not in long))
 
 
@@ -113,6 +114,12 @@ def ray_session(shared_folder: Path) -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def joining_ray(ray_session: None) -> dict[str, str]:
+    """The environment of a program that joins the Ray of `ray_session` where it would start one."""
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @pytest.fixture(scope="session")

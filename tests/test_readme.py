@@ -56,6 +56,7 @@ def test_named_files_exist(path):
 
 
 Block = tuple[bool, list[list[str]]]  # whether it is an illustration, the words of its commands
+CORPORA = REPO / "docs" / "corpora.md"  # its commands run in tests/corpus/test_docs.py
 TEXTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), *sorted((REPO / "examples").rglob("*.md"))]
 
 
@@ -80,7 +81,8 @@ def test_commands_on_bundled_data_run_as_written_in_a_fresh_clone(work_here, tmp
     (tmp_path / "examples").symlink_to(REPO / "examples")
     monkeypatch.chdir(tmp_path)
     ran = 0
-    for is_illustration, commands in (block for path in TEXTS for block in console_blocks(path.read_text())):
+    texts = [path for path in TEXTS if path != CORPORA]
+    for is_illustration, commands in (block for path in texts for block in console_blocks(path.read_text())):
         for arguments in () if is_illustration else filter(None, map(ours, commands)):
             assert execute(COMMAND, arguments) == 0, capsys.readouterr().err
             ran += 1
@@ -95,7 +97,10 @@ def test_illustrations_are_understood_by_the_commands():
             job = COMMAND.commands[arguments[0]]
             context = job.make_context(arguments[0], arguments[1:])
             assert context.args == [], "arguments that nothing takes"
-            job.settings(**{name: value for name, value in context.params.items() if value})
+            given = {
+                name: value for name, value in context.params.items() if value and name in job.settings.model_fields
+            }
+            job.settings(**given)
             seen += 1
     assert seen >= 3
 

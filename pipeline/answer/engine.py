@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.families.base import KeptImage
+from pipeline.families.base import KeptImage, Posed
 from schemas.answers import FinishReason
 
 
@@ -12,7 +12,7 @@ from schemas.answers import FinishReason
 class Question:
     """A prompt about one image."""
 
-    prompt: str  # the user's words, without chat template
+    prompt: Posed  # the user's words, or the conversation that they end; without chat template
     image: KeptImage  # at the budget that the model is to see
 
 

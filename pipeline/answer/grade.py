@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import UserError
-
 _EDGES = string.punctuation + string.whitespace
 _BETWEEN_OBJECTS = frozenset({"a", "an", "the", "and"})
 
@@ -96,17 +94,17 @@ class Grader:
         return METRICS[self.metric(prompt_type)](answer, references) if references else None
 
 
-def parse_metrics(texts: Sequence[str], option: str) -> Grader:
+def parse_metrics(texts: Sequence[str]) -> Grader:
     """The grader that texts such as "exact" and "caption=object_f1" describe; a later text overrules an earlier one.
 
     Raises:
-        UserError: a metric that there is not, or a type without a name.
+        ValueError: a metric that there is not, or a type without a name; begins with the text.
     """
     default, by_type = EXACT, {}
     for text in texts:
         prompt_type, is_of_type, name = text.rpartition("=")
         if name not in METRICS or (is_of_type and not prompt_type):
-            raise UserError(f"{option} {text}: expected NAME or TYPE=NAME, with one of {', '.join(METRICS)} as NAME")
+            raise ValueError(f"{text}: expected NAME or TYPE=NAME, with one of {', '.join(METRICS)} as NAME")
         if is_of_type:
             by_type[prompt_type] = name
         else:

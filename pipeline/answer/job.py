@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
-from pipeline.answer.grade import parse_metrics
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact, drop_strays
@@ -27,6 +26,8 @@ from pipeline.errors import UserError
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
+from pipeline.loader.shard import check_features
+from pipeline.report.card import has_card, write_card
 from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
@@ -54,6 +55,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     budget = parse_budget(settings.tokens, "--tokens")
     pruned = Artifact(Path(settings.pruned).resolve())
     prune_job = pruned.require_job("prune", "--pruned")
+    check_features(pruned, prune_job)
     if not pruned.finished:
         raise UserError(f"--pruned {pruned.root} is not finished; run its prune job again to complete it")
     checkpoint, family = open_checkpoint(settings.model)
@@ -72,7 +74,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     if corpus is None:
         raise UserError(f"--pruned {pruned.root} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
-    check_metrics(pruned, found, parse_metrics(settings.metric, "--metric"))
+    check_metrics(pruned, found, settings.grader)
     check_stored(pruned, found, budget, settings.tokens)
     artifact = Artifact(Path(settings.output).resolve())
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
@@ -86,9 +88,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
-        environment=environment(checkpoint),
+        environment={**environment(checkpoint), "pruned": str(pruned.root)},
     )
-    if artifact.finished:
+    if artifact.finished and has_card(artifact):
         artifact.adopt_job(job)
         resume = artifact.resume(found.num_shards, sources=found.hashes)
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
@@ -122,6 +124,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if run.done == len(pending):
             _forget_what_changed(pruned, found, artifact, run, say)
             if not run.failures:
+                write_card(artifact, say)
                 artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
         elif not run.failures and run.stopped_by is None:
             raise RuntimeError(f"{len(pending)} shards were asked for but {run.done} committed")
@@ -169,7 +172,7 @@ def _run_shards(
             batch_size=settings.batch_size,
             batch_tokens=settings.batch_tokens,
             max_new_tokens=settings.max_new_tokens,
-            grader=parse_metrics(settings.metric, "--metric"),
+            grader=settings.grader,
             stop_file=folder.stop_file,
             positions=settings.positions,
             device=placement.device,

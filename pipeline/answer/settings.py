@@ -4,14 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ValidationInfo
 
-from pipeline.answer.grade import parse_metrics
-from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, flag
+from pipeline.answer.grade import Grader, parse_metrics
+from pipeline.errors import UserError
+from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, named
 
 ANSWERED = "what is answered"
 
 
 def _are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    parse_metrics(texts, flag(str(info.field_name)))
+    try:
+        parse_metrics(texts)
+    except ValueError as error:
+        raise UserError(f"{named(info)} {error}") from error
     return texts
 
 
@@ -55,3 +59,8 @@ class AnswerSettings(ClusterSettings):
         Count,
         Option("tokens a batch at most, or one prompt: prompts x the longest with its answer", "N", WORK, decides=True),
     ] = 32_768
+
+    @property
+    def grader(self) -> Grader:
+        """How the answers are scored."""
+        return parse_metrics(self.metric)

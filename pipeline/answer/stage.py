@@ -18,7 +18,7 @@ from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
 from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
-from pipeline.families.base import KeptImage, torch_dtype
+from pipeline.families.base import KeptImage, Posed, Turn, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
 from pipeline.loader.shard import ShardLoader
@@ -149,7 +149,7 @@ def answer_prompts(
     images: Mapping[str, KeptImage],
     *,
     max_new_tokens: int,
-    grader: Grader = Grader(),  # noqa: B008 - it does not change
+    grader: Grader,
 ) -> list[AnswerRow]:
     """Pose prompts about kept images and grade what comes back; a row for each prompt, in the order of `prompts`.
 
@@ -157,12 +157,18 @@ def answer_prompts(
     """
     rows: dict[int, AnswerRow] = {}
     posed = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
-    questions = [Question(prompts[number].prompt, images[prompts[number].image_id]) for number in posed]
+    questions = [Question(_posed(prompts[number]), images[prompts[number].image_id]) for number in posed]
     replies = engine.answer(questions, max_new_tokens=max_new_tokens)
     for number, question, reply in zip(posed, questions, replies, strict=True):
         rows[number] = _row(prompts[number], len(question.image.indices_K), reply, grader)
     no_image = Reply.refusal("its image has no selection in the pruned corpus")
     return [rows.get(number) or _row(prompt, 0, no_image, grader) for number, prompt in enumerate(prompts)]
+
+
+def _posed(prompt: StoredPrompt) -> Posed:
+    if prompt.messages is None:
+        return prompt.prompt
+    return tuple(Turn(message.role, message.text) for message in prompt.messages)
 
 
 def _row(prompt: StoredPrompt, tokens: int, reply: Reply, grader: Grader) -> AnswerRow:

@@ -6,12 +6,13 @@ Readers go through here, never through a glob.
     _commits/ ...    one record a shard, see `pipeline.artifact.ledger`; they name the data files
     manifest.json    every committed file, when all shards are committed
     _SUCCESS         written last
-    _lock            held by the job that works on the artifact
+    _lock            held by the job that works on the artifact, whom it names
 """
 
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any
 from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
 from pipeline.errors import UserError
 from pipeline.storage import HeldError
-from schemas.records import CommitRecord, JobRecord, OtherVersionError, RecordError, to_json
+from schemas.records import CommitRecord, JobRecord, OtherVersionError, OwnerRecord, RecordError, to_json
 from schemas.wording import counted
 
 __all__ = ["Artifact", "Resume", "drop_strays", "made_from"]
@@ -163,6 +164,14 @@ class Artifact(Ledger):
         self.store.put(_MANIFEST, to_json({**summary, "counts": counts, "shards": shards}))
         self.store.put(_SUCCESS, b"")
 
+    def owner(self) -> OwnerRecord | None:
+        """Who holds the artifact, or was killed while it did; None where nobody does. Looks without taking the lock."""
+        try:
+            text = self.store.read(_LOCK).decode()
+        except FileNotFoundError:
+            return None
+        return _owner(text, self.store.locate(_LOCK))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the artifact for one job; first removes what killed writers left half-written.
@@ -170,13 +179,14 @@ class Artifact(Ledger):
         Raises:
             UserError: another live job holds it, or it can't be locked or written.
         """
+        me = OwnerRecord(os.getpid(), socket.gethostname(), time.time())
         with ExitStack() as held:
             try:
-                held.enter_context(self.store.hold(_LOCK, f"process {os.getpid()} on {socket.gethostname()}"))
+                held.enter_context(self.store.hold(_LOCK, to_json(me).decode()))
             except HeldError as error:
+                owner = _owner(error.owner, self.store.locate(_LOCK)) or "another process"
                 raise UserError(
-                    f"--output {self.store.locate()} is in use by {error.owner}; wait for it, "
-                    "or choose another --output"
+                    f"--output {self.store.locate()} is in use by {owner}; wait for it, or choose another --output"
                 ) from error
             self.store.clear_unfinished()
             yield
@@ -187,6 +197,14 @@ def drop_strays(artifact: Artifact, resume: Resume, num_shards: int, say: Callab
     for shard in resume.strays:
         say(f"the commit record of shard {shard:08d} is removed: this output has {counted(num_shards, 'shards')}")
     artifact.forget(resume.strays)
+
+
+def _owner(text: str, where: str) -> OwnerRecord | None:
+    """What a lock says of its owner; None where it says nothing, or what another version wrote."""
+    try:
+        return OwnerRecord.from_json(text, where)
+    except RecordError:
+        return None
 
 
 def _files_json(record: CommitRecord) -> dict[str, Any]:

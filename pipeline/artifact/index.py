@@ -119,7 +119,7 @@ class Generation:
         return (
             f"{self.without_prompts:,} of {counted(self.num_samples, 'samples', 'have')} no prompts; "
             f"in their place: {seen}; "
-            f"prompts are read from a sample's JSON record alone, in the form {PROMPTS_FORM}"
+            f"prompts are read from a record in the form {PROMPTS_FORM}, from --prompt-column, or from --prompt"
         )
 
 

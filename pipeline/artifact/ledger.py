@@ -61,6 +61,14 @@ class Ledger:
         """Note why a shard was given up, until it is committed."""
         self.store.put(_failure_key(record.shard), to_json(record))
 
+    def given_up(self) -> Iterator[FailureRecord]:
+        """Why each shard that was given up is not among the commits, in shard order. Damaged records are left out."""
+        for entry in self.store.list(FAILURES):
+            try:
+                yield FailureRecord.from_json(self.store.read(entry.key), self.store.locate(entry.key))
+            except (FileNotFoundError, RecordError):  # it was committed meanwhile; or people changed it, for whom it is
+                continue
+
     @property
     def failures(self) -> str:
         """Where the records of shards that were given up lie."""

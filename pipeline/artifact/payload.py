@@ -4,11 +4,14 @@ Members: `features` (K, O); `deepstack.<level>` (K, O) where a family has them; 
 (`scale` for `features`), with value = int8 * scale.
 """
 
+import json
 from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}  # as safetensors names them
 
 
 def _scale_name(name: str) -> str:
@@ -43,6 +46,27 @@ def pack_features(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
                 )
             members[name] = stored
     return save(members)
+
+
+def packed_size(widths: Mapping[str, int], num_kept: int, dtype: str) -> int:
+    """Bytes of the payload that `pack_features` makes of (num_kept, width) tensors.
+
+    Args:
+        widths: by member name.
+        num_kept: tokens of the image that are stored.
+        dtype: a torch dtype's name, or int8.
+    """
+    offset = 0
+    header = {}
+    for name, width in widths.items():
+        members = {name: (width, dtype), **({_scale_name(name): (1, "float32")} if dtype == "int8" else {})}
+        for member, (columns, kind) in members.items():
+            size = num_kept * columns * getattr(torch, kind).itemsize
+            shape = [num_kept, columns] if member == name else [num_kept]
+            header[member] = {"dtype": _STORED[kind], "shape": shape, "data_offsets": [offset, offset + size]}
+            offset += size
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + offset
 
 
 def unpack_features(payload: bytes) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +24,7 @@ _SAMPLE_FIELDS = [
 def write_table(root: Path | Store, table: str, shard: int, rows: pa.Table) -> FileEntry:
     """Write `rows` as `<table>/part-<shard>.parquet`, one row group; the same rows give the same bytes."""
     with store_of(root).new_file(f"{table}/part-{shard:08d}.parquet") as new:
-        with pq.ParquetWriter(new.path, rows.schema, compression="zstd") as writer:
-            if len(rows):  # an empty file has no row group: some readers stumble over one without rows
-                writer.write_table(rows, row_group_size=len(rows))
+        _write_rows(new.path, rows)
         sha256 = new.sha256()
     return _file_entry(new, len(rows), sha256)
 
@@ -45,11 +44,42 @@ def write_features_tar(root: Path | Store, shard: int, selections: pa.Table, fea
         # What webdataset.TarWriter writes; that package imports torch, which costs a writing process seconds.
         with new.open() as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for sample, payload in zip(samples, views_of(features["features"]), strict=True):
-                selection = json.dumps(sample, sort_keys=True, ensure_ascii=False).encode()
                 _add_member(archive, f"{sample['image_id']}.features.safetensors", payload)
-                _add_member(archive, f"{sample['image_id']}.json", selection)
+                _add_member(archive, f"{sample['image_id']}.json", _in_json(sample))
         sha256 = new.sha256()
     return _file_entry(new, len(selections), sha256)
+
+
+def table_size(rows: pa.Table) -> int:
+    """Bytes of the file that `write_table` makes of `rows`; nothing is written."""
+    sink = pa.MockOutputStream()
+    _write_rows(sink, rows)
+    return int(sink.size())
+
+
+def member_sizes(selections: pa.Table) -> list[int]:
+    """Bytes of the JSON member that `write_features_tar` makes of each row of `SELECTIONS`."""
+    return [len(_in_json(sample)) for sample in selections.select(_SAMPLE_FIELDS).to_pylist()]
+
+
+def in_tar(size_bytes: int) -> int:
+    """Bytes that a member of this size takes in a tar: its header, and itself in whole blocks."""
+    return tarfile.BLOCKSIZE * (1 + -(-size_bytes // tarfile.BLOCKSIZE))
+
+
+def tar_size(members_bytes: int) -> int:
+    """Bytes of a tar whose members take so many: with the mark of its end, in whole records."""
+    return -(-(members_bytes + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+def _write_rows(sink: Any, rows: pa.Table) -> None:
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd") as writer:
+        if len(rows):  # an empty file has no row group: some readers stumble over one without rows
+            writer.write_table(rows, row_group_size=len(rows))
+
+
+def _in_json(sample: dict[str, Any]) -> bytes:
+    return json.dumps(sample, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _add_member(archive: tarfile.TarFile, name: str, data: bytes | pa.Buffer) -> None:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from ray.util.metrics import Counter
 
 from schemas.records import CommitRecord
-from schemas.statuses import OK, Counted, PromptStatus
+from schemas.statuses import failed_inputs
 
 
 @lru_cache(maxsize=1)
@@ -26,7 +26,7 @@ def count_shard(record: CommitRecord, num_tokens: int, num_kept: int) -> None:
     kept = record.files["selections"].rows
     for status, value in (("ok", kept), ("failed", record.counts["images"] - kept)):
         _add(counters["images"], value, {"status": status})
-    for reason, value in failed_inputs(record).items():
+    for reason, value in failed_inputs(record.counts).items():
         _add(counters["errors"], value, {"reason": reason})
     for stage, seconds in record.seconds.items():
         _add(counters["seconds"], seconds, {"stage": stage})
@@ -34,14 +34,6 @@ def count_shard(record: CommitRecord, num_tokens: int, num_kept: int) -> None:
         _add(counters["tokens"], value, {"kind": kind})
     _add(counters["bytes"], sum(entry.size_bytes for entry in record.files.values()), {})
     _add(counters["shards"], 1, {})
-
-
-def failed_inputs(record: CommitRecord) -> dict[str, int]:
-    """Failed samples, and prompts that failed by themselves, per reason: the rows of the shard's errors table."""
-    samples = Counted.SAMPLES.per_status(record.counts)
-    prompts = Counted.PROMPTS.per_status(record.counts)
-    failed = {reason: count for reason, count in samples.items() if reason != OK}
-    return failed | {status: prompts[status] for status in PromptStatus if status != OK and status in prompts}
 
 
 def _add(counter: Counter, value: float, tags: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from schemas.wording import counted
+from schemas.wording import clock, counted
 
 
 @dataclass
@@ -56,13 +56,7 @@ class Progress:
         assert self._first is not None, "something is done"
         since, before = self._first
         if self.done <= before or now <= since:
-            return f"{_clock(now - self._started)} with start-up"
+            return f"{clock(now - self._started)} with start-up"
         rate = (self.done - before) / (now - since)
         left = max(0, self.total - self.done) / rate
-        return f"{rate:.1f} {self.unit}/s, {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+        return f"{rate:.1f} {self.unit}/s, {clock(left)} left"

@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.storage import Store
 
 _RUNS = "_runs/"
+_TRIES = "tries/"
+_STAGES = ("read", "encode", "write")  # in the order in which a shard goes through them
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,19 @@ class RunFolder:
     tries: TriesFolder
 
 
+def in_flight(store: Store) -> dict[int, str]:
+    """The shards that a run works on, or worked on when it was killed, each with the stage it came to."""
+    shards: dict[int, str] = {}
+    for run in store.names(_RUNS):
+        for shard in store.names(f"{_RUNS}{run}{_TRIES}"):
+            if not shard.removesuffix("/").isdecimal():
+                continue
+            stages = {name.rpartition("-")[0] for name in store.names(f"{_RUNS}{run}{_TRIES}{shard}")}
+            if stages:
+                shards[int(shard.removesuffix("/"))] = max(stages, key=lambda stage: (*_STAGES, stage).index(stage))
+    return dict(sorted(shards.items()))
+
+
 @contextlib.contextmanager
 def run_folder(root: Path | Store) -> Iterator[RunFolder]:
     """A new run of the artifact at `root`, for the time of the block; the caller holds the artifact's lock."""
@@ -107,7 +122,7 @@ def run_folder(root: Path | Store) -> Iterator[RunFolder]:
     _clear(store, _RUNS)  # of killed runs; what stays is never read
     run = f"{_RUNS}{uuid.uuid4().hex}/"
     try:
-        yield RunFolder(StopFile(store, f"{run}stop"), TriesFolder(store, f"{run}tries/"))
+        yield RunFolder(StopFile(store, f"{run}stop"), TriesFolder(store, f"{run}{_TRIES}"))
     finally:
         _clear(store, _RUNS)
 

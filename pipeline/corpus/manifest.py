@@ -1,18 +1,15 @@
 """Scanning a JSONL manifest: one sample a line, each naming an image file, which is hashed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from pipeline.corpus.fetch import hash_image
-from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, parse_record, read_prompts, shown
-from pipeline.storage.input_file import InputReadError, open_input
-from pipeline.storage.paths import is_url
-from pipeline.storage.places import beside
+from pipeline.corpus.reading import Reading
+from pipeline.corpus.record import sample_of_record
+from pipeline.corpus.sample import MAX_JSON_BYTES, ScanUnit, parse_record
+from pipeline.storage.input_file import open_input
 from schemas.samples import Sample
 
-MAX_PATH_CHARS = 4096
 
-
-def scan_manifest(unit: ScanUnit) -> Iterator[Sample]:
+def scan_manifest(unit: ScanUnit, reading: Reading) -> Iterator[Sample]:
     """Lines that begin in [begin, end): a line that straddles the border belongs to the unit it begins in.
 
     Raises:
@@ -21,38 +18,35 @@ def scan_manifest(unit: ScanUnit) -> Iterator[Sample]:
     with open_input(unit.path) as stream:
         if unit.begin:
             stream.seek(unit.begin - 1)
-            stream.readline()
+            _skip_line(stream.readline)
         while (offset := stream.tell()) < unit.end:
-            line = stream.readline()
-            if line.strip():
-                yield _sample_of(unit, offset, line)
+            line = stream.readline(MAX_JSON_BYTES + 1)
+            if len(line) > MAX_JSON_BYTES:
+                if not line.endswith(b"\n"):
+                    _skip_line(stream.readline)
+                yield _bad(unit, offset, f"the line has over {MAX_JSON_BYTES} bytes; no more are read")
+            elif line.strip():
+                yield _sample_of(unit, offset, line, reading)
 
 
-def _sample_of(unit: ScanUnit, offset: int, line: bytes) -> Sample:
-    name = f"{unit.name}@{offset}"
-    sample = Sample(input=unit.input, sample=offset, source=name)
+def _skip_line(readline: Callable[[int], bytes]) -> None:
+    while (piece := readline(1 << 20)) and not piece.endswith(b"\n"):
+        pass
+
+
+def _sample_of(unit: ScanUnit, offset: int, line: bytes, reading: Reading) -> Sample:
     try:
         record = parse_record(line)
     except ValueError as error:
-        sample.reason, sample.message = "bad_record", f"{unit.path}, byte {offset}: {error}"
-        return sample
-    sample.prompts = read_prompts(record, name)
-    if not sample.prompts:
-        sample.keys = keys_instead(record)
-    image = record.get("image")
-    if isinstance(image, str) and is_url(image):
-        sample.reason = "not_local"
-        sample.message = f"'image' is {shown(image)}, a URL; only files are read: fetch it and name the file"
-    elif not isinstance(image, str) or not 0 < len(image) <= MAX_PATH_CHARS or not is_unicode(image):
-        sample.reason = "bad_record"
-        sample.message = f"{unit.path}, byte {offset}: 'image' is {shown(image)}, expected the path of an image file"
-    else:
-        sample.source = f"{name}/{image}"
-        sample.path = beside(unit.path, image)
-        try:
-            found = hash_image(sample.path)
-            sample.image_id, sample.size = found.image_id, found.size
-            sample.width, sample.height = found.width, found.height
-        except InputReadError as error:
-            sample.reason, sample.message = error.reason, str(error)
-    return sample
+        return _bad(unit, offset, str(error))
+    return sample_of_record(unit, offset, record, reading, where=f"{unit.path}, byte {offset}", anywhere=True)
+
+
+def _bad(unit: ScanUnit, offset: int, why: str) -> Sample:
+    return Sample(
+        input=unit.input,
+        sample=offset,
+        source=f"{unit.name}@{offset}",
+        reason="bad_record",
+        message=f"{unit.path}, byte {offset}: {why}",
+    )

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pipeline.corpus.reading import CAPTION_TYPE, Reading
+from pipeline.corpus.turns import KEYS, TurnError, asked_in, is_conversation
 from schemas.samples import Prompt
 from schemas.statuses import PromptStatus
 
 T = TypeVar("T")
 
+MAX_JSON_BYTES = 64 << 20  # of one record
 MAX_KEYS = 32  # of a sample without prompts that are noted
 MAX_KEY_CHARS = 64
 PROMPTS_FORM = '"prompts": [{"prompt": "what is this ?"}]'
@@ -19,7 +22,7 @@ MANIFEST_FORM = f'{{"image": "photo.jpg", {PROMPTS_FORM}}}'
 
 @dataclass(frozen=True)
 class ScanUnit:
-    """A piece of one input that one task scans: bytes [begin, end) of a manifest, or a whole tar."""
+    """A piece of one input that one task scans: what begins in its bytes [begin, end), images of a folder by number."""
 
     input: int
     name: str  # of the input in sources and prompt ids, see `pipeline.corpus.resolve.input_name`
@@ -27,6 +30,8 @@ class ScanUnit:
     kind: str
     begin: int
     end: int
+    last: bool = True  # of the input's pieces
+    partner: str | None = None  # a second file that the input consists of
 
 
 @dataclass(frozen=True)
@@ -63,25 +68,114 @@ def keys_instead(record: dict[str, Any], members: Sequence[str] = ()) -> list[st
     return [printable(name[:MAX_KEY_CHARS]) for name in names[:MAX_KEYS]]
 
 
-def read_prompts(record: dict[str, Any], sample_name: str) -> list[Prompt]:
-    """The prompts of a sample's JSON record; a prompt that can't be used keeps its row with the reason as status.
+def read_prompts(record: dict[str, Any], sample_name: str, reading: Reading = Reading()) -> list[Prompt]:  # noqa: B008
+    """The prompts of a sample's record; a prompt that can't be used keeps its row with the reason as status.
 
     Args:
-        record: JSON object of the sample.
-        sample_name: a prompt without `id` gets `<sample_name>#<number>`.
+        record: of the sample, as JSON has it.
+        sample_name: a prompt without an id of its own gets `<sample_name>#<number>`.
+        reading: where prompts stand, and what is asked beside them.
     """
-    raw = record.get("prompts")
-    if raw is None:
-        return []
+    prompts = _own_prompts(record, sample_name, reading)
+    for text in reading.prompts:
+        item = {"prompt": text}
+        if reading.prompt_column is None:
+            item |= _beside(record, reading)
+            if "id" in item:
+                item["id"] = _numbered(item["id"], len(prompts))
+        prompts.append(_prompt(f"{sample_name}#{len(prompts)}", item))
+    return prompts
+
+
+def _own_prompts(record: dict[str, Any], name: str, reading: Reading) -> list[Prompt]:
+    if reading.prompt_column is not None:
+        return _column_prompts(record, name, reading)
+    if record.get("prompts") is not None:
+        return _listed_prompts(record, name)
+    for key in KEYS:
+        if record.get(key) is not None:
+            return _turn_prompts(record[key], key, name, _beside(record, reading))
+    if record.get("caption") is not None:
+        beside = {"references": record["caption"], "type": CAPTION_TYPE, **_beside(record, reading)}
+        if "id" in beside:
+            beside["id"] = _numbered(beside["id"], 0)
+        return [_prompt(f"{name}#0", {"prompt": reading.caption_prompt, **beside})]
+    return []
+
+
+def _listed_prompts(record: dict[str, Any], name: str) -> list[Prompt]:
+    """Prompts in our own form: a list of texts and objects under `prompts`."""
+    raw = record["prompts"]
     if not isinstance(raw, list):
-        message = f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}"
-        return [Prompt(prompt_id=f"{sample_name}#0", status=PromptStatus.BAD, message=message)]
-    prompts = [_prompt(f"{sample_name}#{number}", item) for number, item in enumerate(raw)]
+        return [_bad(f"{name}#0", f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}")]
+    prompts = [_prompt(f"{name}#{number}", item) for number, item in enumerate(raw)]
     beside = record.get("prompt")
     if isinstance(beside, str) and beside.strip():
         message = f"'prompt' {shown(beside)} stands beside 'prompts' and was not read; put it into their list"
-        prompts.append(Prompt(prompt_id=f"{sample_name}#{len(raw)}", status=PromptStatus.BAD, message=message))
+        prompts.append(_bad(f"{name}#{len(raw)}", message))
     return prompts
+
+
+def _beside(record: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """What the columns for it say of a record's prompts, under the names that our own form has for it."""
+    named = {"references": reading.reference_column, "type": reading.type_column, "id": reading.id_column}
+    return {key: record[column] for key, column in named.items() if column is not None and column in record}
+
+
+def _column_prompts(record: dict[str, Any], name: str, reading: Reading) -> list[Prompt]:
+    """Prompts of a column: one text, a list of texts with one of everything else for each, or a conversation."""
+    column = str(reading.prompt_column)
+    value, beside = record.get(column), _beside(record, reading)
+    if value is None:
+        return []
+    if is_conversation(value):
+        return _turn_prompts(value, column, name, beside)
+    if isinstance(value, str):
+        return [_prompt(f"{name}#0", {"prompt": value, **beside})]
+    if not isinstance(value, list):
+        return [_bad(f"{name}#0", f"{column!r} is {shown(value)}, expected a text, a list of texts or a conversation")]
+    prompts = []
+    for number, item in enumerate(value):
+        own_id = f"{name}#{number}"
+        odd = [key for key, many in beside.items() if not isinstance(many, list) or len(many) != len(value)]
+        if isinstance(item, str) and odd:
+            message = (
+                f"{column!r} has {len(value)} prompts, its {odd[0]} is {shown(beside[odd[0]])}: one for each needed"
+            )
+            bad = _bad(own_id, message)
+            bad.prompt = item if is_unicode(item) else ""
+            prompts.append(bad)
+        else:
+            each = {key: many[number] for key, many in beside.items()} if isinstance(item, str) else {}
+            prompts.append(_prompt(own_id, {"prompt": item, **each} if isinstance(item, str) else item))
+    return prompts
+
+
+def _turn_prompts(turns: Any, key: str, name: str, beside: dict[str, Any]) -> list[Prompt]:
+    """A prompt for each thing that the user says; its reference is what is answered to it."""
+    if not isinstance(turns, list):
+        return [_bad(f"{name}#0", f"{key!r} is {shown(turns)}, expected a list of turns")]
+    prompts: list[Prompt] = []
+    try:
+        for number, asked in enumerate(asked_in(turns)):
+            item = {**beside, "prompt": asked.prompt, "references": asked.references}
+            if "id" in beside:
+                item["id"] = _numbered(beside["id"], number)
+            prompt = _prompt(f"{name}#{number}", item)
+            prompt.messages = asked.messages
+            prompts.append(prompt)
+    except TurnError as error:
+        prompts.append(_bad(f"{name}#{len(prompts)}", f"{key!r}: {error}; what follows in it was not read"))
+    return prompts
+
+
+def _numbered(own: Any, number: int) -> Any:
+    """The id of one of several prompts of a sample, from the id of the sample."""
+    return f"{own}-{number}" if isinstance(own, str | int) and not isinstance(own, bool) else own
+
+
+def _bad(own_id: str, message: str) -> Prompt:
+    return Prompt(prompt_id=own_id, status=PromptStatus.BAD, message=message)
 
 
 def _prompt(own_id: str, item: Any) -> Prompt:
@@ -90,9 +184,7 @@ def _prompt(own_id: str, item: Any) -> Prompt:
     if isinstance(item, str):
         item = {"prompt": item}
     if not isinstance(item, dict):
-        prompt.status = PromptStatus.BAD
-        prompt.message = f"the prompt is {shown(item)}, expected a text or an object"
-        return prompt
+        return _bad(own_id, f"the prompt is {shown(item)}, expected a text or an object")
     problems: list[str] = []
 
     def read(key: str, as_: Callable[[Any], T | None], otherwise: T) -> T:

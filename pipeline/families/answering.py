@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
-from pipeline.families.base import Checkpoint, KeptImage
+from pipeline.families.base import Checkpoint, KeptImage, Posed
 from pipeline.families.loading import load_part, shares_beginnings, takes_padding
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
 
@@ -80,7 +80,7 @@ class PackedAnswerer:
         self._positions = positions or "compact"
         self._newline_O = None if newline is None else newline(self.model)
 
-    def render(self, prompt: str) -> str:
+    def render(self, prompt: Posed) -> str:
         """The prompt with one image placeholder, in the checkpoint's chat template or, without one, in the family's."""
         text = render_prompt(
             self.tokenizer,
@@ -91,7 +91,7 @@ class PackedAnswerer:
         )
         return self._expand(text)
 
-    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K + S image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)

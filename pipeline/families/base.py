@@ -109,6 +109,17 @@ class Encoder(Protocol):
         """Encode prepared images, whose height and width before preparation are `sizes`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in a conversation."""
+
+    role: str  # "system", "user" or "assistant"
+    text: str
+
+
+Posed = str | tuple[Turn, ...]  # what is asked: the user's words, or a conversation that ends with them
+
+
 class Answerer(Protocol):
     """Makes of a prompt and a kept image what `generate` needs.
 
@@ -121,7 +132,7 @@ class Answerer(Protocol):
     shares_beginnings: bool  # one pass over a prompt's beginning, image included, can serve all prompts about it
     takes_padding: bool  # prompts of different length can run beside each other; else each runs alone
 
-    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:

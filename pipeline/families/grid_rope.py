@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
 from pipeline.families.answering import around_image
-from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Posed, Segment
 from pipeline.families.loading import captured, load_part, shares_beginnings, takes_padding
 from pipeline.families.processing import image_processor, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
@@ -152,7 +152,7 @@ class GridAnswerer:
         self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
         self._output = output or _pooled
 
-    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)

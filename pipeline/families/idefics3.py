@@ -19,7 +19,7 @@ from transformers.models.idefics3.modeling_idefics3 import (
 )
 
 from pipeline.errors import UserError
-from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Posed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form, shares_beginnings, takes_padding
 from pipeline.families.processing import image_processor, normalised, tile_bytes, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
@@ -144,7 +144,7 @@ class TileAnswerer:
         self.model = load_part(part, checkpoint, device, dtype)
         self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
 
-    def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
+    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with the tags of all tiles and K image tokens in the place of the image."""
         self._poser.ids(prompt)  # refuses what it must
         return tokenise(self.tokenizer, self._render(prompt).replace(PLACEHOLDER, _blocks(image)))

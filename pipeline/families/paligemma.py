@@ -16,7 +16,7 @@ from transformers.models.paligemma.modeling_paligemma import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Posed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form
 from pipeline.families.processing import UintPreparer, image_processor, normalised
 from pipeline.families.prompting import render_prompt
@@ -59,7 +59,7 @@ class PaliGemmaAnswerer(PackedAnswerer):
     The image comes first, then a beginning of sequence, the prompt and a line break.
     """
 
-    def render(self, prompt: str) -> str:
+    def render(self, prompt: Posed) -> str:
         """The text of a prompt, with one image placeholder."""
         if self.tokenizer.chat_template:
             return super().render(prompt)

@@ -3,13 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.families.base import Checkpoint, UnusablePromptError
+from pipeline.families.base import Checkpoint, Posed, Turn, UnusablePromptError
 from pipeline.families.loading import first_line
 
 GENERIC = "<image>"  # what corpora write, whatever the model's own placeholder is
@@ -43,7 +43,7 @@ class Poser:
         self,
         checkpoint: Checkpoint,
         tokenizer: Any,
-        render: Callable[[str], str],
+        render: Callable[[Posed], str],
         *,
         add_special_tokens: bool = True,
         video: str | None = None,
@@ -73,7 +73,7 @@ class Poser:
                 f"--model {checkpoint.name}: its chat template can't pose a prompt about an image ({error})"
             ) from error
 
-    def ids(self, prompt: str) -> list[int]:
+    def ids(self, prompt: Posed) -> list[int]:
         """Token ids of the rendered prompt, with as many image tokens as `render` writes for one image.
 
         Raises:
@@ -89,7 +89,7 @@ class Poser:
                 )
         return ids
 
-    def _rendered(self, prompt: str) -> str:
+    def _rendered(self, prompt: Posed) -> str:
         text = self._render(prompt)
         if self._video and self._video in text:
             raise UnusablePromptError(
@@ -106,17 +106,18 @@ class Poser:
 
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Posed,
     *,
     placeholder: str,
     default_template: str,
     inline: str | None = None,
 ) -> str:
-    """The full text of a one-turn conversation about one image.
+    """The full text of a conversation about one image.
 
     Args:
-        prompt: the user's words; may hold `<image>` or the family's placeholder once, which then says where the image
-            goes.
+        prompt: the user's words, or all turns of a conversation that ends with them. What the user says may hold
+            `<image>` or the family's placeholder once, which then says where the image goes; else it goes before the
+            user's first words.
         placeholder: the family's image placeholder.
         default_template: used when the checkpoint has no chat template; holds `placeholder` and `{prompt}`.
         inline: an image inside a text, placeholder included; None: the placeholder alone.
@@ -125,25 +126,47 @@ def render_prompt(
         UnusablePromptError: the prompt names several images, or the template can't pose it.
     """
     inline = inline or placeholder
-    prompt, count = _with_inline(prompt, placeholder, inline)
+    turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+    written = [_with_inline(turn.text, placeholder, inline) for turn in turns]
+    count = sum(found for _, found in written)
     if count > 1:
         raise UnusablePromptError(f"the prompt has {count} {placeholder} placeholders; one prompt takes one image")
+    if any(found and turn.role != "user" for turn, (_, found) in zip(turns, written, strict=True)):
+        raise UnusablePromptError(f"a turn of the conversation that is not the user's holds {placeholder}")
     if tokenizer.chat_template:
-        image = [] if count else [{"type": "image"}]
-        conversation: list[Any] = [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
+        conversation = _conversation(turns, [text for text, _ in written], with_image=not count)
         try:
             text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # the template is a program of the checkpoint: anything may come out of it
             raise UnusablePromptError(f"the chat template can't pose this prompt ({first_line(error)})") from error
         assert isinstance(text, str), "tokenize=False gives text"
+    elif len(turns) > 1:
+        raise UnusablePromptError(
+            "the prompt has earlier turns, and the checkpoint has no chat template that says how they are written"
+        )
     else:
         template = default_template.replace(f"{inline}\n", "").replace(inline, "") if count else default_template
-        text = template.replace("{prompt}", prompt)
+        text = template.replace("{prompt}", written[0][0])
     if text.count(placeholder) != 1:
         raise UnusablePromptError(
             f"the chat template puts {text.count(placeholder)} {placeholder} placeholders into the prompt, expected 1"
         )
     return text
+
+
+def _conversation(turns: Sequence[Turn], texts: Sequence[str], *, with_image: bool) -> list[dict[str, Any]]:
+    """The turns as chat templates take them, with an image before the user's first words if it is asked for."""
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                *([{"type": "image"}] if with_image and number == first else []),
+                {"type": "text", "text": text},
+            ],
+        }
+        for number, (turn, text) in enumerate(zip(turns, texts, strict=True))
+    ]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:

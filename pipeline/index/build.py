@@ -18,6 +18,7 @@ from pipeline.artifact.index import (
 )
 from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stream import Stage, run_on_worker, stream_items
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import CorpusInput, common_root
 from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
@@ -52,6 +53,7 @@ class ScanSettings:
     store: Store
     prefix: str
     limit: int | None
+    reading: Reading = Reading()
 
 
 def extend_index(
@@ -62,6 +64,7 @@ def extend_index(
     shard_size: int,
     limit: int | None,
     bound: PixelBound | None = None,
+    reading: Reading = Reading(),  # noqa: B008  # it does not change
     shards_per_file: int = SHARDS_PER_FILE,
     say: Callable[[str], None] = lambda _: None,
 ) -> Index:
@@ -76,6 +79,7 @@ def extend_index(
         shard_size: distinct images a shard at most.
         limit: index only the first samples of the corpus (all inputs must be new then).
         bound: of the shards' pixels; None: only `shard_size` counts.
+        reading: what the user says of the corpus.
         shards_per_file: how many shards share a file of the index.
         say: takes one line for the user.
 
@@ -87,7 +91,7 @@ def extend_index(
     corpus_root = old[0].corpus_root if old else common_root(inputs)
     store.clear(_SCAN)
     # A folder of its own, which no worker of an older, killed run can still write to.
-    settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit)
+    settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit, reading)
     unread, samples = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
     without = [inputs[number - first_input].path for number, found in samples.items() if not found]
     if without and any(samples.values()):  # else the job ends, with a sentence of its own
@@ -163,10 +167,13 @@ def _scan_stage(batch: pa.Table, settings: ScanSettings) -> pa.Table:
 
 
 def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
-    found = 0
-    samples = scan(unit, settings.limit)
+    found, last = 0, -1
+    samples = scan(unit, settings.limit, settings.reading)
     with settings.store.new_file(key) as new, pq.ParquetWriter(new.path, SCAN) as writer:
         while some := list(islice(samples, SCAN_BATCH_ROWS)):
+            for sample in some:
+                assert sample.sample > last, "readers give samples in the order of their positions"
+                last = sample.sample
             writer.write_table(table_of(Sample, some))
             found += len(some)
     return found

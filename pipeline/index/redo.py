@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation, Index, write_index, write_part
-from pipeline.corpus.fetch import hash_image
+from pipeline.corpus.fetch import Place, hash_image
+from pipeline.corpus.packed import DamagedError
 from pipeline.storage import Store
 from pipeline.storage.input_file import InputReadError
 from schemas.columns import column, rows_of, table_of
@@ -33,6 +34,7 @@ class Unhashed:
     path: str = column(pa.string())
     offset: int | None = column(pa.int64())
     size: int | None = column(pa.int64())
+    within: str | None = column(pa.string())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _unhashed(index: Index) -> list[Unhashed]:
         return []
     with duckdb.connect() as db:
         found = db.sql(
-            f'select shard, input, sample, path, "offset", size from {_rows(index.store, index.parts())} '
+            f'select shard, input, sample, path, "offset", size, within from {_rows(index.store, index.parts())} '
             f"where image_id is null and reason in {TRANSIENT} and path is not null order by shard, input, sample"
         )
         return rows_of(Unhashed, found.to_arrow_table())
@@ -111,9 +113,11 @@ def _hash_again(index: Index, unhashed: list[Unhashed]) -> None:
 
 def _tried(one: Unhashed) -> Tried:
     try:
-        found = hash_image(one.path, one.offset, one.size)
+        found = hash_image(Place(one.path, one.offset, one.size, one.within))
     except InputReadError as error:
         return Tried(size=one.size, reason=error.reason, message=str(error))
+    except DamagedError as error:
+        return Tried(size=one.size, reason="changed_file", message=f"{one.path}: {error}")
     return Tried(found.image_id, found.size)
 
 

@@ -11,10 +11,11 @@ import torch
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import unpack_features
 from pipeline.budget import Budget
+from pipeline.errors import UserError
 from pipeline.families.base import KeptImage
 from pipeline.loader.payloads import payloads_in_parquet, payloads_in_tar
 from schemas.columns import rows_of, schema_of
-from schemas.records import CommitRecord
+from schemas.records import CommitRecord, JobRecord
 from schemas.statuses import PromptStatus
 from schemas.stored import StoredPrompt, StoredSelection
 
@@ -32,11 +33,11 @@ class ShardLoader:
     """Reads shards of one pruned artifact.
 
     Raises:
-        UserError: the folder holds no artifact of a prune job, or one of another schema version.
+        UserError: the folder holds no artifact of a prune job, one of another schema version, or one without features.
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        artifact.require_job("prune", "--pruned")
+        check_features(artifact, artifact.require_job("prune", "--pruned"))
         self._artifact = artifact
 
     def load(self, shard: int, budget: Budget) -> LoadedShard:
@@ -50,6 +51,19 @@ class ShardLoader:
             RecordError: a file is not the one that its commit record names.
         """
         return _Reading(self._artifact, budget).load(shard)
+
+
+def check_features(pruned: Artifact, prune_job: JobRecord) -> None:
+    """Refuse an artifact that holds rankings alone.
+
+    Raises:
+        UserError: saying what would have to be pruned.
+    """
+    if prune_job.settings.get("features") == "none":
+        raise UserError(
+            f"--pruned {pruned.root} was pruned with --features none: it holds rankings alone, and images are answered "
+            "from stored features; prune the corpus into another --output with --features webdataset or parquet"
+        )
 
 
 @dataclass

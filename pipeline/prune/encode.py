@@ -11,7 +11,8 @@ import torch
 from pipeline.artifact.payload import pack_features
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
-from pipeline.cluster.outcomes import Status, ended_shard, passed_on
+from pipeline.cluster.outcomes import Status, ended_shard, passed_on, stopped_shard
+from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Encoder, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -42,6 +43,8 @@ class EncodeSettings:
     select: SelectSettings
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
+    stop_file: StopFile | None = None  # while it exists no further shard is begun
+    keep_features: bool = True  # False: nothing but decisions is handed on
 
 
 def load_encoder(settings: EncodeSettings, device: torch.device) -> Encoder:
@@ -58,12 +61,12 @@ class EncodeShards:
     def __init__(self, settings: EncodeSettings) -> None:
         self._settings = settings
         self._runner = StageRunner("encode", settings.policy)
-        self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
+        self.refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
             self._encoder = self._runner.load(lambda: load_encoder(settings, self._device))
         except UserError as error:
-            self._refused = str(error)
+            self.refused = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A shard's table of `DECODED` to its table of `ENCODED`."""
@@ -71,8 +74,10 @@ class EncodeShards:
         ended = passed_on(batch, ENCODED)
         if ended is not None:
             return ended
-        if self._refused is not None:
-            return ended_shard(shard, ENCODED, Status.REFUSED, self._refused, "encode")
+        if self.refused is not None:
+            return ended_shard(shard, ENCODED, Status.REFUSED, self.refused, "encode")
+        if self._settings.stop_file is not None and self._settings.stop_file.is_there:
+            return stopped_shard(shard, ENCODED, "encode")
         return self._runner.run_batches(
             shard, ENCODED, self._settings.batch_size, lambda batch_size: self.encode_shard(batch, batch_size)
         )
@@ -121,8 +126,10 @@ class EncodeShards:
         return encoded
 
     def _encoded(self, row: DecodedRow, image: EncodedImage, selection: Selection) -> EncodedRow:
+        features = None
         try:
-            features = kept_features(row, image, selection, self._settings.feature_dtype)
+            if self._settings.keep_features:
+                features = kept_features(row, image, selection, self._settings.feature_dtype)
         except OverflowError as error:
             return _without_selection("feature_overflow", str(error))
         decision = decision_of(row, image, selection)

@@ -59,6 +59,7 @@ def complete_index(
         shard_size=settings.shard_size,
         limit=settings.limit,
         bound=PixelBound(settings.shard_bytes, partial(prepared_bytes, model)),
+        reading=settings.reading,
         say=say,
     )
     new = index.generations[-1]

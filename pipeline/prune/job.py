@@ -20,6 +20,7 @@ from pipeline.prune.settle import settle
 from pipeline.prune.stages import StreamSettings, Tally, run_shards
 from pipeline.prune.tune import find_batch_size
 from pipeline.prune.write import WriteSettings, outcome_of
+from pipeline.report.card import has_card, write_card
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from schemas.wording import counted
@@ -66,13 +67,15 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
         if settings.redo_errors:
             index = forget_transient_errors(artifact, index, say)
         missing = left_out(index, planned.inputs, say)
-        return replace(_run(settings, artifact, index, encode, placement, not missing, say), left_out=missing)
+        return replace(
+            _run(settings, artifact, index, encode, planned.forms, placement, not missing, say), left_out=missing
+        )
 
 
 def _nothing_to_do(artifact: Artifact, planned: Plan, say: Say) -> PruneResult | None:
     """The result of a job whose shards are all there already, which the user is told; None where work is left."""
     index, new_inputs = known(artifact, planned.inputs)
-    if index is None or new_inputs or not artifact.finished:
+    if index is None or new_inputs or not (artifact.finished and has_card(artifact)):
         return None
     artifact.adopt_job(planned.job)
     resume = artifact.resume(index.num_shards)
@@ -107,6 +110,7 @@ def _run(
     artifact: Artifact,
     index: Index,
     encode: EncodeSettings,
+    forms: tuple[str, ...],
     placement: Placement,
     whole_corpus: bool,
     say: Say,
@@ -123,10 +127,11 @@ def _run(
     if resume.pending and skipped:
         say(f"{skipped:,} of {index.num_shards:,} shards are there already")
     if not resume.pending:
-        if whole_corpus and not artifact.manifest_holds():
-            if artifact.finished:
+        holds = artifact.manifest_holds()
+        if whole_corpus and not (holds and has_card(artifact)):
+            if artifact.finished and not holds:
                 say(f"the manifest of {artifact.root} is damaged or not that of its shards: it is written again")
-            _finish(artifact, index)
+            _finish(artifact, index, say)
         return PruneResult(0, skipped, usable=resume.num_ok)
     artifact.reopen()
     artifact.forget(resume.damaged)
@@ -134,8 +139,8 @@ def _run(
         policy = Policy(settings.retries, settings.shard_timeout_sec, tries=folder.tries)
         stream = StreamSettings(
             read=ReadSettings(index, encode.model, folder.stop_file, policy),
-            encode=replace(encode, policy=policy),
-            write=WriteSettings(artifact.root, _forms(settings.features), policy),
+            encode=replace(encode, policy=policy, stop_file=folder.stop_file),
+            write=WriteSettings(artifact.root, forms, policy),
             workers=settings.workers or placement.workers or max(1, cluster_cpus() - 1),
             placement=placement,
             max_error_rate=settings.max_error_rate,
@@ -146,16 +151,17 @@ def _run(
     errors = tally.errors
     if run.done == len(resume.pending):
         if whole_corpus:
-            errors += _finish(artifact, index)
+            errors += _finish(artifact, index, say)
     elif not run.failures and run.stopped_by is None:
         raise RuntimeError(f"{len(resume.pending)} shards were asked for but {run.done} committed")
     usable = resume.num_ok + tally.samples - tally.failed_samples
     return PruneResult(run.done, skipped, tally.images, errors, run.failures, run.stopped_by, usable=usable)
 
 
-def _finish(artifact: Artifact, index: Index) -> int:
+def _finish(artifact: Artifact, index: Index, say: Say) -> int:
     """Settle what shards take from each other and mark the artifact as complete; errors that came up only now."""
     gained = settle(artifact, index)
+    write_card(artifact, say)
     artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "prune", "num_shards": index.num_shards})
     return gained
 
@@ -166,7 +172,3 @@ def _committed(artifact: Artifact) -> Tally:
     for record in artifact.commits():
         tally.add(outcome_of(record))
     return tally
-
-
-def _forms(features: str) -> tuple[str, ...]:
-    return ("webdataset", "parquet") if features == "both" else (features,)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.artifact.index import read_index
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.corpus.resolve import CorpusInput, resolve_corpus
@@ -11,9 +12,13 @@ from pipeline.prune.encode import EncodeSettings
 from pipeline.prune.select import SelectSettings, require_attention, resolve_estimator
 from pipeline.prune.settings import PruneSettings
 from pipeline.settings import deciding
+from pipeline.storage import LocalStore
+from pipeline.storage.hub import is_of_hub
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 from zoo_ops import CENTERED
+
+_FORMS = {"webdataset": ("webdataset",), "parquet": ("parquet",), "both": ("webdataset", "parquet"), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Plan:
     model: str  # the checkpoint, pinned to the commit that was found here
     dtype: str  # that the model runs in
     feature_dtype: str
+    forms: tuple[str, ...]  # of the stored features: "webdataset", "parquet", both or neither
     select: SelectSettings
 
     def encode(self, device: str, batch_size: int) -> EncodeSettings:
@@ -36,7 +42,16 @@ class Plan:
             feature_dtype=self.feature_dtype,
             select=self.select,
             device=device,
+            keep_features=bool(self.forms),
         )
+
+
+def _indexed(settings: PruneSettings) -> list[str]:
+    """The inputs that the output was indexed from, if the corpus is one of which the commit must stay."""
+    if not any(is_of_hub(pattern) for pattern in settings.corpus):
+        return []
+    index = read_index(LocalStore(settings.output))
+    return [] if index is None else [item.path for one in index.generations for item in one.inputs]
 
 
 def plan(settings: PruneSettings) -> Plan:
@@ -45,7 +60,7 @@ def plan(settings: PruneSettings) -> Plan:
     Raises:
         UserError: bad input; nothing was begun.
     """
-    inputs = resolve_corpus(settings.corpus)
+    inputs = resolve_corpus(settings.corpus, _indexed(settings))
     checkpoint, family = open_checkpoint(settings.model)
     check_buildable(checkpoint)
     require_attention(family, checkpoint, settings.selector)
@@ -70,4 +85,4 @@ def plan(settings: PruneSettings) -> Plan:
         seed=settings.seed,
         centring=family.centring,
     )
-    return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, select)
+    return Plan(inputs, job, checkpoint.pinned, dtype, settings.feature_dtype, _FORMS[settings.features], select)

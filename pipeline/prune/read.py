@@ -14,7 +14,7 @@ from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import stopped_shard
 from pipeline.cluster.run_folder import StopFile
 from pipeline.corpus.decode import DecodeError, decode_image
-from pipeline.corpus.fetch import read_bytes
+from pipeline.corpus.fetch import Fetcher, Place
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.prune.rows import DECODED, DecodedRow, ReadFacts, on_its_way, pixels_table, same_in_each, stage_table
@@ -50,23 +50,28 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
 
     Pixels are there only where the sample owns its image. A sample that can't be used gets its `reason` and `message`.
     """
-    prepare = preparer_of(settings.model).prepare
-    samples = settings.index.read_shard(shard)
+    return decode_samples(settings.index.read_shard(shard), settings.model)
+
+
+def decode_samples(samples: pa.Table, model: str) -> pa.Table:
+    """The table `DECODED` of rows of the index, their images prepared as the checkpoint asks for."""
+    prepare = preparer_of(model).prepare
     seconds = {"read": 0.0, "decode": 0.0}
     rows, pixels = [], []
-    for sample in rows_of(IndexRow, samples):
-        row = DecodedRow(
-            shard=sample.shard,
-            source=sample.source,
-            image_id=sample.image_id,
-            reason=sample.reason,
-            message=sample.message,
-            width=None,
-            height=None,
-        )
-        rows.append(row)
-        owns_image = sample.reason is None and sample.slot is not None
-        pixels.append(_decode(sample, row, prepare, seconds) if owns_image else None)
+    with Fetcher() as fetcher:
+        for sample in rows_of(IndexRow, samples):
+            row = DecodedRow(
+                shard=sample.shard,
+                source=sample.source,
+                image_id=sample.image_id,
+                reason=sample.reason,
+                message=sample.message,
+                width=None,
+                height=None,
+            )
+            rows.append(row)
+            owns_image = sample.reason is None and sample.slot is not None
+            pixels.append(_decode(sample, row, fetcher, prepare, seconds) if owns_image else None)
     facts = ReadFacts(read_seconds=seconds["read"], decode_seconds=seconds["decode"])
     return stage_table(
         DECODED,
@@ -79,7 +84,11 @@ def read_shard(shard: int, settings: ReadSettings) -> pa.Table:
 
 
 def _decode(
-    sample: IndexRow, row: DecodedRow, prepare: Callable[[Image.Image], np.ndarray], seconds: dict[str, float]
+    sample: IndexRow,
+    row: DecodedRow,
+    fetcher: Fetcher,
+    prepare: Callable[[Image.Image], np.ndarray],
+    seconds: dict[str, float],
 ) -> np.ndarray | None:
     """The prepared pixels of a sample's image; where there are none, the row says why."""
     started = time.perf_counter()
@@ -87,7 +96,7 @@ def _decode(
     try:
         assert sample.path is not None, "a sample with an image says where its bytes lie"
         assert sample.image_id is not None, "and was hashed"
-        data = read_bytes(sample.path, sample.offset, sample.size, sample.image_id)
+        data = fetcher.read(Place(sample.path, sample.offset, sample.size, sample.within), sample.image_id)
         seconds["read"] += time.perf_counter() - started
         started = time.perf_counter()
         image = decode_image(data)

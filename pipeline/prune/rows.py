@@ -38,7 +38,7 @@ class DecodedRow:
 
 @dataclass(slots=True, kw_only=True)
 class EncodedRow:
-    """A sample after the model. It has a selection and features where it owns an image that could be encoded."""
+    """A sample after the model. Where it owns an encoded image it has a selection, and features if kept."""
 
     reason: str | None = column(pa.string())  # null unless the sample failed, in any stage
     message: str | None = column(pa.string())

@@ -20,7 +20,7 @@ from pipeline.corpus.decode import DecodeError, decode_image, image_size
 from pipeline.corpus.fetch import read_bytes
 from pipeline.errors import UserError
 from pipeline.families.base import Preparer, UnusableImageError
-from pipeline.index.sampling import Place, sampled_places
+from pipeline.index.sampling import Sampled, sampled_places
 from pipeline.prune.encode import EncodeSettings, load_encoder
 from pipeline.prune.read import preparer_of
 from pipeline.prune.select import select_tokens
@@ -71,7 +71,7 @@ def _measure(settings: EncodeSettings, index: Index) -> int | None:
     return smallest_fast_size(lambda size: _seconds(work, size))
 
 
-def large_images(places: list[Place], preparer: Preparer) -> list[Prepared]:
+def large_images(places: list[Sampled], preparer: Preparer) -> list[Prepared]:
     """Of the images at these places those with most prepared pixels, the largest first; those that fail left out."""
     sized = []
     for place in places:
@@ -93,8 +93,8 @@ def large_images(places: list[Place], preparer: Preparer) -> list[Prepared]:
     return prepared
 
 
-def _bytes_of(place: Place) -> bytes:
-    return read_bytes(place.path, place.offset, place.size, place.image_id)
+def _bytes_of(sampled: Sampled) -> bytes:
+    return read_bytes(sampled.place, sampled.image_id)
 
 
 def smallest_fast_size(seconds_of: Callable[[int], float | None]) -> int:

@@ -34,7 +34,7 @@ class WriteSettings:
     """Where shards go and which forms of features are written."""
 
     root: Path
-    features: tuple[str, ...]  # of "webdataset", "parquet"
+    features: tuple[str, ...]  # of "webdataset", "parquet"; empty: none are stored
     policy: Policy = Policy()
 
 
@@ -61,9 +61,10 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     resolve_repeats(rows, [row for row in rows if row.slot is not None])
     slots = [(row.slot, place) for place, row in enumerate(rows) if row.slot is not None and row.reason is None]
     places = [place for _, place in sorted(slots)]
-    selections, features = nested_table(batch["selection"], places), nested_table(batch["features"], places)
+    selections = nested_table(batch["selection"], places)
     statuses, counts = write_statuses(settings.root, shard, rows)
     files = {"selections": write_table(settings.root, "selections", shard, selections), **statuses}
+    features = nested_table(batch["features"], places if settings.features else [])
     if "webdataset" in settings.features:
         files["features.webdataset"] = write_features_tar(settings.root, shard, selections, features)
     if "parquet" in settings.features:
@@ -132,6 +133,7 @@ def prompt_rows(rows: Iterable[IndexRow]) -> list[PromptRow]:
             prompt_id=prompt.prompt_id,
             image_id=row.image_id,
             prompt=prompt.prompt,
+            messages=prompt.messages,
             references=prompt.references,
             type=prompt.type,
             source=row.source,

@@ -63,9 +63,9 @@ class LocalStore:
                 if item.is_file() and not _is_unfinished(item.name):
                     yield _entry(f"{prefix}{item.name}", item.stat())
 
-    def names(self) -> Sequence[str]:
-        """The finished files and the folders of the root; none where the root is no folder."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root) as found:
+    def names(self, prefix: str = "") -> Sequence[str]:
+        """The finished files and the folders directly under a prefix; none where that is no folder."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path(prefix)) as found:
             return sorted(f"{one.name}/" if one.is_dir() else one.name for one in found if not _is_unfinished(one.name))
         return []
 
@@ -178,7 +178,11 @@ class LocalStore:
                 stream.truncate(0)
                 stream.write(owner + "\n")
                 stream.flush()
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # a name that stays is that of a process which has let go or died
+                    stream.truncate(0)
 
     def clear_unfinished(self) -> None:
         """Remove temporary files here and one folder down, and scratch folders."""

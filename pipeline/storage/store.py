@@ -69,8 +69,8 @@ class Store(Protocol):
         """The files directly under a prefix that ends in "/" (or under the root), in the order of their keys."""
         ...
 
-    def names(self) -> Sequence[str]:
-        """What lies directly under the root, half-written files excepted: files, and prefixes that end in "/"."""
+    def names(self, prefix: str = "") -> Sequence[str]:
+        """What lies directly under a prefix or the root, half-written files excepted; what ends in "/" is a prefix."""
         ...
 
     def read(self, key: str) -> bytes:
@@ -115,6 +115,9 @@ class Store(Protocol):
 
     def hold(self, key: str, owner: str) -> AbstractContextManager[None]:
         """Hold a key against every other process for the time of the block; the hold ends with its process.
+
+        Meanwhile, and after the process was killed, the file under the key says what the owner said of itself; when the
+        block ends it is empty.
 
         Raises:
             HeldError: another live process holds it.

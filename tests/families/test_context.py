@@ -40,7 +40,8 @@ def test_a_prompt_up_to_the_context_is_answered_as_by_the_untouched_model_and_a_
     replies = llava.replies(asked, kept, batch_size=4, max_new_tokens=NEW_TOKENS, answerer=answerer)
     assert [reply.finish_reason is FinishReason.REFUSED for reply in replies] == [False, False, True, False]
     assert replies[2].message == (
-        f"the prompt has {length + 1} tokens with its image, the model takes {length} (max_position_embeddings)"
+        f"the prompt has {length + 1} tokens with its image, the model takes {length} (max_position_embeddings); "
+        "shorten it, or answer with fewer --tokens"
     )
     expected = untouched(llava, folder, [full, short], NEW_TOKENS)
     assert [list(replies[n].token_ids) for n in (0, 1, 3)] == [expected[0], expected[1], expected[3]]

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.answer.engine import Reply
 from pipeline.budget import Budget
+from pipeline.families.base import Turn
 from pipeline.families.checkpoint import open_checkpoint
 from tests.families.models import SPECIAL, TINY
 from tests.families.test_parity import flat_features, stock_ids, token_types
@@ -117,3 +118,52 @@ def test_why_several_images_are_refused_is_told(case, name):
     (row,) = posed(case(name), ["<image> and <image>"])
     assert row.finish_reason == "refused"
     assert "one prompt takes one image" in row.message
+
+
+ROLES = "{% for m in messages %}<|im_start|> {{ {'user': 'w1', 'assistant': 'w2', 'system': 'w3'}[m['role']] }} "
+CONVERSATION = (Turn("system", "w4"), Turn("user", "w5"), Turn("assistant", "w6"), Turn("user", "w7 w8"))
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "paligemma"])
+def test_earlier_turns_are_written_by_the_chat_template(case, name, monkeypatch):
+    """As the model's own template writes them, the image before the user's first words, or where a turn has it."""
+    case = case(name)
+    answerer = case.answerer()
+    tokenizer = answerer.tokenizer
+    _, _, body = tokenizer.chat_template.partition("<|im_start|> user ")
+    monkeypatch.setattr(tokenizer, "chat_template", ROLES + body)
+    image = case.kept(Budget("all"))[f"{1:064x}"]
+    parts = [{"type": "image"}, {"type": "text", "text": "w5"}]
+    text = [[{"type": "text", "text": turn.text}] for turn in CONVERSATION]
+    stock = [{"role": t.role, "content": c} for t, c in zip(CONVERSATION, [text[0], parts, *text[2:]], strict=True)]
+    expected = tokenizer.apply_chat_template(stock, tokenize=False, add_generation_prompt=True)
+    words = [word for word in expected.split() if word.startswith("w")]
+    assert words == ["w3", "w4", "w1", "w5", "w2", "w6", "w1", "w7", "w8"]
+    ids = answerer.token_ids(CONVERSATION, image)
+    seen = [word for word in tokenizer.convert_ids_to_tokens(ids) if word.startswith("w")]
+    assert seen == words
+    first = ids.index(answerer.image_token_id)
+    assert tokenizer.convert_ids_to_tokens(ids)[:first].count("w5") == 0, "the image stands before the first words"
+    placed = (Turn("user", "w5 <image>"), *CONVERSATION[2:])
+    ids = answerer.token_ids(placed, image)
+    assert tokenizer.convert_ids_to_tokens(ids)[: ids.index(answerer.image_token_id)].count("w5") == 1
+    rows = posed(case, [CONVERSATION, "w1", (Turn("user", "w1"),)], answerer)  # type: ignore[list-item]
+    assert [row.finish_reason for row in rows] == ["length"] * 3
+    assert rows[1].token_ids == rows[2].token_ids
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_a_conversation_that_can_not_be_written_is_refused_alone(case, name, monkeypatch):
+    case = case(name)
+    answerer = case.answerer()
+    twice = (Turn("user", "<image> w1"), Turn("assistant", "w2"), Turn("user", "<image> w3"))
+    theirs = (Turn("user", "w1"), Turn("assistant", "<image>"), Turn("user", "w3"))
+    rows = posed(case, [twice, theirs, "w1"], answerer)  # type: ignore[list-item]
+    assert [row.finish_reason for row in rows] == ["refused", "refused", "length"]
+    assert "one prompt takes one image" in rows[0].message
+    assert "a turn of the conversation that is not the user's holds" in rows[1].message
+    monkeypatch.setattr(answerer.tokenizer, "chat_template", None)
+    (row,) = posed(case, [CONVERSATION], answerer)  # type: ignore[list-item]
+    assert row.message == (
+        "the prompt has earlier turns, and the checkpoint has no chat template that says how they are written"
+    )

@@ -1,8 +1,9 @@
 """SIGKILL at random moments of a 40-shard run: the output is that of an undisturbed run, byte for byte.
 
-A killed worker (model actor, decode task, write task): the same run completes. A killed driver: the same command run
-again completes. The suite kills both actors
-and the driver once; `make faults` kills each 20 times, at moments spread over the run.
+A killed worker (model actor, decode task, write task, answering actor): the same run completes. A killed driver: the
+same command run again completes. The suite kills both actors, a decode task and the driver of a prune job once.
+`make faults` kills each kind 20 times, at moments spread over the run, and its drivers take the Ray that they started
+down with them; the driver that the suite kills has joined a Ray, which lives on.
 """
 
 import json
@@ -224,17 +225,17 @@ def kill_drivers(victim: str, count: int, job: Job, folder: Path) -> Iterator[Ki
     raise AssertionError(f"only {met} of {count} kills met a living driver in an unfinished run")
 
 
-@pytest.mark.parametrize("victim", ["model actor", "answering actor"])
+@pytest.mark.parametrize("victim", ["model actor", "decode task", "answering actor"])
 def test_a_killed_worker_changes_nothing(victim, job_of, tmp_path):
+    """One kill, at a random moment of the run's first two seconds of that work."""
     (kill,) = kill_workers(victim, 1, job_of(victim), tmp_path)
     assert kill.harmless, kill
 
 
-@pytest.mark.ray
-def test_a_killed_driver_loses_nothing(prune, made_corpus, tiny_llava, calm, facts, tmp_path):
+def test_a_killed_driver_loses_nothing(prune, joining_ray, made_corpus, tiny_llava, calm, facts, tmp_path):
     output = tmp_path / "killed"
     command = prune_command(made_corpus, tiny_llava, output)
-    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL) as driver:
+    with subprocess.Popen(command, cwd=REPO, env=joining_ray, stderr=subprocess.DEVNULL) as driver:
         assert wait_for(lambda: commits(output) >= 3 or driver.poll() is not None, 240, 0.02), "no commit in time"
         assert driver.poll() is None, "the driver ended before it could be killed"
         os.kill(driver.pid, signal.SIGKILL)

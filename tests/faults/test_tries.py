@@ -7,17 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pytest
 from fault_tools import REPO
 
+from pipeline.artifact.index import Index
+from pipeline.budget import parse_budget
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import ENDING, Status
 from pipeline.cluster.run_folder import Tries, TriesFolder
 from pipeline.cluster.session import quiet_ray_data
 from pipeline.cluster.stream import Stage, stream_items
 from pipeline.errors import UserError
+from pipeline.prune.encode import EncodeSettings
+from pipeline.prune.select import SelectSettings
+from pipeline.prune.tune import find_batch_size
 from pipeline.storage import LocalStore
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("pid", pa.int64()), *ENDING])
@@ -100,6 +106,20 @@ def test_an_actor_that_dies_while_it_loads_ends_the_run_with_one_sentence(tmp_pa
     (failure,) = {row["failure"] for row in rows.values()}
     assert failure.startswith("a worker of stage work was started 2 times and each time, before the model was loaded,")
     assert "--workers" in failure
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_measuring_worker_that_dies_is_bad_input_not_a_traceback(tiny_llava):
+    def measure(_settings: EncodeSettings, _index: Index) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 1
+
+    settings = EncodeSettings(tiny_llava, "float32", 0, "model", SelectSettings(parse_budget("16", "")))
+    with (
+        mock.patch("pipeline.prune.tune._measure", measure),
+        pytest.raises(UserError, match="--batch-size auto: the worker that measured it died"),
+    ):
+        find_batch_size(settings, Index(LocalStore(Path("/nowhere")), []), 0.0)
 
 
 def run_stuck(folder: Path, body: str, timeout_sec: float, grace_sec: float = 60.0) -> subprocess.CompletedProcess[str]:

@@ -64,8 +64,8 @@ def untouched_answers(checkpoint: str, prompts: list[dict], images: dict[str, Im
     ends = model.generation_config.eos_token_id
     answers = {}
     prompts = sorted(prompts, key=lambda prompt: (prompt["type"], prompt["prompt"]))  # long answers together
-    for begin in range(0, len(prompts), 48):
-        batch = prompts[begin : begin + 48]
+    for begin in range(0, len(prompts), 16):  # more at once take longer: they outgrow the processor's cache
+        batch = prompts[begin : begin + 16]
         texts = [
             processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": p["prompt"]}]}],
@@ -89,18 +89,14 @@ def answerable(pruned: Path) -> list[dict]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_keep_all_equals_the_untouched_model_on_every_prompt(step, pruned_all, raw_images, tiny_llava, tmp_path):
-    """Of every third image, which the slow form makes every image."""
+def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, raw_images, tiny_llava, tmp_path):
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
-    chosen = set(sorted({prompt["image_id"] for prompt in prompts})[::step])
-    answers = answers_of(pruned_all, tmp_path / "all", tiny_llava, {"tokens": "all", "workers": 1})
+    answers = answer(pruned_all, tmp_path / "all", tokens="all")
     assert {row["tokens"] for row in answers.values()} == {256}
     assert answers.keys() == {prompt["prompt_id"] for prompt in prompts}
-    expected = untouched_answers(tiny_llava, [p for p in prompts if p["image_id"] in chosen], raw_images)
-    assert len(expected) > 1600 // step * 0.9
+    expected = untouched_answers(tiny_llava, prompts, raw_images)
+    assert expected.keys() == answers.keys()
     different = [i for i, tokens in expected.items() if answers[i]["answer_tokens"] != tokens]
     assert different == []
 

@@ -126,13 +126,13 @@ def test_a_repeat_follows_its_owner_when_that_is_lost_and_mended(prune, jpeg, tm
 
 
 def test_a_corpus_without_prompts_says_so_twice(prune, tiny_llava, jpeg, write_tar, tmp_path):
-    members: list = [("1.jpg", jpeg(1)), ("1.txt", b"a cat"), ("1.json", {"caption": "a cat"})]
+    members: list = [("1.jpg", jpeg(1)), ("1.cls", b"7"), ("1.json", {"label": "a cat"})]
     write_tar(tmp_path / "x.tar", members)
     said = prune(tmp_path / "out", corpus=(str(tmp_path / "x.tar"),), max_tokens="4")
     (line,) = [line for line in said if "no prompts" in line]
-    assert "1 of 1 sample has no prompts; in their place: .txt (1), caption (1); " in line
+    assert "1 of 1 sample has no prompts; in their place: .cls (1), label (1); " in line
     assert '"prompts": [{"prompt": ' in line
-    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 sample has .*caption \(1\)") as caught:
+    with pytest.raises(UserError, match=r"holds no prompt to answer; 1 of 1 sample has .*label \(1\)") as caught:
         answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "answers").exists()

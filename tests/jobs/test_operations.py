@@ -1,12 +1,8 @@
-"""What an operator relies on: stopping, error rates, redoing, verifying, the log, a measured batch size."""
+"""What an operator relies on: error rates, redoing, verifying, the log, a measured batch size."""
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,33 +180,6 @@ def test_shards_are_cut_by_the_bytes_of_prepared_pixels(prune, tmp_path):
     assert [record.counts["images"] for record in records] == [3, 3, 2]
     with pytest.raises(UserError, match="shard_bytes: 172032 -> 1073741824"):
         prune(tmp_path / "out", max_tokens="4", limit=8)
-
-
-@pytest.mark.ray
-def test_sigterm_finishes_the_shards_in_flight(scenes_tars, tiny_llava, tmp_path):
-    output = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "jobs.prune_corpus", "--corpus", scenes_tars, "--model", tiny_llava,
-        "--output", str(output), "--max-tokens", "4", "--shard-size", "2",
-    ]  # fmt: skip
-    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) as job:
-        deadline = time.monotonic() + 240
-        while not list((output / "_commits").glob("*.json")) if (output / "_commits").exists() else True:
-            assert job.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        job.send_signal(signal.SIGTERM)
-        _, said = job.communicate(timeout=240)
-    assert job.returncode == 128 + signal.SIGTERM, said
-    assert "SIGTERM: finishing the shards in flight" in said
-    assert "run the same command again to resume" in said
-    assert "Traceback" not in said
-    done = len(list((output / "_commits").glob("*.json")))
-    assert 0 < done < 155
-    assert not (output / "_SUCCESS").exists()
-    assert not (output / "_stop").exists()
-    resume = Artifact(output).resume(155)
-    assert (len(resume.pending), resume.reasons) == (155 - done, [])
 
 
 @pytest.mark.usefixtures("work_here")

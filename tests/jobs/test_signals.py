@@ -1,14 +1,21 @@
-"""Ctrl-C and SIGTERM at any moment before shards are in flight, and twice after: quiet, with their own status."""
+"""Ctrl-C and SIGTERM: quiet before shards are in flight and when sent twice; sent once, these shards are finished.
+
+Signals to shards in flight go to a job that has joined the Ray of the session.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import ray
+
+from pipeline.cluster.status import State, job_status
+from tests.faults.fault_tools import commits, data_of, differing, wait_for, workers
 
 REPO = Path(__file__).resolve().parents[2]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -81,6 +88,14 @@ def streams(_process: int, output: Path) -> bool:
     return (output / "_runs").exists()
 
 
+def encodes_on_the_session(_process: int, output: Path) -> bool:
+    return streams(0, output) and encoders_on_the_session()
+
+
+def encoders_on_the_session() -> bool:
+    return any(workers(os.getpid(), "EncodeShards"))
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("moment", "number", "times"),
@@ -89,28 +104,120 @@ def streams(_process: int, output: Path) -> bool:
         pytest.param(starts_ray, signal.SIGTERM, 1, marks=pytest.mark.slow),
         (starts_ray, signal.SIGINT, 1),
         pytest.param(indexes, signal.SIGTERM, 1, marks=pytest.mark.slow),
-        (streams, signal.SIGINT, 2),
+        pytest.param(streams, signal.SIGINT, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_job_is_left_quietly(
     moment: Callable[[int, Path], bool], number: signal.Signals, times: int, scenes_tars, tiny_llava, tmp_path
 ):
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs.zoo_prune", "prune", "--corpus", scenes_tars, "--model", tiny_llava]
-    command += ["--output", str(output), "--shard-size", "16"]
-    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) as job:
+    """With the Ray that it started."""
+    started = leave(moment, number, times, [scenes_tars, tiny_llava, str(tmp_path / "out")], dict(os.environ))
+    ended = wait_for(lambda: not any(alive(process, command) for process, command in started), 60, 0.1)
+    assert ended, "processes of Ray outlive the job"
+
+
+# A prune job whose model begins the shards from BEGUN on only when the job has been asked to stop, whatever is read by
+# then: of so small a corpus mostly all.
+GOES_ON_WHEN_STOPPED = """
+import runpy, sys, time
+from pipeline.prune import encode, stages
+
+begun = int(sys.argv.pop(1))
+
+class EncodeShards(encode.EncodeShards):
+    def __call__(self, batch):
+        latest = time.monotonic() + 120
+        while batch["shard"][0].as_py() >= begun and not self._settings.stop_file.is_there:
+            assert time.monotonic() < latest
+            time.sleep(0.05)
+        return super().__call__(batch)
+
+stages.EncodeShards = EncodeShards
+runpy.run_module("jobs.prune_corpus", run_name="__main__", alter_sys=True)
+"""
+BEGUN = 4
+
+
+def test_sigterm_finishes_the_shards_in_flight(prune, joining_ray, tiny_llava, tmp_path):
+    output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    corpus = str(REPO / "examples" / "scenes" / "scenes-000000.tar")
+    settings = {"corpus": (corpus,), "max_tokens": "4", "shard_size": 8}
+    prune(undisturbed, **settings)
+    shards = commits(undisturbed)
+    command = [
+        sys.executable, "-c", GOES_ON_WHEN_STOPPED, str(BEGUN), "--corpus", corpus, "--model", tiny_llava,
+        "--output", str(output), "--max-tokens", "4", "--shard-size", "8", "--workers", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=REPO, env=joining_ray, stderr=subprocess.PIPE, text=True) as job:
+        try:
+            assert wait_for(lambda: commits(output) or job.poll() is not None, 240), "no commit in time"
+            job.send_signal(signal.SIGTERM)
+            _, said = job.communicate(timeout=240)
+        finally:
+            job.kill()  # where the test has failed
+    assert job.returncode == 128 + signal.SIGTERM, said
+    assert "SIGTERM: finishing the shards in flight" in said
+    assert "run the same command again to resume" in said
+    assert "Traceback" not in said
+    done = commits(output)
+    assert 0 < done <= BEGUN < shards
+    assert not (output / "_SUCCESS").exists()
+    assert not (output / "_runs").exists()
+    before = {name: (output / name).stat().st_mtime_ns for name in data_of(output)}
+    assert f"{done} of {shards} shards are there already" in prune(output, **settings)
+    assert (output / "_SUCCESS").exists()
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
+    assert differing(data_of(output), data_of(undisturbed)) == []
+
+
+def test_two_ctrl_c_leave_a_stream_and_its_workers_end(scenes_tars, tiny_llava, joining_ray, tmp_path):
+    """On a Ray that the job has joined, which lives on; with a Ray of its own this is a slow case of the test above."""
+    assert wait_for(lambda: not encoders_on_the_session(), 120, 0.1), "workers of an earlier test outlive it"
+    leave(encodes_on_the_session, signal.SIGINT, 2, [scenes_tars, tiny_llava, str(tmp_path / "out")], joining_ray)
+    assert wait_for(lambda: not encoders_on_the_session(), 60, 0.1), "workers outlive the job"
+    assert ray.get(ray.put("the session's Ray")) == "the session's Ray"
+
+
+def leave(
+    moment: Callable[[int, Path], bool],
+    number: signal.Signals,
+    times: int,
+    arguments: Sequence[str],
+    environment: dict[str, str],
+) -> list[tuple[int, str]]:
+    """Start a prune job, send it signals from a moment on, and see that it says what it should and no more.
+
+    Args:
+        moment: of the job's process number and output.
+        number: of the signal.
+        times: that it is sent, half a second apart.
+        arguments: corpus, model and output.
+        environment: of the job's process.
+
+    Returns:
+        Number and command of the processes that it had started by that moment.
+    """
+    corpus, model, output = arguments
+    command = [sys.executable, "-m", "jobs.zoo_prune", "prune", "--corpus", corpus, "--model", model]
+    command += ["--output", output, "--shard-size", "16"]
+    with subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 240
-        while not moment(job.pid, output):
+        while not moment(job.pid, Path(output)):
             assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         started = children(job.pid)
+        if moment is streams:  # on Ray, what tests/jobs/test_status.py has seen without
+            seen = job_status(output)
+            assert (seen.state, seen.owner and seen.owner.process) == (State.RUNNING, job.pid)
         for n in range(times):
             job.send_signal(number)
             if n + 1 < times:
                 time.sleep(0.5)
         _, said = job.communicate(timeout=60)
     assert job.returncode == STATUS[number], said
+    if moment is streams:
+        assert job_status(output).state is State.STOPPED
     lines = said.splitlines()
     assert lines[-1] == SAID[number]
     known = (
@@ -121,10 +228,7 @@ def test_a_job_is_left_quietly(
         "SIGINT: ",
     )
     assert [line for line in lines[:-1] if not line.startswith(known) and " images (" not in line] == []
-    deadline = time.monotonic() + 60
-    while any(alive(process, command) for process, command in started):
-        assert time.monotonic() < deadline, "processes of Ray outlive the job"
-        time.sleep(0.1)
+    return started
 
 
 def alive(process: int, command: str) -> bool:

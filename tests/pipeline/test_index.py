@@ -180,15 +180,15 @@ def test_a_key_that_comes_again_has_names_of_its_own(tmp_path, jpeg, write_tar):
 
 
 def test_samples_without_prompts_are_counted_with_what_they_have(tmp_path, jpeg, write_tar):
-    """Forms other tools write: captions, conversations, a prompt at the top, text members."""
+    """Forms other tools write: texts under other names, conversations without turns, text members."""
     members: list = []
     for n in range(10):
-        members += [(f"{n}.jpg", jpeg(n)), (f"{n}.txt", b"a cat"), (f"{n}.json", {"caption": "a cat", "url": "x"})]
+        members += [(f"{n}.jpg", jpeg(n)), (f"{n}.cls", b"7"), (f"{n}.json", {"label": "a cat", "url": "x"})]
     write_tar(tmp_path / "laion.tar", members)
     new = build(str(tmp_path / "laion.tar"), LocalStore(tmp_path / "a")).generations[-1]
     assert (new.num_prompts, new.without_prompts) == (0, 10)
-    assert new.keys_seen == {".txt": 10, "caption": 10, "url": 10}
-    assert "10 of 10 samples have no prompts; in their place: .txt (10), caption (10), url (10);" in new.prompts_note()
+    assert new.keys_seen == {".cls": 10, "label": 10, "url": 10}
+    assert "10 of 10 samples have no prompts; in their place: .cls (10), label (10), url (10);" in new.prompts_note()
 
     lines: list[dict] = [{"image": "1.jpg", "prompts": ["what ?"]}] * 6
     lines += [{"image": "1.jpg", "conversations": [], f"k{n}": 1} for n in range(9)]

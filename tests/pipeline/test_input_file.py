@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.fetch import Inspected, hash_image, read_bytes
+from pipeline.corpus.fetch import Inspected, Place, hash_image, read_bytes
 from pipeline.storage import LocalStore, input_file
 from pipeline.storage.input_file import InputReadError, PatientFile, open_input
 
@@ -123,9 +123,9 @@ def test_it_reads_like_a_file(path):
 def test_images_are_fetched_by_patient_reads(path, storage):
     image_id = hashlib.sha256(path.read_bytes()[5:8]).hexdigest()
     storage.failures.append(errno.EIO)
-    assert read_bytes(str(path), 5, 3, image_id) == path.read_bytes()[5:8]
+    assert read_bytes(Place(str(path), 5, 3), image_id) == path.read_bytes()[5:8]
     storage.failures.append(errno.EIO)
-    assert hash_image(str(path), 5, 3) == Inspected(image_id, 3, None, None)
+    assert hash_image(Place(str(path), 5, 3)) == Inspected(image_id, 3, None, None)
     storage.failures.append(errno.EIO)
     assert hash_image(str(path)) == Inspected(hashlib.sha256(path.read_bytes()).hexdigest(), 25_600, None, None)
     assert len(storage.pauses) == 3

@@ -1,7 +1,6 @@
 """What is counted as a failed input: as many as the shard's errors table has rows."""
 
-from pipeline.cluster.metrics import failed_inputs
-from schemas.records import CommitRecord
+from schemas.statuses import failed_inputs
 
 
 def test_a_prompt_of_a_failed_sample_is_no_failed_input_of_its_own():
@@ -15,7 +14,7 @@ def test_a_prompt_of_a_failed_sample_is_no_failed_input_of_its_own():
             "prompts.bad_prompt": 1,
         },
     }
-    assert failed_inputs(CommitRecord(0, {}, counts)) == {
+    assert failed_inputs(counts) == {
         "missing_file": 1,
         "bad_record": 1,
         "empty_prompt": 1,

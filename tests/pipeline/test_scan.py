@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus.decode import DecodeError
-from pipeline.corpus.fetch import read_bytes
+from pipeline.corpus.fetch import Place, read_bytes
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
@@ -39,7 +39,15 @@ def test_offsets_point_at_the_image(tmp_path, jpeg, write_tar):
         assert row["reason"] is None
     assert first["source"] == "a.tar/x/1.jpg"
     assert first["prompts"] == [
-        {"prompt_id": "q", "prompt": "what ?", "references": ["a", "b"], "type": "t", "status": "ok", "message": None}
+        {
+            "prompt_id": "q",
+            "prompt": "what ?",
+            "references": ["a", "b"],
+            "type": "t",
+            "status": "ok",
+            "message": None,
+            "messages": None,
+        }
     ]
     assert second["prompts"] == []
 
@@ -193,7 +201,7 @@ def test_a_file_that_became_a_fifo_is_not_waited_for(tmp_path, jpeg):
     (tmp_path / "1.jpg").unlink()
     os.mkfifo(tmp_path / "1.jpg")
     with pytest.raises(DecodeError, match="is a FIFO") as caught:
-        read_bytes(row["path"], row["offset"], row["size"], row["image_id"])
+        read_bytes(Place(row["path"], row["offset"], row["size"], row["within"]), row["image_id"])
     assert caught.value.reason == "not_a_file"
 
 

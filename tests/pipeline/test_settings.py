@@ -17,12 +17,14 @@ def test_what_decides_the_bytes():
     assert deciding(PruneSettings(**PRUNE)) == {
         "max_tokens": "64", "selector": "zoo", "estimator": "closed_form", "features": "webdataset", "seed": 0,
         "feature_dtype": "model", "dtype": "auto", "shard_size": 512, "shard_bytes": 1 << 30,
-        "batch_size": 8, "limit": None,
+        "batch_size": 8, "limit": None, "prompt": [], "caption_prompt": "describe the image .", "prompt_column": None,
+        "reference_column": None, "type_column": None, "id_column": None, "image_column": None,
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER)) == {
         "tokens": "all", "dtype": "auto", "batch_size": 32, "batch_tokens": 32_768, "max_new_tokens": 64,
-        "positions": None,
+        "positions": None, "metric": [],
     }  # fmt: skip
+    assert deciding(AnswerSettings(**ANSWER, metric=("caption=object_f1",)))["metric"] == ["caption=object_f1"]
 
 
 def test_texts_of_a_command_line_become_values():
@@ -49,7 +51,7 @@ def test_folders_are_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shard_sizes": 4}, "^shard_sizes: there is no such setting; there are .*shard_size"),
+        ({"shard_sizes": 4}, "^shard_sizes: there is no such setting; did you mean shard_size\\?$"),
         ({"corpus": "a.tar"}, r"^--corpus a\.tar: expected a list$"),
         ({"corpus": ()}, r"^--corpus \(\): expected at least one$"),
         ({"verify": "maybe"}, "^--verify maybe: expected true or false$"),

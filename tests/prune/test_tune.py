@@ -1,11 +1,8 @@
 """The measured batch size: the smallest beyond which doubling is not worth it, with large images of the corpus."""
 
 import io
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.artifact.index import Generation, Index, part_key, write_part
-from pipeline.budget import Budget, parse_budget
+from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families.base import EncodedImage, Segment, UnusableImageError
 from pipeline.index import sampling
@@ -42,20 +39,6 @@ from zoo_ops import as_projector_spec
 )
 def test_smallest_fast_size(seconds_of, size):
     assert smallest_fast_size(seconds_of) == size
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_measuring_worker_that_dies_is_bad_input_not_a_traceback(tiny_llava):
-    def measure(_settings: EncodeSettings, _index: Index) -> int:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return 1
-
-    settings = EncodeSettings(tiny_llava, "float32", 0, "model", SelectSettings(parse_budget("16", "")))
-    with (
-        mock.patch("pipeline.prune.tune._measure", measure),
-        pytest.raises(UserError, match="--batch-size auto: the worker that measured it died"),
-    ):
-        find_batch_size(settings, Index(LocalStore(Path("/nowhere")), []), 0.0)
 
 
 PROJECTOR = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 3)).requires_grad_(False)

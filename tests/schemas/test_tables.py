@@ -41,6 +41,7 @@ GOLDEN = {
             ("prompt_id", pa.string()),
             ("image_id", pa.string()),
             ("prompt", pa.string()),
+            ("messages", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
             ("references", pa.list_(pa.string())),
             ("type", pa.string()),
             ("source", pa.string()),
