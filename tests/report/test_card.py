@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -45,15 +46,18 @@ def few(prune, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("table", ["selections", "prompts", "errors", "features"])
-def test_datasets_and_pandas_read_the_tables(table, few, tmp_path):
+def test_datasets_pandas_and_polars_read_the_tables(table, few, tmp_path):
     loaded = load_dataset(str(few), table, split="train", cache_dir=str(tmp_path))
     expected = rows_of(few, "features.parquet" if table == "features" else table)
     key = {"prompts": "prompt_id", "errors": "source"}.get(table, "image_id")
     assert loaded[key] == [row[key] for row in expected]
-    frame = pd.concat(pd.read_parquet(path) for path in sorted((few / table).glob("part-*.parquet")))
-    assert list(frame[key]) == [row[key] for row in expected]
+    files = sorted((few / table).glob("part-*.parquet"))
+    frame = pd.concat(map(pd.read_parquet, files))
+    scanned = pl.scan_parquet(files).collect()
+    assert list(frame[key]) == scanned[key].to_list() == [row[key] for row in expected]
     if table == "selections":
-        assert loaded["ranking"][0] == list(frame["ranking"].iloc[0]) == expected[0]["ranking"]
+        rankings = [row["ranking"] for row in expected]
+        assert loaded["ranking"] == scanned["ranking"].to_list() == [list(row) for row in frame["ranking"]] == rankings
 
 
 def test_a_table_without_rows_is_left_out_as_datasets_refuses_it(small_pruned, tmp_path):
