@@ -4,8 +4,8 @@
 
 Teacher-forced accuracy on plain held-out scenes, the same questions for every row. A tower whose background tokens
 carry objects would answer from them; without, the best is the commonest answer of each type. Background beside an
-object may itself show up to five of its pixels, and JPEG spreads colours over blocks of sixteen: the last two rows leave
-out the first, and both.
+object may itself show up to five of its pixels, and JPEG spreads colours over blocks of sixteen: the last two rows
+leave out the first, and both.
 """
 
 import argparse
