@@ -43,11 +43,12 @@ def split_and_kind(prompt_type: str | None) -> tuple[str, str]:
     return split, kind or "untyped"
 
 
-def load_corpus(manifest: Path) -> tuple[dict[str, Image.Image], list[GradedPrompt]]:
+def load_corpus(manifests: Sequence[Path]) -> tuple[dict[str, Image.Image], list[GradedPrompt]]:
     """Distinct images that decode and have a question with references, and these questions."""
     images: dict[str, Image.Image] = {}
     prompts = []
-    for line in manifest.read_text().splitlines():
+    lines = ((manifest, line) for manifest in manifests for line in manifest.read_text().splitlines())
+    for manifest, line in lines:
         record = json.loads(line)
         data = (manifest.parent / record["image"]).read_bytes()
         image_id = hashlib.sha256(data).hexdigest()

@@ -88,14 +88,14 @@ class Part:
     """Some images of a corpus and the model that is to answer about them."""
 
     model: str
-    manifest: Path
+    manifests: tuple[Path, ...]
     image_ids: Sequence[str]
     controls: bool
 
 
 @dataclass
 class Answered:
-    """Scores of one part's questions, in the order of the manifest, and what getting them cost."""
+    """Scores of one part's questions, in the order of the manifests, and what getting them cost."""
 
     full_Q: NDArray[np.float64]  # with all tokens
     scores_RBQ: NDArray[np.float64]  # of each run at each budget; NaN where a run has no such budget
@@ -168,7 +168,7 @@ class Model:
 def answer_part(part: Part) -> Answered:
     """Ask one model every question about some images, with all tokens and with every selector at every budget."""
     torch.set_num_threads(1)
-    images, prompts = load_corpus(part.manifest)
+    images, prompts = load_corpus(part.manifests)
     images = {image_id: images[image_id] for image_id in part.image_ids}
     prompts = [prompt for prompt in prompts if prompt.image_id in images]
     model = Model(part.model, images, prompts)

@@ -60,6 +60,7 @@ from jobs.console import quiet_libraries
 from jobs.tables import print_table
 from pipeline.families.checkpoint import identity, open_checkpoint
 
+MANIFESTS = ("scenes.jsonl", "cluttered.jsonl")
 IMAGES_A_PART = 40
 PICTURE_SELECTORS = ("zoo", "feature_norm", "random")
 PICTURE_RATIO = 0.125
@@ -72,12 +73,12 @@ def main() -> None:
     if len(set(names)) < len(names) or POOLED in names:
         sys.exit(f"--model: models are told apart by the names of their folders, which are {', '.join(names)}")
     started = time.perf_counter()
-    manifest = Path(given.manifest)
-    images, prompts = load_corpus(manifest)
+    manifests = tuple(map(Path, given.manifest))
+    images, prompts = load_corpus(manifests)
     images = spread(images, given.limit)
     prompts = [prompt for prompt in prompts if prompt.image_id in images]
     runs = runs_of(given.controls)
-    answered, scores = answer_all(given, manifest, images, prompts)
+    answered, scores = answer_all(given, manifests, images, prompts)
     generated_in = time.perf_counter() - started
     (tokens,) = {tuple(part.tokens_B) for part in answered}
     (num_tokens,) = {max(part.cpu_sec) for part in answered}
@@ -111,7 +112,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", action="append", help="checkpoint; once for each (default: the bundled one)")
-    parser.add_argument("--manifest", default=str(REPO / "examples" / "scenes" / "scenes.jsonl"))
+    parser.add_argument("--manifest", action="append", help="JSONL; once for each (default: the bundled corpus)")
     parser.add_argument("--controls", action="store_true", help="also average pooling at equal token counts")
     parser.add_argument("--json", default=str(REPO / "benchmarks" / "results" / "selectors.json"))
     parser.add_argument("--picture", default=str(REPO / "docs" / "images" / "selectors.png"))
@@ -120,16 +121,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="one compute thread each")
     given = parser.parse_args()
     given.model = given.model or [str(REPO / "examples" / "tiny-llava")]
+    given.manifest = given.manifest or [str(REPO / "examples" / "scenes" / name) for name in MANIFESTS]
     return given
 
 
 def answer_all(
-    given: argparse.Namespace, manifest: Path, images: dict[str, Image.Image], prompts: Sequence[GradedPrompt]
+    given: argparse.Namespace,
+    manifests: tuple[Path, ...],
+    images: dict[str, Image.Image],
+    prompts: Sequence[GradedPrompt],
 ) -> tuple[list[Answered], dict[str, Scores]]:
     """What every part of the images brought, and each model's scores of all questions."""
     ids = list(images)
     some = [ids[n : n + IMAGES_A_PART] for n in range(0, len(ids), IMAGES_A_PART)]
-    parts = [Part(model, manifest, group, given.controls) for model in given.model for group in some]
+    parts = [Part(model, manifests, group, given.controls) for model in given.model for group in some]
     answered = []
     for number, one in enumerate(answers_of(parts, given.processes), 1):
         answered.append(one)

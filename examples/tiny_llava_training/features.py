@@ -11,7 +11,7 @@ from scene_data import SceneArrays
 from scenes import NUM_TOKENS
 from tiny_model import VISION_WIDTH
 
-NUM_FEATURE_SCENES = 24_000
+NUM_FEATURE_SCENES = 32_000
 _CHUNK = 200
 
 

@@ -1,6 +1,8 @@
 """Makes examples/scenes: held-out scenes with questions as WebDataset tars and as JSONL with an image folder.
 
-Some inputs are bad on purpose; BAD_INPUTS names them. The bytes depend on this tree and on Pillow's JPEG encoder only.
+The plain scenes are scenes-*.tar and scenes.jsonl, the cluttered ones cluttered-*.tar and cluttered.jsonl, whose
+questions have types of their own, such as `cluttered_color`. Some plain inputs are bad on purpose; BAD_INPUTS names
+them. The bytes depend on this tree and on Pillow's JPEG encoder only.
 """
 
 import argparse
@@ -8,15 +10,19 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from questions import ONE_WORD_TYPES, Question, sample_questions
+from cluttered import make_cluttered_scene
+from questions import ONE_WORD_TYPES, SHORT_TYPES, Question, sample_questions
 from scenes import JPEG_QUALITY, Scene, SceneObject, make_scene
 
-NUM_IMAGES, NUM_TARS = 312, 3
+TAR_IMAGES = 104
+NUM_IMAGES, NUM_CLUTTERED = 3 * TAR_IMAGES, TAR_IMAGES  # the cluttered are numbered on behind the plain
+CLUTTERED_PREFIX = "cluttered_"
 CORPUS_DIR = Path(__file__).resolve().parent.parent / "scenes"
 _QUESTION_SEED = 77
 _SCARCE_TYPES = ("relation", "digit", "shape")
@@ -98,7 +104,18 @@ def _scene_questions(objects: tuple[SceneObject, ...], rng: np.random.Generator)
     return sorted(picked, key=lambda question: ONE_WORD_TYPES.index(question.type)) + captions
 
 
+def _cluttered_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Six questions: a mark and a number where there is one, then others, a caption for every second scene."""
+    limits = dict.fromkeys(("mark", "number", *(ONE_WORD_TYPES[i] for i in rng.permutation(len(ONE_WORD_TYPES)))), 1)
+    picked = sample_questions(scene.objects, rng, limits=limits, signs=scene.signs)[: 6 - int(rng.random() < 0.5)]
+    captions = sample_questions(scene.objects, rng, limits={"caption": 1}) if len(picked) < 6 else []
+    questions = sorted(picked, key=lambda question: SHORT_TYPES.index(question.type)) + captions
+    return [replace(question, type=CLUTTERED_PREFIX + question.type) for question in questions]
+
+
 def _questions_for(number: int, scene: Scene, rng: np.random.Generator) -> list[Question]:
+    if number >= NUM_IMAGES:
+        return _cluttered_questions(scene, rng)
     if number == 151:
         return [
             Question("count", "how many circles are there ?", "zero"),
@@ -143,25 +160,36 @@ def _tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
     return stored.getvalue()
 
 
+def corpus_scene(number: int) -> Scene:
+    """The scene that image `number` of the corpus shows (before some are made bad inputs)."""
+    if number >= NUM_IMAGES:
+        return make_cluttered_scene("corpus", number)
+    return make_scene("corpus", COPIES.get(number, number))
+
+
 def build_corpus() -> dict[str, bytes]:
     """Every file of the corpus, as path relative to its folder and content."""
     files: dict[str, bytes] = {}
-    manifest: list[str] = []
-    members: list[list[tuple[str, bytes]]] = [[] for _ in range(NUM_TARS)]
-    for number in range(NUM_IMAGES):
-        scene = make_scene("corpus", COPIES.get(number, number))
-        encode = BAD_INPUTS[number][1] if number in BAD_INPUTS else None
-        name = f"{number:06d}.{'png' if encode is _alpha_png else 'jpg'}"
-        content = encode(scene) if encode else scene.jpeg
-        prompts = _prompts(number, scene)
-        files[f"images/{name}"] = content
-        row = {"id": f"{number:06d}", "image": f"images/{name}", "prompts": prompts}
-        manifest.append(json.dumps(row, ensure_ascii=False) + "\n")
-        sidecar = json.dumps({"prompts": prompts}, ensure_ascii=False).encode()
-        members[number * NUM_TARS // NUM_IMAGES] += [(name, content), (f"{number:06d}.json", sidecar)]
-    files["scenes.jsonl"] = "".join(manifest).encode()
-    for number, shard in enumerate(members):
-        files[f"scenes-{number:06d}.tar"] = _tar_bytes(shard)
+    for name, numbers in (
+        ("scenes", range(NUM_IMAGES)),
+        ("cluttered", range(NUM_IMAGES, NUM_IMAGES + NUM_CLUTTERED)),
+    ):
+        manifest: list[str] = []
+        members: list[tuple[str, bytes]] = []
+        for number in numbers:
+            scene = corpus_scene(number)
+            encode = BAD_INPUTS[number][1] if number in BAD_INPUTS else None
+            image = f"{number:06d}.{'png' if encode is _alpha_png else 'jpg'}"
+            content = encode(scene) if encode else scene.jpeg
+            prompts = _prompts(number, scene)
+            files[f"images/{image}"] = content
+            row = {"id": f"{number:06d}", "image": f"images/{image}", "prompts": prompts}
+            manifest.append(json.dumps(row, ensure_ascii=False) + "\n")
+            sidecar = json.dumps({"prompts": prompts}, ensure_ascii=False).encode()
+            members += [(image, content), (f"{number:06d}.json", sidecar)]
+        files[f"{name}.jsonl"] = "".join(manifest).encode()
+        for shard, first in enumerate(range(0, len(members), 2 * TAR_IMAGES)):
+            files[f"{name}-{shard:06d}.tar"] = _tar_bytes(members[first : first + 2 * TAR_IMAGES])
     return files
 
 

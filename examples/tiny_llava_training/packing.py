@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from questions import QUESTION_TYPES, Question
+from questions import LONG_TYPES, QUESTION_TYPES, Question
 from vocabulary import BOS_ID, EOS_ID, TOKEN_ID
 
 _PREFIX = (BOS_ID, TOKEN_ID["user"], TOKEN_ID[":"])
@@ -41,7 +41,7 @@ class PackedQuestions:
 
 
 def pack_questions(
-    questions: Sequence[Sequence[Question]], *, num_tokens: int, caption_weight: float = 0.25, with_bos: bool = True
+    questions: Sequence[Sequence[Question]], *, num_tokens: int, caption_weight: float = 0.3, with_bos: bool = True
 ) -> PackedQuestions:
     """Packs one list of questions per image behind `num_tokens` visual tokens."""
     blocks = [[(encode(q.prompt) + _TURN, encode(q.answer), q.type) for q in asked] for asked in questions]
@@ -61,7 +61,7 @@ def pack_questions(
             block_of[row, at:end] = number
             positions[row, at:end] = start + np.arange(end - at)
             targets[row, first:end] = [*answer, EOS_ID]
-            weights[row, first:end] = caption_weight if kind == "caption" else 1.0
+            weights[row, first:end] = caption_weight if kind in LONG_TYPES else 1.0
             weights[row, end - 1] = _END_WEIGHT
             spans.append((row, QUESTION_TYPES.index(kind), slice(first, end)))
             at = end
@@ -110,7 +110,10 @@ def answer_logits(model: nn.Module, visual: torch.Tensor, packed: PackedQuestion
 def teacher_forced_accuracy(
     model: nn.Module, visual: torch.Tensor, questions: Sequence[Sequence[Question]], *, batch_size: int = 50
 ) -> dict[str, float]:
-    """Share of questions whose every answer token is the most likely one, by type: a quick stand-in for generating."""
+    """Share of questions whose every answer token is the most likely one, by type: a quick stand-in for generating.
+
+    Types that nothing was asked of are left out.
+    """
     right: dict[str, list[bool]] = {kind: [] for kind in QUESTION_TYPES}
     for start in range(0, len(visual), batch_size):
         rows = visual[start : start + batch_size]
@@ -122,4 +125,4 @@ def teacher_forced_accuracy(
         hit[chosen] = best == packed.targets[chosen]
         for row, kind, span in packed.spans:
             right[QUESTION_TYPES[kind]].append(bool(hit[row, span].all()))
-    return {kind: sum(hits) / max(1, len(hits)) for kind, hits in right.items()}
+    return {kind: sum(hits) / len(hits) for kind, hits in right.items() if hits}

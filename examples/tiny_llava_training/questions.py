@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenes import COLORS, DIGIT_KIND, KINDS, NUMBERS, SceneObject
+from scenes import COLORS, DIGIT_KIND, KINDS, NUMBERS, SceneObject, Sign
 
 ONE_WORD_TYPES = ("color", "shape", "digit", "count", "exist", "relation")
-QUESTION_TYPES = (*ONE_WORD_TYPES, "caption")
+SMALL_PRINT_TYPES = ("mark", "number")  # of cluttered scenes only
+SHORT_TYPES = (*ONE_WORD_TYPES, *SMALL_PRINT_TYPES)
+LONG_TYPES = ("caption", "order")
+QUESTION_TYPES = (*SHORT_TYPES, *LONG_TYPES)
 CAPTION_PROMPT = "describe the image ."
+ORDER_PROMPTS = ("describe the image from left to right .", "describe the image from above to below .")
 DIRECTIONS = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))
 CLEARLY_PX = 8
 CLEARLY_NOT_PX = 5
@@ -99,14 +103,53 @@ def _relation_questions(objects: Sequence[SceneObject]) -> list[Question]:
     return questions
 
 
+def _mark_questions(objects: Sequence[SceneObject]) -> list[Question]:
+    pairs, kinds = Counter((o.color, o.kind) for o in objects), Counter(o.kind for o in objects)
+    questions = []
+    for host in objects:
+        if host.mark >= 0 and pairs[host.color, host.kind] == 1:
+            name = KINDS[host.kind] if kinds[host.kind] == 1 else f"{COLORS[host.color]} {KINDS[host.kind]}"
+            questions.append(Question("mark", f"what color is the mark on the {name} ?", COLORS[host.mark]))
+    return questions
+
+
+def _number_questions(signs: Sequence[Sign]) -> list[Question]:
+    def read(sign: Sign) -> str:
+        return " ".join(NUMBERS[digit] for digit in sign.digits)
+
+    questions = [Question("number", f"what number is on the {COLORS[s.color]} sign ?", read(s)) for s in signs]
+    if len(signs) == 1:
+        questions.append(Question("number", "what number is on the sign ?", read(signs[0])))
+    return questions
+
+
+def object_words(item: SceneObject) -> str:
+    """'red circle', 'blue seven'."""
+    return f"{COLORS[item.color]} {NUMBERS[item.digit] if item.kind == DIGIT_KIND else KINDS[item.kind]}"
+
+
 def caption(objects: Sequence[SceneObject]) -> str:
-    """The objects from left to right, digits by their number."""
-    ordered = sorted(objects, key=lambda o: o.center)
-    names = (f"{COLORS[o.color]} {NUMBERS[o.digit] if o.kind == DIGIT_KIND else KINDS[o.kind]}" for o in ordered)
-    return ", ".join(map(with_article, names)) + "."
+    """The objects by colour, then kind, digits by their number.
+
+    An order by what objects are, not where: the next one to name is a matter of what is there, as in the other
+    questions, and does not hang on which of two centres is a pixel further left.
+    """
+    return _listed(sorted(objects, key=lambda o: (o.color, o.kind, o.digit)))
 
 
-def all_questions(objects: Sequence[SceneObject]) -> dict[str, list[Question]]:
+def _listed(objects: Sequence[SceneObject]) -> str:
+    return ", ".join(with_article(object_words(item)) for item in objects) + "."
+
+
+def _order_questions(objects: Sequence[SceneObject]) -> list[Question]:
+    """Captions by place. Asked in training alone: they teach where things are, which relations hang on."""
+    return [
+        Question("order", prompt, _listed(sorted(objects, key=lambda o: o.center[axis])))
+        for axis, prompt in enumerate(ORDER_PROMPTS)
+    ]
+
+
+def all_questions(objects: Sequence[SceneObject], signs: Sequence[Sign] = ()) -> dict[str, list[Question]]:
     """Every unambiguous question about a scene, by type; a type may have none."""
     return {
         "color": _color_questions(objects),
@@ -115,7 +158,10 @@ def all_questions(objects: Sequence[SceneObject]) -> dict[str, list[Question]]:
         "count": _count_questions(objects),
         "exist": _exist_questions(objects),
         "relation": _relation_questions(objects),
+        "mark": _mark_questions(objects),
+        "number": _number_questions(signs),
         "caption": [Question("caption", CAPTION_PROMPT, caption(objects))],
+        "order": _order_questions(objects),
     }
 
 
@@ -132,15 +178,15 @@ def _balanced(questions: list[Question], rng: np.random.Generator) -> list[Quest
     if "zero" in by_answer and len(answers) > 1 and rng.random() < 0.6:
         answers.remove("zero")
     ordered = [answers[i] for i in rng.permutation(len(answers))]
-    rounds = max(len(by_answer[answer]) for answer in ordered)
+    rounds = max((len(by_answer[answer]) for answer in ordered), default=0)
     return [by_answer[answer][turn] for turn in range(rounds) for answer in ordered if turn < len(by_answer[answer])]
 
 
 def sample_questions(
-    objects: Sequence[SceneObject], rng: np.random.Generator, *, limits: dict[str, int]
+    objects: Sequence[SceneObject], rng: np.random.Generator, *, limits: dict[str, int], signs: Sequence[Sign] = ()
 ) -> list[Question]:
     """Up to `limits[type]` different questions of each type, in the order of `limits`."""
-    available = all_questions(objects)
+    available = all_questions(objects, signs)
     picked: list[Question] = []
     for kind, limit in limits.items():
         order = _balanced if kind in ("count", "exist") else _shuffled

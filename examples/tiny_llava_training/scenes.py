@@ -1,46 +1,65 @@
 """Synthetic scenes: coloured shapes and real handwritten digits in free layout on noisy, textured backgrounds.
 
 A scene depends only on its split and index, so any scene can be made again alone. Handwriting is split as well: the
-digits of the held-out splits were written in images that no training scene contains.
+digits of the held-out splits were written in images that no training scene contains. `cluttered.py` makes scenes in
+which finding the objects is not enough.
 """
 
 import io
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
-from sklearn.datasets import load_digits
+from PIL import Image
 
-IMAGE_SIZE_PX = 128
+from drawing import IMAGE_SIZE_PX, SHAPES, background, digit_mask, handwriting, shape_mask
+
 PATCH_SIZE_PX = 8
 GRID = IMAGE_SIZE_PX // PATCH_SIZE_PX
 NUM_TOKENS = GRID * GRID
 
-SHAPES = ("circle", "square", "triangle", "star")
 KINDS = (*SHAPES, "digit")
 DIGIT_KIND = len(SHAPES)
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLUTTER = ("checkers", "stripes", "dots", "stroke", "edge", "half hidden")
 MIN_OBJECTS, MAX_OBJECTS = 4, 9
 JPEG_QUALITY = 92
+
+# What a patch can show, as the tower is taught to tell it.
+PATCH_CLASSES = (
+    "background",
+    *SHAPES,
+    *(f"written {number}" for number in NUMBERS),
+    *(f"printed {number}" for number in NUMBERS),
+    "mark",
+    *CLUTTER,
+)
+WRITTEN, PRINTED = PATCH_CLASSES.index("written zero"), PATCH_CLASSES.index("printed zero")
+MARK, FIRST_CLUTTER = PATCH_CLASSES.index("mark"), PATCH_CLASSES.index(CLUTTER[0])
+PATCH_COLORS = ("background", *COLORS, "another")
+NO_THING = 255
 
 SPLITS = {"train": 0, "validation": 1, "heldout": 2, "corpus": 3}
 HELDOUT_SPLITS = ("validation", "heldout", "corpus")
 NUM_TRAINING_DIGITS = 1400
 
-_RGB = np.array(
+RGB = np.array(
     [[215, 35, 40], [40, 165, 60], [45, 80, 215], [235, 215, 50], [150, 50, 180], [240, 130, 25]], dtype=np.float32
 )
-_SHAPE_SIZES_PX = (14, 34)
-_DIGIT_SIZES_PX = (20, 36)
+SHAPE_SIZES_PX = (14, 34)
+DIGIT_SIZES_PX = (20, 36)
 _MIN_MASK_PIXELS = 6
+_MARK_PIXELS_COUNT = 3  # so that a small mark across four patches shows in one of them
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: indices into KINDS, COLORS and NUMBERS (digit -1 for shapes), its box's corner and side in pixels."""
+    """One object: indices into KINDS, COLORS and NUMBERS (digit -1 for shapes), its box's corner and side in pixels.
+
+    mark: colour of the small shape painted on it, -1 where there is none.
+    """
 
     kind: int
     color: int
@@ -48,6 +67,7 @@ class SceneObject:
     x: int
     y: int
     size_px: int
+    mark: int = -1
 
     @property
     def center(self) -> tuple[float, float]:
@@ -56,11 +76,41 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
+class Sign:
+    """A plate with a printed number: index into COLORS, its digits, the first one's patch (column, row)."""
+
+    color: int
+    digits: tuple[int, ...]
+    column: int
+    row: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Centre (x, y) in pixels."""
+        return (self.column + len(self.digits) / 2) * PATCH_SIZE_PX, (self.row + 0.5) * PATCH_SIZE_PX
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a patch may show: indices into PATCH_CLASSES and PATCH_COLORS, centre (x, y), the whole that it is part of.
+
+    Parts of one whole are the digits of one sign; an object, the mark on it and a piece of clutter are wholes.
+    """
+
+    label: int
+    color: int
+    center: tuple[float, float]
+    whole: int
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A scene as stored: its JPEG bytes, its objects and which object's mask covers each pixel (-1: background)."""
+    """A scene as stored: its JPEG bytes, what it holds, and which thing covers each pixel (owner: -1 background)."""
 
     jpeg: bytes
     objects: tuple[SceneObject, ...]
+    signs: tuple[Sign, ...]
+    things: tuple[Thing, ...]
     owner: np.ndarray
 
     def pixels(self) -> np.ndarray:
@@ -69,96 +119,68 @@ class Scene:
 
 
 @cache
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
-    digits = load_digits()
-    return digits.images.astype(np.float32) / 16.0, digits.target.astype(int)
-
-
-@cache
 def handwriting_pool(split: str) -> np.ndarray:
     """Indices of scikit-learn's handwritten digits that scenes of this split may use."""
-    order = np.random.default_rng(20240817).permutation(len(_handwriting()[0]))
+    order = np.random.default_rng(20240817).permutation(len(handwriting()[0]))
     return order[NUM_TRAINING_DIGITS:] if split in HELDOUT_SPLITS else order[:NUM_TRAINING_DIGITS]
 
 
-@cache
-def _shape_mask(kind: int, size_px: int, turn: int) -> np.ndarray:
-    """Anti-aliased mask in [0, 1] of a shape, (size, size); turn 0..8 rotates it by up to 20 degrees either way."""
-    scale = 4
-    center, radius = size_px * scale / 2, size_px * scale / 2 - 1
-    canvas = Image.new("L", (size_px * scale, size_px * scale), 0)
-    draw = ImageDraw.Draw(canvas)
-    if SHAPES[kind] == "circle":
-        reach = radius * 0.92
-        draw.ellipse([center - reach, center - reach, center + reach, center + reach], fill=255)
-    else:
-        corners, start, tilt, inner = {
-            "square": (4, math.pi / 4, 14, 1.0),
-            "triangle": (3, -math.pi / 2, 20, 1.0),
-            "star": (10, -math.pi / 2, 20, 0.42),
-        }[SHAPES[kind]]
-        start += (turn - 4) / 4 * math.radians(tilt)
-        reaches = [radius * (inner if i % 2 else 1.0) for i in range(corners)]
-        angles = [start + 2 * math.pi * i / corners for i in range(corners)]
-        draw.polygon(
-            [(center + r * math.cos(a), center + r * math.sin(a)) for r, a in zip(reaches, angles, strict=True)],
-            fill=255,
-        )
-    return np.asarray(canvas.resize((size_px, size_px), Image.Resampling.BOX), np.float32) / 255
+@dataclass
+class Canvas:
+    """A scene while it is painted: image float32 (128, 128, 3), which thing owns each pixel, the things so far."""
+
+    image: np.ndarray
+    owner: np.ndarray = field(default_factory=lambda: np.full((IMAGE_SIZE_PX, IMAGE_SIZE_PX), -1, np.int8))
+    things: list[Thing] = field(default_factory=list)
+
+    def paint(self, mask: np.ndarray, paint: np.ndarray, thing: Thing, *, x: int = 0, y: int = 0) -> None:
+        """Paints over the window at (x, y) where mask, in [0, 1], says; pixels above one half become the thing's."""
+        window = np.s_[y : y + mask.shape[0], x : x + mask.shape[1]]
+        self.image[window] += mask[..., None] * (paint - self.image[window])
+        self.owner[window][mask > 0.5] = len(self.things)
+        self.things.append(thing)
+
+    def paint_object(self, item: SceneObject, mask: np.ndarray, rng: np.random.Generator) -> None:
+        """Paints an object in its colour, a whole of its own."""
+        label = WRITTEN + item.digit if item.kind == DIGIT_KIND else 1 + item.kind
+        thing = Thing(label, 1 + item.color, item.center, len(self.things))
+        self.paint(mask, grainy(RGB[item.color], mask.shape, rng), thing, x=item.x, y=item.y)
+
+    def finished(self, objects: Sequence[SceneObject], signs: Sequence[Sign] = ()) -> Scene:
+        """The scene, through JPEG."""
+        stored = io.BytesIO()
+        Image.fromarray(np.clip(self.image, 0, 255).astype(np.uint8)).save(stored, "JPEG", quality=JPEG_QUALITY)
+        return Scene(stored.getvalue(), tuple(objects), tuple(signs), tuple(self.things), self.owner)
 
 
-def _digit_mask(pool_index: int, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Mask in [0, 1] of one handwritten digit, slightly turned, slanted and narrowed, (size, size)."""
-    source = Image.fromarray(_handwriting()[0][pool_index])
-    zoom, narrow = 8 / size_px, rng.uniform(1.0, 1.25)
-    angle, slant = math.radians(rng.uniform(-9, 9)), rng.uniform(-0.12, 0.12)
-    a, b = math.cos(angle) * zoom * narrow, (math.sin(angle) + slant) * zoom
-    d, e = -math.sin(angle) * zoom, math.cos(angle) * zoom
-    middle = size_px / 2
-    matrix = (a, b, 4 - a * middle - b * middle, d, e, 4 - d * middle - e * middle)
-    mask = np.asarray(source.transform((size_px, size_px), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC))
-    return np.clip((mask - 0.15) * rng.uniform(1.5, 2.1), 0, 1)
+def grainy(rgb: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Paint of about this colour, a little lighter or darker and with grain, (height, width, 3)."""
+    paint = rgb * rng.uniform(0.85, 1.08) + rng.uniform(-10, 10, 3)
+    return paint + rng.integers(-12, 13, (*shape, 1))
 
 
-@cache
-def _upsampling(cells: int) -> np.ndarray:
-    """Linear interpolation from a coarse axis to the image's, (128, cells)."""
-    position = np.linspace(0, cells - 1, IMAGE_SIZE_PX, dtype=np.float32)
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells, dtype=np.float32)))
+def is_free(x: int, y: int, width_px: int, height_px: int, boxes: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Whether a box lies apart from all (x, y, width, height) in `boxes`."""
+    return all(
+        x > left + width or left > x + width_px or y > top + height or top > y + height_px
+        for left, top, width, height in boxes
+    )
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """A dim, tinted ground with smooth blotches, fine blotches, sometimes stripes, faint strokes and pixel noise."""
-    size = IMAGE_SIZE_PX
-    image = np.full((size, size, 3), rng.uniform(70, 175), np.float32) + rng.uniform(-18, 18, 3).astype(np.float32)
-    for cells, channels, strength in ((7, 3, 14.0), (22, 1, 11.0)):
-        coarse = rng.standard_normal((channels, cells, cells), dtype=np.float32) * np.float32(strength)
-        up = _upsampling(cells)
-        image += (up @ coarse @ up.T).transpose(1, 2, 0)
-    if rng.random() < 0.5:
-        angle, waves, strength = rng.uniform(0, math.pi), rng.uniform(4, 20), rng.uniform(4, 16)
-        axis = np.arange(size, dtype=np.float32) / size
-        phase = 2 * math.pi * waves * (axis[:, None] * math.sin(angle) + axis[None] * math.cos(angle))
-        image += (np.float32(strength) * np.sin(phase, dtype=np.float32))[..., None]
-    strokes = Image.new("L", (size, size), 128)
-    draw = ImageDraw.Draw(strokes)
-    for _ in range(rng.integers(0, 9)):
-        x, y, angle, length = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0, math.tau), rng.uniform(4, 14)
-        end = (x + length * math.cos(angle), y + length * math.sin(angle))
-        draw.line(
-            [(x, y), end], fill=int(128 + rng.choice((-1, 1)) * rng.integers(12, 36)), width=int(rng.integers(1, 4))
-        )
-    image += (np.asarray(strokes, np.float32) - 128)[..., None]
-    return image + rng.integers(-15, 16, (size, size, 1), dtype=np.int8)
-
-
-def _free_box(placed: list[SceneObject], size_px: int, rng: np.random.Generator) -> tuple[int, int] | None:
+def free_place(
+    boxes: Sequence[tuple[int, int, int, int]], size_px: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """A random corner (x, y) for a square box, or None where that one would touch another."""
     x, y = rng.integers(0, IMAGE_SIZE_PX - size_px + 1, 2)
-    for other in placed:
-        beside = x > other.x + other.size_px or other.x > x + size_px
-        if not (beside or y > other.y + other.size_px or other.y > y + size_px):
-            return None
-    return int(x), int(y)
+    return (int(x), int(y)) if is_free(x, y, size_px, size_px, boxes) else None
+
+
+def object_mask(kind: int, size_px: int, pool: np.ndarray, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """Which digit it is (-1: a shape) and the mask of an object of this kind."""
+    if kind != DIGIT_KIND:
+        return -1, shape_mask(kind, size_px, int(rng.integers(9)))
+    pool_index = int(rng.choice(pool))
+    return int(handwriting()[1][pool_index]), digit_mask(pool_index, size_px, rng)
 
 
 def _place_objects(split: str, rng: np.random.Generator) -> tuple[list[SceneObject], list[np.ndarray]]:
@@ -171,52 +193,43 @@ def _place_objects(split: str, rng: np.random.Generator) -> tuple[list[SceneObje
     misses = 0
     while len(objects) < wanted:
         kind = int(rng.choice(len(KINDS), p=kind_odds))
-        low, high = _DIGIT_SIZES_PX if kind == DIGIT_KIND else _SHAPE_SIZES_PX
+        low, high = DIGIT_SIZES_PX if kind == DIGIT_KIND else SHAPE_SIZES_PX
         size_px = low if misses > 20 else int(rng.integers(low, high + 1))
-        box = _free_box(objects, size_px, rng)
-        if box is None:
+        place = free_place([(o.x, o.y, o.size_px, o.size_px) for o in objects], size_px, rng)
+        if place is None:
             misses += 1
             continue
-        digit = -1
-        if kind == DIGIT_KIND:
-            pool_index = int(rng.choice(pool))
-            digit = int(_handwriting()[1][pool_index])
-            masks.append(_digit_mask(pool_index, size_px, rng))
-        else:
-            masks.append(_shape_mask(kind, size_px, int(rng.integers(9))))
-        objects.append(SceneObject(kind, int(rng.choice(len(COLORS), p=color_odds)), digit, *box, size_px))
+        digit, mask = object_mask(kind, size_px, pool, rng)
+        masks.append(mask)
+        objects.append(SceneObject(kind, int(rng.choice(len(COLORS), p=color_odds)), digit, *place, size_px))
     return objects, masks
 
 
 def make_scene(split: str, index: int) -> Scene:
-    """Scene number `index` of a split; raises KeyError for an unknown split."""
+    """Plain scene number `index` of a split; raises KeyError for an unknown split."""
     rng = np.random.default_rng([SPLITS[split], index])
-    image = _background(rng)
+    canvas = Canvas(background(rng))
     objects, masks = _place_objects(split, rng)
-    owner = np.full((IMAGE_SIZE_PX, IMAGE_SIZE_PX), -1, np.int8)
-    for number, (item, mask) in enumerate(zip(objects, masks, strict=True)):
-        window = np.s_[item.y : item.y + item.size_px, item.x : item.x + item.size_px]
-        paint = _RGB[item.color] * rng.uniform(0.85, 1.08) + rng.uniform(-10, 10, 3)
-        paint = paint + rng.integers(-12, 13, (*mask.shape, 1))
-        image[window] += mask[..., None] * (paint - image[window])
-        owner[window][mask > 0.5] = number
-    stored = io.BytesIO()
-    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(stored, "JPEG", quality=JPEG_QUALITY)
-    return Scene(stored.getvalue(), tuple(objects), owner)
+    for item, mask in zip(objects, masks, strict=True):
+        canvas.paint_object(item, mask, rng)
+    return canvas.finished(objects)
 
 
-def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Dense labels of a scene's patches, raster order.
 
-    Returns classes uint8 (256, 2): object class (0 background, 1-4 shapes, 5-14 digits) and colour (0 background, 1-6);
-    centers float32 (256, 2): centre (x, y) of the patch's object in pixels, 0 on background. A patch belongs to the
-    object with the most mask pixels in it, if those are at least six.
+    Returns classes uint8 (256, 2): indices into PATCH_CLASSES and PATCH_COLORS; centers float32 (256, 2): centre (x, y)
+    of the patch's thing in pixels, 0 on background; wholes uint8 (256): which whole of the scene it is part of,
+    NO_THING on background. A patch belongs to the thing with the most pixels in it, if those are at least six; a
+    mark's count three times.
     """
     tiles = scene.owner.reshape(GRID, PATCH_SIZE_PX, GRID, PATCH_SIZE_PX).transpose(0, 2, 1, 3).reshape(NUM_TOKENS, -1)
-    counts = (tiles[:, None] == np.arange(len(scene.objects))[:, None]).sum(-1)
+    counts = (tiles[:, None] == np.arange(len(scene.things))[:, None]).sum(-1)
+    counts[:, [thing.label == MARK for thing in scene.things]] *= _MARK_PIXELS_COUNT
     best, covered = counts.argmax(1), counts.max(1) >= _MIN_MASK_PIXELS
-    class_of = np.array([5 + o.digit if o.kind == DIGIT_KIND else 1 + o.kind for o in scene.objects])
-    color_of = np.array([1 + o.color for o in scene.objects])
-    center_of = np.array([o.center for o in scene.objects], np.float32)
-    classes = np.where(covered[:, None], np.stack([class_of, color_of], 1)[best], 0).astype(np.uint8)
-    return classes, np.where(covered[:, None], center_of[best], 0).astype(np.float32)
+    class_of = np.array([(thing.label, thing.color) for thing in scene.things])
+    center_of = np.array([thing.center for thing in scene.things], np.float32)
+    whole_of = np.array([thing.whole for thing in scene.things])
+    classes = np.where(covered[:, None], class_of[best], 0).astype(np.uint8)
+    centers = np.where(covered[:, None], center_of[best], 0).astype(np.float32)
+    return classes, centers, np.where(covered, whole_of[best], NO_THING).astype(np.uint8)

@@ -6,7 +6,6 @@ dense labels explain: a least-squares fit of the trained tower's features on cla
 and the same vector for all background.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch.nn import functional
 
 import tiny_model
 from scene_data import SceneArrays
-from scenes import COLORS, IMAGE_SIZE_PX
-from stage_trainer import StageTrainer
-from train_tower import NUM_CLASSES, DenseHeads, patch_accuracy, place_targets, presence_targets
+from scenes import IMAGE_SIZE_PX, PATCH_CLASSES, PATCH_COLORS
+from stage_trainer import StageTrainer, stage_arguments
+from train_tower import DenseHeads, patch_accuracy, place_targets, presence_targets
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class SettleSettings:
 
 
 def label_code(classes: torch.Tensor, centers_px: torch.Tensor) -> torch.Tensor:
-    """What a patch may tell, (B, 256, 46): class, colour and, for objects, place with waves; background is constant."""
+    """What a patch may tell, (B, 256, 64): class, colour and, for things, place with waves; background is constant."""
     places = place_targets(centers_px)
     angle = (centers_px / IMAGE_SIZE_PX)[..., None] * math.pi * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     waves = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
     on_object = (classes[..., :1] > 0).float()
-    kinds = functional.one_hot(classes[..., 0], NUM_CLASSES).float()
-    colors = functional.one_hot(classes[..., 1], 1 + len(COLORS)).float()
+    kinds = functional.one_hot(classes[..., 0], len(PATCH_CLASSES)).float()
+    colors = functional.one_hot(classes[..., 1], len(PATCH_COLORS)).float()
     return torch.cat([kinds, colors, torch.cat([places, waves], dim=-1) * on_object], dim=-1)
 
 
@@ -73,7 +72,7 @@ class TowerSettler(StageTrainer):
 
     @torch.no_grad()
     def _fit_targets(self) -> dict[str, torch.Tensor]:
-        """Least squares of features on label codes, (46, 128), and the features' mean variance."""
+        """Least squares of features on label codes, (64, 128), and the features' mean variance."""
         codes, features = [], []
         for start in range(0, min(self.settings.fit_scenes, len(self.scenes)), 50):
             indices = np.arange(start, min(start + 50, len(self.scenes)))
@@ -104,7 +103,7 @@ class TowerSettler(StageTrainer):
         background, objects = off_target[~on_object].mean(), off_target[on_object].mean()
         labels = functional.cross_entropy(class_logits, classes[..., 0].flatten())
         labels = labels + 0.5 * functional.cross_entropy(color_logits, classes[..., 1].flatten())
-        present = presence_targets(self.scenes.objects[indices])
+        present = presence_targets(self.scenes.objects[indices], self.scenes.signs[indices])
         labels = labels + 2 * functional.binary_cross_entropy_with_logits(presence, present)
         loss = self.settings.label_weight * labels + background + objects
         return loss, {"off target: background": background.item(), "objects": objects.item()}
@@ -112,12 +111,15 @@ class TowerSettler(StageTrainer):
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, required=True)
-    args = parser.parse_args()
-    settler = TowerSettler(SettleSettings(), SceneArrays(args.work_dir, "train"), args.work_dir)
-    settler.run(log_every=25)
-    print(f"settled tower: patch accuracy {patch_accuracy(settler, SceneArrays(args.work_dir, 'validation'))}")
+    args = stage_arguments(__doc__, SettleSettings.num_steps).parse_args()
+    settings = SettleSettings(num_steps=args.num_steps)
+    settler = TowerSettler(settings, SceneArrays(args.work_dir, "train"), args.work_dir)
+    validation = SceneArrays(args.work_dir, "validation")
+    settler.advance(
+        args.stop_step,
+        report_every=100,
+        report=lambda: f"settled tower step {settler.step}: patch accuracy {patch_accuracy(settler, validation)}",
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What the three training stages share: optimizers, the loop over steps, checkpoints to continue from."""
+"""What the three training stages share: arguments, optimizers, the loop over steps, checkpoints to continue from."""
 
+import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,15 @@ import torch
 from torch import nn
 
 import tiny_model
+
+
+def stage_arguments(description: str | None, num_steps: int) -> argparse.ArgumentParser:
+    """The arguments that every stage takes; num_steps is the default length of this one."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--num-steps", type=int, default=num_steps, help="steps of the whole stage")
+    parser.add_argument("--stop-step", type=int, help="stop after this step; the same command without it goes on")
+    return parser
 
 
 class StageTrainer:
@@ -90,3 +101,11 @@ class StageTrainer:
                 logged = []
             if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
                 self.save()
+
+    def advance(self, stop_step: int | None, *, report_every: int, report: Callable[[], str]) -> None:
+        """Runs up to `stop_step` (default: the end), printing `report()` every so many steps and at the end."""
+        stop_step = self.settings.num_steps if stop_step is None else min(stop_step, self.settings.num_steps)
+        while self.step < stop_step:
+            self.run(stop_step=min((self.step // report_every + 1) * report_every, stop_step))
+            print(report(), flush=True)
+        self.save()

@@ -1,10 +1,12 @@
-"""Trains projector and language model on the frozen tower's features, mostly on random subsets of the visual tokens.
+"""Trains projector and language model on the frozen tower's features, mostly on subsets of the visual tokens.
 
-A language model that always sees the full grid learns what share of it is background and cannot count on half of it;
-one that has seen every number of tokens depends on WHICH tokens it is given.
+A language model that always sees the full grid learns what share of it is background and cannot count on half of it.
+One that has seen uniformly random subsets only learns how many tokens an object leaves, and cannot count what a
+selector keeps. So subsets are drawn with random odds for every single thing in the image and for its background:
+they favour no selector, and how many tokens a thing has says nothing about how many things there are. And what is
+asked is about what the kept tokens show: a lost object is not there, so that no answer has to be guessed in training.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,36 +18,87 @@ from torch.nn import functional
 import tiny_model
 from features import feature_array
 from packing import answer_logits, pack_questions, teacher_forced_accuracy
-from questions import ONE_WORD_TYPES, sample_questions
-from scene_data import SceneArrays
-from scenes import NUM_TOKENS
-from stage_trainer import StageTrainer
+from questions import QUESTION_TYPES, Question, sample_questions
+from scene_data import STYLES, SceneArrays, positions_of, shown_by
+from scenes import FIRST_CLUTTER, NO_THING, NUM_TOKENS
+from stage_trainer import StageTrainer, stage_arguments
 
-QUESTION_LIMITS = {"color": 2, "shape": 2, "digit": 2, "count": 3, "exist": 2, "relation": 2}
+QUESTION_LIMITS = {
+    "color": 2,
+    "shape": 2,
+    "digit": 2,
+    "count": 4,
+    "exist": 2,
+    "relation": 3,
+    "mark": 2,
+    "number": 2,
+    "caption": 1,
+    "order": 1,
+}
+WHOLE_SPREADS = (0.0, 1.0, 3.0)  # standard deviations of the things' log-weights, one of them an image
+BACKGROUND_SPREAD, CLUTTER_SPREAD = 4.0, 2.0
 
 
 @dataclass(frozen=True)
 class LanguageSettings:
     """Settings of the language stage."""
 
-    num_steps: int = 2000
+    num_steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 2e-3
     seed: int = 1
-    dropped_share: float = 0.7
-    min_kept_share: float = 0.05
+    dropped_share: float = 0.75
+    min_kept_share: float = 0.03
     no_bos_share: float = 0.15
-    caption_share: float = 0.3
     feature_noise: float = 0.05
     checkpoint_every: int = 250
 
 
-def kept_tokens(rng: np.random.Generator, batch_size: int, settings: LanguageSettings) -> np.ndarray:
-    """Token indices (B, K) in raster order: all of them, or as many as a log-uniform draw says, uniformly chosen."""
+def ask(scenes: SceneArrays, indices: np.ndarray, rng: np.random.Generator) -> list[list[Question]]:
+    """Questions about each of these scenes, up to QUESTION_LIMITS of each type."""
+    return [
+        sample_questions(scenes.scene_objects(i), rng, limits=QUESTION_LIMITS, signs=scenes.scene_signs(i))
+        for i in indices
+    ]
+
+
+def ask_about_kept(
+    scenes: SceneArrays, indices: np.ndarray, kept: np.ndarray, rng: np.random.Generator
+) -> list[list[Question]]:
+    """Questions about each of these scenes that its kept tokens (B, K) can answer, with what they show as the truth."""
+    asked = []
+    for index, tokens in zip(indices, kept, strict=True):
+        everything = scenes.scene_objects(index), scenes.scene_signs(index)
+        objects, signs = shown_by(tokens, scenes.classes[index], scenes.centers[index], *everything)
+        asked.append(sample_questions(objects, rng, limits=QUESTION_LIMITS, signs=signs))
+    return asked
+
+
+def kept_tokens(
+    rng: np.random.Generator, wholes: np.ndarray, is_clutter: np.ndarray, settings: LanguageSettings
+) -> np.ndarray:
+    """Token indices (B, K) in raster order: all of them, or as many as a log-uniform draw says, by `weighted_subset`.
+
+    wholes uint8 (B, 256): which thing each token shows, NO_THING on background; is_clutter bool (B, 256).
+    """
     if rng.random() >= settings.dropped_share:
-        return np.broadcast_to(np.arange(NUM_TOKENS), (batch_size, NUM_TOKENS))
+        return np.broadcast_to(np.arange(NUM_TOKENS), wholes.shape)
     share = math.exp(rng.uniform(math.log(settings.min_kept_share), 0.0))
-    return random_subset(rng, batch_size, max(1, round(share * NUM_TOKENS)))
+    return weighted_subset(rng, wholes, is_clutter, max(1, round(share * NUM_TOKENS)))
+
+
+def weighted_subset(rng: np.random.Generator, wholes: np.ndarray, is_clutter: np.ndarray, num_kept: int) -> np.ndarray:
+    """Gumbel top-k: token indices (B, num_kept), each row in raster order, drawn with odds that are drawn themselves.
+
+    Background, clutter and every single thing have log-weights of their own in each image, so that what is kept goes
+    from uniform over things only to background only, and from every thing alike to one thing alone.
+    """
+    keys = rng.gumbel(size=wholes.shape)
+    for row, (whole, clutter) in enumerate(zip(wholes, is_clutter, strict=True)):
+        of_thing = rng.choice(WHOLE_SPREADS) * rng.standard_normal(NO_THING + 1)
+        of_thing[NO_THING] = BACKGROUND_SPREAD * rng.standard_normal()
+        keys[row] += of_thing[whole] + np.where(clutter, CLUTTER_SPREAD * rng.standard_normal(), 0.0)
+    return np.sort(np.argsort(-keys, axis=1)[:, :num_kept], axis=1)
 
 
 def random_subset(rng: np.random.Generator, num_images: int, num_kept: int) -> np.ndarray:
@@ -77,9 +130,9 @@ class LanguageTrainer(StageTrainer):
         """Weighted mean over the answers' tokens."""
         settings = self.settings
         rng = np.random.default_rng([settings.seed, self.step, 1])
-        kept = kept_tokens(rng, len(indices), settings)
-        limits = dict(QUESTION_LIMITS, caption=int(rng.random() < settings.caption_share))
-        asked = [sample_questions(self.scenes.scene_objects(i), rng, limits=limits) for i in indices]
+        is_clutter = self.scenes.classes[indices, :, 0] >= FIRST_CLUTTER
+        kept = kept_tokens(rng, self.scenes.wholes[indices], is_clutter, settings)
+        asked = ask_about_kept(self.scenes, indices, kept, rng)
         packed = pack_questions(asked, num_tokens=kept.shape[1], with_bos=rng.random() >= settings.no_bos_share)
         features = torch.from_numpy(self.features[indices[:, None], kept]).float()
         generator = tiny_model.step_generator(settings.seed, self.step)
@@ -95,36 +148,37 @@ class LanguageTrainer(StageTrainer):
 
 @torch.no_grad()
 def validate(trainer: LanguageTrainer, work_dir: Path, *, num_scenes: int = 200) -> str:
-    """Teacher-forced accuracy on validation scenes with all, half and an eighth of the tokens, as one line each."""
+    """Teacher-forced accuracy on validation scenes with all, a quarter, an eighth of the tokens, as one line each."""
     scenes, features = SceneArrays(work_dir, "validation"), feature_array(work_dir, "validation")
     rng = np.random.default_rng(3)
-    limits = dict(QUESTION_LIMITS, caption=1)
-    asked = [sample_questions(scenes.scene_objects(i), rng, limits=limits) for i in range(num_scenes)]
-    visual = trainer.model.model.multi_modal_projector(torch.tensor(features[:num_scenes]).float())
     lines = []
-    for num_kept in (NUM_TOKENS, NUM_TOKENS // 2, NUM_TOKENS // 8):
-        kept = torch.from_numpy(random_subset(rng, num_scenes, num_kept))
-        rows = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
-        accuracy = teacher_forced_accuracy(trainer.model, rows, asked)
-        mean = sum(accuracy[kind] for kind in ONE_WORD_TYPES) / len(ONE_WORD_TYPES)
-        shown = " ".join(f"{kind} {value:.3f}" for kind, value in accuracy.items())
-        lines.append(f"language step {trainer.step} with {num_kept} tokens: one-word {mean:.3f} ({shown})")
+    for style in STYLES:
+        indices = positions_of(style, num_scenes)
+        asked = ask(scenes, indices, rng)
+        visual = trainer.model.model.multi_modal_projector(torch.from_numpy(features[indices]).float())
+        order = rng.random((num_scenes, NUM_TOKENS))
+        on_object = (scenes.classes[indices, :, 0] > 0) & (scenes.classes[indices, :, 0] < FIRST_CLUTTER)
+        for name, score, num_kept in (
+            ("all", order, NUM_TOKENS),
+            ("random", order, NUM_TOKENS // 4),
+            ("objects'", order + on_object, NUM_TOKENS // 4),
+            ("objects'", order + on_object, NUM_TOKENS // 8),
+        ):
+            kept = torch.from_numpy(np.sort(np.argsort(-score, axis=1)[:, :num_kept], axis=1))
+            rows = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
+            accuracy = teacher_forced_accuracy(trainer.model, rows, asked)
+            shown = " ".join(f"{kind} {accuracy[kind]:.3f}" for kind in QUESTION_TYPES if kind in accuracy)
+            lines.append(f"language step {trainer.step}, {style}, {num_kept} tokens ({name}): {shown}")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, required=True)
+    parser = stage_arguments(__doc__, LanguageSettings.num_steps)
     parser.add_argument("--language-seed", type=int, default=LanguageSettings.seed)
-    parser.add_argument("--num-steps", type=int, default=LanguageSettings.num_steps)
-    parser.add_argument("--validate-every", type=int, default=1000)
     args = parser.parse_args()
     trainer = LanguageTrainer(LanguageSettings(num_steps=args.num_steps, seed=args.language_seed), args.work_dir)
-    while trainer.step < args.num_steps:
-        next_stop = (trainer.step // args.validate_every + 1) * args.validate_every
-        trainer.run(stop_step=min(next_stop, args.num_steps))
-        print(validate(trainer, args.work_dir), flush=True)
+    trainer.advance(args.stop_step, report_every=1000, report=lambda: validate(trainer, args.work_dir))
 
 
 if __name__ == "__main__":

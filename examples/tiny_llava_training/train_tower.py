@@ -6,7 +6,6 @@ the patch's own object and nothing of the others, which is what makes dropping t
 For speed all but the last steps leave most of the background patches out.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +16,33 @@ from torch.nn import functional
 
 import tiny_model
 from scene_data import SceneArrays
-from scenes import COLORS, DIGIT_KIND, GRID, IMAGE_SIZE_PX, KINDS, PATCH_SIZE_PX
-from stage_trainer import StageTrainer
+from scenes import (
+    COLORS,
+    DIGIT_KIND,
+    FIRST_CLUTTER,
+    GRID,
+    IMAGE_SIZE_PX,
+    KINDS,
+    MARK,
+    NUMBERS,
+    PATCH_CLASSES,
+    PATCH_COLORS,
+    PATCH_SIZE_PX,
+    PRINTED,
+    WRITTEN,
+)
+from stage_trainer import StageTrainer, stage_arguments
 
-NUM_CLASSES = 5 + 10
-NUM_PRESENCES = len(KINDS) * len(COLORS) + 10
+NUM_PAIRS = len(KINDS) * len(COLORS)
+NUM_PRESENCES = NUM_PAIRS + 2 * len(NUMBERS) + len(COLORS)
 
 
 @dataclass(frozen=True)
 class TowerSettings:
     """Settings of the tower stage."""
 
-    num_steps: int = 4000
-    schedule_steps: int = 4400
+    num_steps: int = 5000
+    schedule_steps: int = 5500
     focused_share: float = 0.88
     focused_tokens: int = 112
     batch_size: int = 32
@@ -37,6 +50,7 @@ class TowerSettings:
     seed: int = 1
     digit_weight: float = 2.0
     background_weight: float = 0.25
+    clutter_weight: float = 0.5
     checkpoint_every: int = 200
 
 
@@ -46,20 +60,29 @@ class DenseHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         width = tiny_model.VISION_WIDTH
-        self.class_head = nn.Linear(width, NUM_CLASSES)
-        self.color_head = nn.Linear(width, 1 + len(COLORS))
+        self.class_head = nn.Linear(width, len(PATCH_CLASSES))
+        self.color_head = nn.Linear(width, len(PATCH_COLORS))
         self.place_head = nn.Linear(width, 4)
         self.presence_head = nn.Linear(width, NUM_PRESENCES)
 
 
-def presence_targets(objects: np.ndarray) -> torch.Tensor:
-    """Which (kind, colour) pairs and which digits a scene holds: int (B, 9, 6) to float (B, 40)."""
+def presence_targets(objects: np.ndarray, signs: np.ndarray) -> torch.Tensor:
+    """What a scene holds: (kind, colour) pairs, written digits, printed digits, colours of marks.
+
+    objects int (B, 9, 7) and signs int (B, 2, 6) as in `SceneArrays`; returns float (B, 56).
+    """
     targets = torch.zeros(len(objects), NUM_PRESENCES)
-    for row, scene in enumerate(objects):
-        for kind, color, digit in scene[scene[:, 0] >= 0, :3].tolist():
+    written, printed, mark = NUM_PAIRS, NUM_PAIRS + len(NUMBERS), NUM_PAIRS + 2 * len(NUMBERS)
+    for row, (of_scene, plates) in enumerate(zip(objects, signs, strict=True)):
+        for kind, color, digit, _, _, _, marked in of_scene[of_scene[:, 0] >= 0].tolist():
             targets[row, kind * len(COLORS) + color] = 1
             if kind == DIGIT_KIND:
-                targets[row, len(KINDS) * len(COLORS) + digit] = 1
+                targets[row, written + digit] = 1
+            if marked >= 0:
+                targets[row, mark + marked] = 1
+        for digit in plates[plates[:, 0] >= 0, 3:].ravel().tolist():
+            if digit >= 0:
+                targets[row, printed + digit] = 1
     return targets
 
 
@@ -82,8 +105,10 @@ class TowerTrainer(StageTrainer):
         self.tower = tiny_model.build_model(settings.seed).model.vision_tower
         tiny_model.use_training_attention(self.tower)
         self.heads = DenseHeads()
-        self.class_weights = torch.ones(NUM_CLASSES)
-        self.class_weights[0], self.class_weights[5:] = settings.background_weight, settings.digit_weight
+        self.class_weights = torch.ones(len(PATCH_CLASSES))
+        self.class_weights[0] = settings.background_weight
+        self.class_weights[WRITTEN:FIRST_CLUTTER] = settings.digit_weight
+        self.class_weights[FIRST_CLUTTER:] = settings.clutter_weight
         self.begin({"tower": self.tower, "heads": self.heads})
 
     def learning_rate(self) -> float:
@@ -111,9 +136,9 @@ class TowerTrainer(StageTrainer):
             presence = self.heads.presence_head(self.tower.post_layernorm(last[:, 0]))
             class_logits, color_logits = self.heads.class_head(features), self.heads.color_head(features)
             place = self.heads.place_head(features)
-        present = presence_targets(self.scenes.objects[indices])
+        present = presence_targets(self.scenes.objects[indices], self.scenes.signs[indices])
         on_object = classes[..., 0] > 0
-        color_weights = torch.ones(1 + len(COLORS))
+        color_weights = torch.ones(len(PATCH_COLORS))
         color_weights[0] = self.settings.background_weight
         class_logits, color_logits = class_logits.flatten(0, 1).float(), color_logits.flatten(0, 1).float()
         of_class = functional.cross_entropy(class_logits, classes[..., 0].flatten(), self.class_weights)
@@ -127,7 +152,15 @@ class TowerTrainer(StageTrainer):
 @torch.no_grad()
 def patch_accuracy(trainer: TowerTrainer, scenes: SceneArrays) -> dict[str, float]:
     """Share of held-out patches whose class or colour is read out rightly, by what lies on the patch."""
-    right: dict[str, list[torch.Tensor]] = {"background": [], "shape": [], "digit": [], "color": []}
+    groups = {
+        "background": (0, 1),
+        "shape": (1, WRITTEN),
+        "written": (WRITTEN, PRINTED),
+        "printed": (PRINTED, MARK),
+        "mark": (MARK, FIRST_CLUTTER),
+        "clutter": (FIRST_CLUTTER, len(PATCH_CLASSES)),
+    }
+    right: dict[str, list[torch.Tensor]] = {name: [] for name in (*groups, "color")}
     for start in range(0, len(scenes), 100):
         features, _ = tiny_model.patch_features(
             trainer.tower, tiny_model.normalized_pixels(scenes.images[start : start + 100])
@@ -135,23 +168,22 @@ def patch_accuracy(trainer: TowerTrainer, scenes: SceneArrays) -> dict[str, floa
         classes = torch.tensor(scenes.classes[start : start + 100]).long()
         named, colored = trainer.heads.class_head(features).argmax(-1), trainer.heads.color_head(features).argmax(-1)
         truth = classes[..., 0]
-        for name, where in (("background", truth == 0), ("shape", (truth > 0) & (truth < 5)), ("digit", truth >= 5)):
-            right[name].append((named == truth)[where])
+        for name, (first, last) in groups.items():
+            right[name].append((named == truth)[(truth >= first) & (truth < last)])
         right["color"].append((colored == classes[..., 1])[truth > 0])
     return {name: round(torch.cat(parts).float().mean().item(), 4) for name, parts in right.items()}
 
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, required=True)
-    parser.add_argument("--num-steps", type=int, default=TowerSettings.num_steps)
-    args = parser.parse_args()
+    args = stage_arguments(__doc__, TowerSettings.num_steps).parse_args()
     trainer = TowerTrainer(TowerSettings(num_steps=args.num_steps), SceneArrays(args.work_dir, "train"), args.work_dir)
     validation = SceneArrays(args.work_dir, "validation")
-    while trainer.step < args.num_steps:
-        trainer.run(stop_step=min(trainer.step // 500 * 500 + 500, args.num_steps))
-        print(f"tower step {trainer.step} patch accuracy {patch_accuracy(trainer, validation)}", flush=True)
+    trainer.advance(
+        args.stop_step,
+        report_every=500,
+        report=lambda: f"tower step {trainer.step} patch accuracy {patch_accuracy(trainer, validation)}",
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID, IMAGE_ID = range(len(SPECIAL_TOKENS))
 _PLAIN_WORDS = (
     "what which color shape digit is are the a an there how many shown objects in of left right above below "
-    "describe this image picture yes no and on to with it you do see number user assistant"
+    "describe this image picture yes no and on to from with it you do see number mark sign user assistant"
 )
 VOCABULARY = (
     *SPECIAL_TOKENS,

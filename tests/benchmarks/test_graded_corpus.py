@@ -44,7 +44,7 @@ def test_one_word_is_matched_exactly_and_captions_by_their_objects():
 def test_the_bundled_corpus_is_read_whole(scenes_manifest):
     from pathlib import Path
 
-    images, prompts = load_corpus(Path(scenes_manifest))
+    images, prompts = load_corpus([Path(scenes_manifest)])
     assert {prompt.image_id for prompt in prompts} == set(images)
     kinds = Counter(prompt.kind for prompt in prompts)
     assert {"color", "shape", "digit", "count", "exist", "relation", "caption"} <= set(kinds)
@@ -60,7 +60,7 @@ def test_records_without_a_gradable_question_are_left_out(tmp_path, scenes_manif
     records = [{"image": "a.jpg", "prompts": asked}, {"image": "b.jpg", "prompts": asked}, {"image": "a.jpg"}]
     manifest = tmp_path / "corpus.jsonl"
     manifest.write_text("\n".join(map(json.dumps, records)))
-    images, prompts = load_corpus(manifest)
+    images, prompts = load_corpus([manifest])
     assert [(p.text, p.kind) for p in prompts] == [("what ?", "untyped")]
     assert len(images) == 1
 

@@ -67,7 +67,7 @@ def test_every_selector_runs_random_with_each_seed_and_pooling_where_asked():
 
 @pytest.fixture(scope="module")
 def some(tiny_llava, scenes_manifest) -> Model:
-    images, prompts = load_corpus(Path(scenes_manifest))
+    images, prompts = load_corpus([Path(scenes_manifest)])
     images = spread(images, 4)
     return Model(tiny_llava, images, [prompt for prompt in prompts if prompt.image_id in images])
 
@@ -85,7 +85,7 @@ def test_sets_of_one_image_are_answered_apart_in_one_batch(some):
 
 @pytest.fixture(scope="module")
 def part(tiny_llava, scenes_manifest, some) -> Part:
-    return Part(tiny_llava, Path(scenes_manifest), list(some.encoded), controls=True)
+    return Part(tiny_llava, (Path(scenes_manifest),), list(some.encoded), controls=True)
 
 
 def test_a_part_is_answered_whole(part, some):
@@ -121,7 +121,7 @@ def test_sets_that_several_selectors_choose_are_generated_once(part, monkeypatch
 
 
 def test_the_equality_check_sees_a_selector_that_loses_a_token(part, some, scenes_manifest):
-    images, _ = load_corpus(Path(scenes_manifest))
+    images, _ = load_corpus([Path(scenes_manifest)])
     image = images[part.image_ids[0]]
     ranked = some.rank("zoo", 0)
     check_equality(part, some, image, {("zoo", 0): ranked})
@@ -133,6 +133,6 @@ def test_the_equality_check_sees_a_selector_that_loses_a_token(part, some, scene
 
 def test_the_equality_check_compares_with_the_untouched_model(part, some, scenes_manifest):
     """Answers about another image are not what the untouched model says of this one."""
-    images, _ = load_corpus(Path(scenes_manifest))
+    images, _ = load_corpus([Path(scenes_manifest)])
     with pytest.raises(AssertionError, match="the untouched model"):
         check_equality(part, some, images[part.image_ids[2]], {("zoo", 0): some.rank("zoo", 0)})

@@ -3,21 +3,36 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from make_corpus import BAD_INPUTS, COPIES, EMPTY_PROMPT_IMAGE, FOREIGN_PROMPT_IMAGE, NUM_IMAGES, build_corpus
+from make_corpus import (
+    BAD_INPUTS,
+    CLUTTERED_PREFIX,
+    COPIES,
+    EMPTY_PROMPT_IMAGE,
+    FOREIGN_PROMPT_IMAGE,
+    NUM_CLUTTERED,
+    NUM_IMAGES,
+    build_corpus,
+)
 from PIL import Image, ImageOps, UnidentifiedImageError
-from questions import QUESTION_TYPES
+from questions import ONE_WORD_TYPES, SHORT_TYPES, SMALL_PRINT_TYPES
 from scenes import make_scene
 
 _TARS = ("scenes-000000.tar", "scenes-000001.tar", "scenes-000002.tar")
+_CLUTTERED_TARS = ("cluttered-000000.tar",)
+
+
+def _rows(manifest: Path) -> list[dict]:
+    return [json.loads(line) for line in manifest.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def rows(corpus_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (corpus_dir / "scenes.jsonl").read_text().splitlines()]
+    return _rows(corpus_dir / "scenes.jsonl")
 
 
 def test_script_makes_every_byte_of_the_corpus(corpus_dir: Path) -> None:
@@ -36,16 +51,23 @@ def test_script_makes_every_byte_of_the_corpus(corpus_dir: Path) -> None:
         assert np.abs(here - again).max() <= 1
         assert (here != again).mean() <= 0.005
     assert len(differing - images) == len(images)  # its tar; that tars hold the images is tested below
-    assert all(name in _TARS for name in differing - images)
-    assert sum(map(len, made.values())) < 8_000_000
+    assert all(name in (*_TARS, *_CLUTTERED_TARS) for name in differing - images)
+    assert sum(map(len, made.values())) < 9_000_000
 
 
-def test_tars_and_manifest_hold_the_same_samples(corpus_dir: Path, rows: list[dict]) -> None:
+@pytest.mark.parametrize(
+    ("manifest", "tars", "number"),
+    [("scenes.jsonl", _TARS, NUM_IMAGES), ("cluttered.jsonl", _CLUTTERED_TARS, NUM_CLUTTERED)],
+)
+def test_tars_and_manifest_hold_the_same_samples(
+    corpus_dir: Path, manifest: str, tars: tuple[str, ...], number: int
+) -> None:
+    rows = _rows(corpus_dir / manifest)
     members: list[tuple[str, bytes]] = []
-    for tar in _TARS:
+    for tar in tars:
         with tarfile.open(corpus_dir / tar) as archive:
             members += [(m.name, archive.extractfile(m).read()) for m in archive.getmembers()]
-    assert len(members) == 2 * NUM_IMAGES == 2 * len(rows)
+    assert len(members) == 2 * number == 2 * len(rows)
     for row, image, sidecar in zip(rows, members[::2], members[1::2], strict=True):
         assert image[0] == row["image"].removeprefix("images/")
         assert image[1] == (corpus_dir / row["image"]).read_bytes()
@@ -62,10 +84,21 @@ def test_prompts_are_five_or_six_with_unique_ids_and_references(rows: list[dict]
     assert unscored[0]["prompt"] == ""
     for prompt in prompts:
         assert set(prompt) == {"id", "prompt", "references", "type"}
-        assert prompt["type"] in QUESTION_TYPES
+        assert prompt["type"] in (*ONE_WORD_TYPES, "caption")
         assert "<image>" not in prompt["prompt"]
-    for kind in QUESTION_TYPES[:-1]:
+    for kind in ONE_WORD_TYPES:
         assert sum(prompt["type"] == kind for prompt in prompts) >= 200
+
+
+def test_cluttered_prompts_have_types_of_their_own(corpus_dir: Path, rows: list[dict]) -> None:
+    prompts = [prompt for row in _rows(corpus_dir / "cluttered.jsonl") for prompt in row["prompts"]]
+    assert not {prompt["id"] for prompt in prompts} & {prompt["id"] for row in rows for prompt in row["prompts"]}
+    types = Counter(prompt["type"].removeprefix(CLUTTERED_PREFIX) for prompt in prompts)
+    assert all(prompt["type"].startswith(CLUTTERED_PREFIX) and prompt["references"] for prompt in prompts)
+    assert set(types) == {*SHORT_TYPES, "caption"}
+    assert min(types[kind] for kind in SMALL_PRINT_TYPES) >= 80
+    assert min(types.values()) >= 40
+    assert 5 * NUM_CLUTTERED <= len(prompts) <= 6 * NUM_CLUTTERED
 
 
 def _open(corpus_dir: Path, number: int) -> Image.Image:

@@ -5,8 +5,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from questions import CLEARLY_NOT_PX, CLEARLY_PX, ONE_WORD_TYPES, Question, all_questions, sample_questions
+from cluttered import make_cluttered_scene
+from questions import (
+    CLEARLY_NOT_PX,
+    CLEARLY_PX,
+    ONE_WORD_TYPES,
+    ORDER_PROMPTS,
+    Question,
+    all_questions,
+    caption,
+    object_words,
+    sample_questions,
+    with_article,
+)
 from scenes import COLORS, KINDS, NUMBERS, SHAPES, SceneObject, make_scene
+
+from pipeline.answer.grade import named_objects, object_score
 
 _NUM_SCENES = 150
 
@@ -79,14 +93,54 @@ def test_questions_have_one_answer_and_it_is_right(kind: str, asked: list) -> No
         assert " " not in question.answer
 
 
-def test_captions_name_every_object_from_left_to_right(asked: list) -> None:
+def test_captions_name_every_object_by_colour_and_kind(asked: list) -> None:
     for objects, question in asked:
         if question.type == "caption":
             phrases = [phrase.split() for phrase in question.answer.removesuffix(".").split(", ")]
             assert len(phrases) == len(objects)
-            for (_, color, name), item in zip(phrases, sorted(objects, key=lambda o: o.center), strict=True):
+            ordered = sorted(objects, key=lambda o: (o.color, o.kind, o.digit))
+            for (article, color, name), item in zip(phrases, ordered, strict=True):
+                assert article == ("an" if color == "orange" else "a")
                 assert color == COLORS[item.color]
                 assert name == (NUMBERS[item.digit] if item.digit >= 0 else KINDS[item.kind])
+
+
+def test_ordered_captions_go_from_left_to_right_and_from_above_to_below(asked: list) -> None:
+    for objects, question in asked:
+        if question.type == "order":
+            axis = ("left to right" not in question.prompt) * 1
+            assert question.prompt in ORDER_PROMPTS
+            phrases = question.answer.removesuffix(".").split(", ")
+            assert phrases == [with_article(object_words(o)) for o in sorted(objects, key=lambda o: o.center[axis])]
+
+
+def test_every_object_of_a_caption_is_read_when_it_is_graded(asked: list) -> None:
+    for objects, question in asked:
+        if question.type == "caption":
+            assert named_objects(question.answer).total() == len(objects)
+            score = object_score(caption(objects[1:]), question.answer)
+            assert (score.precision, score.recall) == (1.0, (len(objects) - 1) / len(objects))
+
+
+def test_marks_and_numbers_have_one_answer_and_it_is_right() -> None:
+    marks, numbers = 0, 0
+    for index in range(_NUM_SCENES):
+        scene = make_cluttered_scene("train", index)
+        available = all_questions(scene.objects, scene.signs)
+        for question in available["mark"]:
+            (host,) = _named(scene.objects, re.fullmatch(r"what color is the mark on the (.+) \?", question.prompt)[1])
+            assert question.answer == COLORS[host.mark] != COLORS[host.color]
+            marks += 1
+        for question in available["number"]:
+            words = re.fullmatch(r"what number is on the (?:(\w+) )?sign \?", question.prompt)[1]
+            (sign,) = [s for s in scene.signs if words is None or COLORS[s.color] == words]
+            assert question.answer.split() == [NUMBERS[digit] for digit in sign.digits]
+            numbers += 1
+        for kind in ONE_WORD_TYPES:
+            for question in available[kind]:
+                assert question.answer == _answer(scene.objects, question.prompt), question
+    assert marks > _NUM_SCENES
+    assert numbers > _NUM_SCENES
 
 
 def test_sampling_respects_limits_repeats_itself_and_balances_yes_and_no() -> None:

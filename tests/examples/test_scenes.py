@@ -8,6 +8,7 @@ from scenes import (
     IMAGE_SIZE_PX,
     MAX_OBJECTS,
     MIN_OBJECTS,
+    NO_THING,
     PATCH_SIZE_PX,
     SPLITS,
     handwriting_pool,
@@ -59,15 +60,17 @@ def test_heldout_handwriting_is_disjoint_from_training_handwriting() -> None:
 def test_patch_labels_name_the_object_under_the_patch() -> None:
     for index in range(20):
         scene = make_scene("train", index)
-        classes, centers = patch_labels(scene)
+        classes, centers, wholes = patch_labels(scene)
         labelled = 0
-        for item in scene.objects:
+        for number, item in enumerate(scene.objects):
             # A patch that lies wholly inside a square's or circle's inner half can only be that object's.
             x, y = (int(value // PATCH_SIZE_PX) for value in item.center)
             if item.size_px >= 28 and item.kind in (0, 1):
                 patch = y * GRID + x
                 assert classes[patch].tolist() == [1 + item.kind, 1 + item.color]
                 assert centers[patch] == pytest.approx(item.center)
+                assert wholes[patch] == number
                 labelled += 1
         assert set(classes[classes[:, 0] > 0, 1]) <= {1 + item.color for item in scene.objects}
         assert ((classes[:, 0] > 0) == (classes[:, 1] > 0)).all()
+        assert ((classes[:, 0] > 0) == (wholes != NO_THING)).all()

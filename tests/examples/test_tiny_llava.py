@@ -2,16 +2,27 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import torch
-from evaluate import Answerer, AskedQuestion, exact_match, heldout_questions
+from evaluate import (
+    ALL_TOKENS,
+    CAPTION_SETS,
+    SELECTORS,
+    SHARES,
+    Answerer,
+    AskedQuestion,
+    exact_match,
+    heldout_questions,
+    shortfalls,
+)
 from make_corpus import BAD_INPUTS
 from PIL import Image
-from questions import ONE_WORD_TYPES, Question
+from questions import ONE_WORD_TYPES, SHORT_TYPES, Question
 from scenes import NUM_TOKENS
 from train_language import random_subset
 from transformers import AutoImageProcessor, AutoTokenizer
@@ -66,7 +77,7 @@ def test_corpus_questions_are_answered_from_raw_images(answerer: Answerer, corpu
 
 def test_which_tokens_are_kept_matters(answerer: Answerer) -> None:
     images, asked = heldout_questions(16)
-    visual = answerer.project(images)
+    _, visual = answerer.encode(images)
     everything = torch.arange(NUM_TOKENS).expand(len(images), -1)
     full = answerer.answer_from_tokens(visual, everything, asked)
     assert full == answerer.answer(images, asked)
@@ -112,8 +123,67 @@ def test_parts_load_alone_and_templates_agree(answerer: Answerer, model_dir: Pat
 
 def test_heldout_questions_cover_every_type() -> None:
     _, asked = heldout_questions(30)
-    by_type: dict[str, int] = defaultdict(int)
-    for item in asked:
-        by_type[item.question.type] += 1
+    by_type = Counter(item.question.type for item in asked)
     assert set(by_type) == set(ONE_WORD_TYPES)
     assert min(by_type.values()) >= 15
+
+
+def test_cluttered_questions_cover_every_type() -> None:
+    _, asked = heldout_questions(30, style="cluttered")
+    by_type = Counter(item.question.type for item in asked)
+    assert set(by_type) == set(SHORT_TYPES)
+    assert min(by_type.values()) >= 10
+
+
+def test_selectors_rank_every_token_of_every_image(answerer: Answerer) -> None:
+    images, _ = heldout_questions(3)
+    visual, orders = answerer.rankings(images)
+    assert visual.shape == (3, NUM_TOKENS, 128)
+    assert set(orders) == set(SELECTORS)
+    for order in orders.values():
+        assert (order.sort(dim=1).values == torch.arange(NUM_TOKENS)).all()
+
+
+def _measured(**changed: float) -> dict:
+    """Measurements that meet every bar, but for what is changed: name of the row and type to percent."""
+    rows = {
+        name: dict.fromkeys(("all", *ONE_WORD_TYPES), 98.0)
+        for name in (ALL_TOKENS, *(f"{name} {share}" for name in SELECTORS for share in SHARES))
+    }
+    rows["random 12.5 %, seed 0"] = {"all": 80.0}
+    captions = {name: {"f1": 95.0} for name in CAPTION_SETS}
+    for place, value in changed.items():
+        name, kind = place.split("/")
+        (captions if kind == "f1" else rows)[name][kind] = value
+    return {"exact_match_percent": rows, "captions_percent": captions}
+
+
+@pytest.mark.parametrize(
+    ("place", "bad", "good"),
+    [
+        (f"{ALL_TOKENS}/all", 96.9, 97.0),
+        (f"{ALL_TOKENS}/relation", 91.9, 96.0),
+        ("zoo 12.5 %/color", 95.9, 96.0),
+        ("divprune 25 %/count", 88.9, 89.0),
+        ("zoo 50 %/count", 94.9, 95.0),
+        ("random 12.5 %, seed 0/all", 83.1, 83.0),
+        ("zoo 25 %/f1", 84.9, 85.0),
+    ],
+)
+def test_what_misses_a_bar_is_said(place: str, bad: float, good: float) -> None:
+    assert shortfalls(_measured()) == []
+    assert shortfalls(_measured(**{place: good})) == []
+    (said,) = shortfalls(_measured(**{place: bad}))
+    assert place.split("/")[0] in said
+
+
+def test_the_bundled_model_s_results_meet_every_bar() -> None:
+    results = json.loads((Path(evaluate.__file__).parent / "results.json").read_text())
+    assert shortfalls(results["plain"]) == results["misses"] == []
+    assert results["plain"]["num_questions"] >= 2000
+
+
+def test_the_readme_s_tables_are_the_results() -> None:
+    folder = Path(evaluate.__file__).parent
+    tables = evaluate.markdown(json.loads((folder / "results.json").read_text()))
+    assert tables.strip() in (folder / "README.md").read_text()

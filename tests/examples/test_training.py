@@ -1,15 +1,18 @@
 """Training is resumable: an interrupted run ends with the same bits as one that was not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_model
 import torch
+from cluttered import make_cluttered_scene
 from features import extract_features, feature_array
-from scene_data import SceneArrays, render_split
+from scene_data import SceneArrays, render_split, shown_by
+from scenes import MARK, NO_THING, NUM_TOKENS, patch_labels
 from settle_tower import SettleSettings, TowerSettler
-from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset
+from train_language import LanguageSettings, LanguageTrainer, kept_tokens, random_subset, weighted_subset
 from train_tower import TowerSettings, TowerTrainer
 
 pytestmark = pytest.mark.long
@@ -77,14 +80,71 @@ def test_resumed_training_ends_with_the_same_bits(
     assert all(torch.equal(trained[f"model.vision_tower.{key}"], value) for key, value in frozen.items())
 
 
+def _things() -> tuple[np.ndarray, np.ndarray]:
+    """An image with two objects of 16 and 4 tokens and a piece of clutter of 8."""
+    wholes = np.full(NUM_TOKENS, NO_THING, np.uint8)
+    wholes[:16], wholes[16:20], wholes[20:28] = 0, 1, 2
+    return wholes, wholes == 2
+
+
 def test_kept_tokens_are_in_raster_order_and_of_every_number() -> None:
     rng, settings = np.random.default_rng(0), LanguageSettings()
+    wholes, is_clutter = (np.tile(part, (3, 1)) for part in _things())
     numbers = []
-    for _ in range(300):
-        kept = kept_tokens(rng, 3, settings)
+    for _ in range(400):
+        kept = kept_tokens(rng, wholes, is_clutter, settings)
         assert (np.diff(kept, axis=1) > 0).all()
         numbers.append(kept.shape[1])
-    assert min(numbers) < 20
-    assert 60 < sum(number == 256 for number in numbers) < 130
+    assert min(numbers) < 12
+    assert 70 < sum(number == NUM_TOKENS for number in numbers) < 140
     assert len(set(numbers)) > 80
     assert not (random_subset(rng, 2, 64)[0] == random_subset(rng, 2, 64)[0]).all()
+
+
+def test_weighted_subsets_go_from_things_only_to_background_only() -> None:
+    wholes, is_clutter = (np.tile(part, (2000, 1)) for part in _things())
+    kept = weighted_subset(np.random.default_rng(1), wholes, is_clutter, 16)
+    shown = np.take_along_axis(wholes, kept, 1)
+    on_things = (shown != NO_THING).mean(1)
+    assert (on_things == 1).mean() > 0.05
+    assert (on_things == 0).mean() > 0.25
+    assert ((on_things > 0.05) & (on_things < 0.5)).mean() > 0.2
+    # The number of tokens betrays nothing: the small object often has more of them than the large one.
+    large, small = (shown == 0).sum(1), (shown == 1).sum(1)
+    assert (small > large).mean() > 0.05
+    assert (large > small).mean() > 0.2
+    assert ((shown == 2).mean(1) > 0.4).any()
+
+
+def test_questions_are_about_what_the_kept_tokens_show() -> None:
+    lost, marks, signs = 0, 0, 0
+    for index in range(20):
+        scene = make_cluttered_scene("train", index)
+        classes, centers, _ = patch_labels(scene)
+        everything = np.arange(NUM_TOKENS)
+        assert shown_by(everything, classes, centers, scene.objects, scene.signs) == (
+            list(scene.objects),
+            list(scene.signs),
+        )
+        for number, item in enumerate(scene.objects):
+            of_it = (centers == item.center).all(1)
+            only_mark = everything[of_it & (classes[:, 0] == MARK)]
+            assert shown_by(only_mark, classes, centers, scene.objects, scene.signs) == ([], [])
+            one = everything[of_it & (classes[:, 0] != MARK)][:1]
+            objects, seen = shown_by(one, classes, centers, scene.objects, scene.signs)
+            assert (objects, seen) == ([replace(scene.objects[number], mark=-1)], [])
+            lost += len(scene.objects) - 1
+            marks += len(only_mark) > 0
+        for sign in scene.signs:
+            tokens = everything[(centers == sign.center).all(1)]
+            assert shown_by(tokens, classes, centers, scene.objects, scene.signs) == ([], [sign])
+            assert shown_by(tokens[1:], classes, centers, scene.objects, scene.signs) == ([], [])
+            signs += 1
+    assert min(lost, marks, signs) > 20
+
+
+def test_no_selector_takes_part_in_training() -> None:
+    folder = Path(tiny_model.__file__).parent
+    trained_with = ["scenes", "cluttered", "drawing", "questions", "packing", "features", "scene_data", "stage_trainer"]
+    for name in (*trained_with, "tiny_model", "train_tower", "settle_tower", "train_language"):
+        assert "zoo_ops" not in (folder / f"{name}.py").read_text()

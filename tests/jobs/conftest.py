@@ -15,7 +15,7 @@ SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
 def raw_images() -> dict[str, Image.Image]:
     """image_id -> picture, of every image that Pillow decodes."""
     images = {}
-    for path in sorted(SCENES.glob("*.tar")):
+    for path in sorted(SCENES.glob("scenes-*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.name.endswith(".json"):

@@ -32,7 +32,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
 def corpus() -> dict[str, tuple[bytes | None, dict]]:
     """Source -> (image bytes, JSON record), read from the tars by their own rules."""
     samples: dict[str, tuple[bytes | None, dict]] = {}
-    for path in sorted(SCENES.glob("*.tar")):
+    for path in sorted(SCENES.glob("scenes-*.tar")):
         with tarfile.open(path) as archive:
             members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
         for name, data in members.items():
