@@ -112,7 +112,7 @@ def test_a_submitted_job_is_shown_with_the_token_that_ray_asks_for():
         for block in re.findall(r"```console\n(.*?)```", path.read_text(), re.S)
         if "ray job submit" in block
     ]
-    assert {name for name, _ in submits} == {"README.md", "operations.md"}
+    assert {name for name, _ in submits} == {"README.md", "operations.md", "stores.md"}
     assert all("RAY_AUTH_MODE=token" in block for _, block in submits)
     assert "RAY_AUTH_MODE=token ray job submit" in prune_corpus.EXAMPLES
 

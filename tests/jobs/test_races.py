@@ -40,10 +40,10 @@ def just_before_the_lock(job):
     locked = Artifact.locked
     waiting = [job]
 
-    def meet(artifact):
+    def meet(artifact, tell):
         if waiting:
             waiting.pop()()
-        return locked(artifact)
+        return locked(artifact, tell)
 
     with mock.patch.object(Artifact, "locked", meet):
         yield

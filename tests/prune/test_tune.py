@@ -140,9 +140,9 @@ def test_the_sample_is_the_same_every_time_and_holds_each_image_once(tmp_path, m
     assert [place.image_id for place in sampled_places(index, 7)] == sorted(ids)[:7]
     assert sampled_places(Index(index.store, []), 7) == []
     listed: list[str] = []
-    own = sampling.parquet_files
+    own = sampling.dataset_of
     many = Generation(**{**vars(index.generations[0]), "num_files": 130})
     monkeypatch.setattr(sampling, "MAX_FILES", 1)
-    monkeypatch.setattr(sampling, "parquet_files", lambda keys: own(listed.extend(found := list(keys)) or found))
+    monkeypatch.setattr(sampling, "dataset_of", lambda store, keys, of: own(store, listed.extend(keys) or keys, of))
     assert len(sampled_places(Index(index.store, [many]), 7)) == 7
     assert len(listed) == 1
