@@ -3,9 +3,8 @@
     python leakage.py --model ../tiny-llava --output leakage.json
 
 Teacher-forced accuracy on plain held-out scenes, the same questions for every row. A tower whose background tokens
-carry objects would answer from them; without, the best is the commonest answer of each type. Background beside an
-object may itself show up to five of its pixels, and JPEG spreads colours over blocks of sixteen: the last two rows
-leave out the first, and both.
+carry objects would answer from them; without, the best is the commonest answer of each type. Background may
+itself show up to five pixels of an object, on its edge: the last two rows leave such tokens out.
 """
 
 import argparse
