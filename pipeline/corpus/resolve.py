@@ -133,7 +133,7 @@ def _of_folder(path: str) -> list[CorpusInput]:
     """What a folder holds: a saved data set, Parquet files however deep, or images however deep.
 
     Raises:
-        UserError: none of these, or it can't be read.
+        UserError: none of these, Parquet and tars together, or it can't be read.
     """
     absolute_path = absolute(path)
     try:
@@ -142,6 +142,12 @@ def _of_folder(path: str) -> list[CorpusInput]:
             return [_of_file(one) for one in saved]
         found = [one.name for one in tree(absolute_path)]
         tables = [name for name in found if name.lower().endswith(".parquet")]
+        tar = next((name for name in found if name.lower().endswith(TAR_SUFFIXES)), None)
+        if tables and tar is not None:
+            raise UserError(
+                f"--corpus: {printable(path)} holds Parquet and tars ({printable(tables[0])}, {printable(tar)}), and "
+                "only one kind would be read; name the files that are meant"
+            )
         if tables:
             return [_of_file(os.path.join(path, name)) for name in tables]
         sizes = [one.size_bytes for one in tree(absolute_path, sizes=True) if is_image(one.name)]

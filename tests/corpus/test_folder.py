@@ -67,6 +67,14 @@ def test_what_is_no_image_of_the_folder_has_a_row_and_is_not_read(folder, tmp_pa
     assert sha256(jpegs[5]) not in {row.image_id for row in rows.values()}
 
 
+def test_a_folder_of_parquet_and_tars_is_refused_as_only_one_kind_would_be_read(folder, write_tar, jpegs):
+    (folder / "b" / "rows.parquet").write_bytes(b"PAR1")
+    (folder / "z").mkdir()
+    write_tar(folder / "z" / "more.tar", [("1.jpg", jpegs[0])])
+    with pytest.raises(UserError, match=r"holds Parquet and tars \(b/rows\.parquet, z/more\.tar\), and only one kind"):
+        resolve_corpus([str(folder)])
+
+
 def test_a_folder_that_holds_nothing_to_read_is_told_what_it_holds(tmp_path, write_tar, jpegs):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty is a folder without images, Parquet or a saved data set; name Web"):
