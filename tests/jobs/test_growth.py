@@ -3,11 +3,13 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +17,7 @@ from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.errors import UserError
+from pipeline.families.checkpoint import open_checkpoint
 from schemas.columns import table_of
 from schemas.selections import PromptRow
 from tests.in_this_process import in_this_process
@@ -38,15 +41,29 @@ def answers(pruned: Path, model: str, output: Path) -> dict[str, tuple[str, str 
 
 
 @pytest.fixture
-def loud_model(tiny_llava: str, tmp_path: Path) -> str:
+def loud_model(tiny_llava: str, jpeg: Callable[[int], bytes], tmp_path: Path) -> str:
     """The bundled model with features so large that noise overflows float16 and an even picture does not."""
+    noise, *others = (largest_feature(tiny_llava, image) for image in (jpeg(1), even(0), even(9)))
+    assert noise > 1.05 * max(others)
     folder = tmp_path / "loud"
     shutil.copytree(tiny_llava, folder)
     tensors = load_file(folder / "model.safetensors")
     for name in ("weight", "bias"):
-        tensors[f"multi_modal_projector.linear_2.{name}"] *= 65504 / 1.8
+        tensors[f"multi_modal_projector.linear_2.{name}"] *= (
+            torch.finfo(torch.float16).max / (noise * max(others)) ** 0.5
+        )
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return str(folder)
+
+
+def largest_feature(path: str, image: bytes) -> float:
+    """The largest magnitude among an image's projected features."""
+    checkpoint, family = open_checkpoint(path)
+    encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
+    picture = Image.open(io.BytesIO(image)).convert("RGB")
+    pixels = family.preparer(checkpoint).prepare(picture)
+    (encoded,) = encoder.encode([pixels], [(picture.height, picture.width)])
+    return encoded.projected_NO.abs().max().item()
 
 
 def even(level: int) -> bytes:

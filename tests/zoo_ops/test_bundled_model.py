@@ -91,17 +91,27 @@ def test_finite_difference_has_the_published_values(estimates):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("share", [9, 3])
 def test_finite_difference_keeps_the_published_sets(estimates, dtype, share):
-    """At a ninth (64 of 576) and a third (192 of 576): equal on 97 % of the images, near-ties on the others."""
+    """At a ninth (64 of 576) and a third (192 of 576): equal on 97 % of the images, near-ties on the others.
+
+    Where the published formula in float32 keeps other tokens than itself in float64, nobody can equal both.
+    """
     projected, published, ours = estimates
     kept = max(1, round(projected.shape[1] / share))
     our_picks = rank_tokens(projected, ours, max_tokens=kept).indices_BK
-    their_picks = rank_tokens(projected.to(dtype), published[dtype], max_tokens=kept).indices_BK
-    different = [i for i in range(len(ours)) if set(our_picks[i].tolist()) != set(their_picks[i].tolist())]
-    print(f"{kept} tokens, {dtype}: the kept sets of {len(different)} of {len(ours)} images differ")
-    assert len(different) <= 0.03 * len(ours)
+    picks = {d: rank_tokens(projected.to(d), values, max_tokens=kept).indices_BK for d, values in published.items()}
+    their_picks = picks[dtype]
+    different = differing_sets(our_picks, their_picks)
+    torn = differing_sets(their_picks, picks[torch.float64])
+    print(f"{kept} tokens, {dtype}: the kept sets of {len(different)} of {len(ours)} images differ; {len(torn)} torn")
+    assert len(set(different) - set(torn)) <= 0.03 * len(ours)
     for i in different:
         gap, bound = first_difference(projected[i], ours[i], published[dtype][i], our_picks[i], their_picks[i])
         assert gap <= bound
+
+
+def differing_sets(picks, others) -> list[int]:
+    """The images of which two rankings keep different tokens."""
+    return [i for i in range(len(picks)) if set(picks[i].tolist()) != set(others[i].tolist())]
 
 
 def first_difference(z, s, other_s, picks, other_picks):
