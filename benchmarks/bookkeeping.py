@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 import tracemalloc
@@ -141,8 +140,13 @@ def _assigned(store: Measured, units: list[str], nothing: Generation) -> tuple[f
     wall, cpu = time.perf_counter(), time.process_time()
     made = assign_shards(store, units, [], nothing, shard_size=512, limit=None, bound=None)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return cpu, wall, peak, made, store.scratch_bytes
+    return cpu, wall, peak_memory_bytes(), made, store.scratch_bytes
+
+
+def peak_memory_bytes() -> int:
+    """Of this process since it began; getrusage also counts what its parent held when it forked."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def _scan_row(number: int, prompts: int) -> Sample:
