@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.comparison import ALL_TOKENS, BOTH, CAPTION, MARKS, ONE_WORD, POOLED, REFERENCE, Row, rows_of
 
 RESULTS = REPO / "benchmarks" / "results"
-BEGIN, END = "<!-- figures: begin, by benchmarks/readme_figures.py -->", "<!-- figures: end -->"
+FIGURES, LOW_RANK = "figures", "low rank"  # names of blocks
 SELECTORS = ("zoo", "divprune", "feature_norm", "uniform_grid", "random")
 
 
@@ -229,11 +229,28 @@ def kills_line(result: dict[str, Any]) -> str:
     )
 
 
-def blocks() -> dict[str, str]:
-    """The text between the markers, by the file it stands in."""
+def low_rank_lines(result: dict[str, Any]) -> list[str]:
+    """What a projector of low rank changes, a line an estimate."""
+    lines = [
+        "| projector | estimate | value, of the exact | Spearman | `zoo` kept alike, % at 25 / 12.5 / 6.25 % | "
+        "`sensitivity` kept alike |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        alike = [
+            " / ".join(f"{100 * share:.0f}" for share in row[f"{selector}_kept_alike"].values())
+            for selector in ("zoo", "sensitivity")
+        ]
+        figures = (f"{row['value_ratio']:.2f}", f"{row['spearman_mean']:.3f}", *alike)
+        lines.append(f"| {' | '.join((row['projector'], row['estimate'], *figures))} |")
+    return lines
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """Every measured block: the file it stands in, its name there, its text with the marks around it."""
     names = ("selectors", "ops", "throughput", "soak", "kills")
-    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
-    commands = ", ".join(f"`{command_of(result)}`" for result in results.values())
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in (*names, "low_rank")}
+    commands = ", ".join(f"`{command_of(results[name])}`" for name in names)
     readme = [
         *accuracy_lines(results["selectors"]),
         "",
@@ -245,8 +262,23 @@ def blocks() -> dict[str, str]:
         "",
         f"Made by {commands}; results in `benchmarks/results/`.",
     ]
-    texts = {"README.md": readme, "docs/selectors.md": selector_lines(results["selectors"])}
-    return {name: "\n".join([BEGIN, "", *lines, "", END]) for name, lines in texts.items()}
+    texts = (
+        ("README.md", FIGURES, readme),
+        ("docs/selectors.md", FIGURES, selector_lines(results["selectors"])),
+        ("docs/selectors.md", LOW_RANK, low_rank_lines(results["low_rank"])),
+    )
+    return [(file, name, marked(name, "\n".join(lines))) for file, name, lines in texts]
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and behind a block of that name."""
+    return f"<!-- {name}: begin, by benchmarks/readme_figures.py -->", f"<!-- {name}: end -->"
+
+
+def marked(name: str, text: str) -> str:
+    """A block of that name."""
+    begin, end = marks(name)
+    return f"{begin}\n\n{text}\n\n{end}"
 
 
 def command_of(result: dict[str, Any]) -> str:
@@ -255,9 +287,10 @@ def command_of(result: dict[str, Any]) -> str:
     return str(part["command"] if "command" in part else part["environment"]["command"])
 
 
-def with_block(text: str, block: str) -> str:
-    """A text with its block replaced."""
-    begin, end = text.index(BEGIN), text.index(END) + len(END)
+def with_block(text: str, name: str, block: str) -> str:
+    """A text with its block of that name replaced."""
+    first, last = marks(name)
+    begin, end = text.index(first), text.index(last) + len(last)
     return text[:begin] + block + text[end:]
 
 
@@ -266,12 +299,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name, block in blocks().items():
-        path = REPO / name
+    for file, name, block in blocks():
+        path = REPO / file
         old = path.read_text()
-        new = with_block(old, block)
+        new = with_block(old, name, block)
         if old != new:
-            stale.append(name)
+            stale.append(f"{file} ({name})")
             if not check:
                 path.write_text(new)
     if check and stale:

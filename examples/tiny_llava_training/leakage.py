@@ -1,6 +1,7 @@
 """Does the tower leak objects into background tokens? Asks about images of which only chosen kinds of tokens are kept.
 
     python leakage.py --model ../tiny-llava --output leakage.json
+    python leakage.py --show leakage.json                            the table of README.md
 
 Teacher-forced accuracy on plain held-out scenes, the same questions for every row. A tower whose background tokens
 carry objects would answer from them; without, the best is the commonest answer of each type. Background may
@@ -90,13 +91,27 @@ def measure(model_dir: Path, num_scenes: int) -> list[dict[str, float | str]]:
     return rows
 
 
+def markdown(rows: Sequence[dict[str, float | str]]) -> str:
+    """The table of README.md, in per cent."""
+    kinds = ("mean", *ONE_WORD_TYPES)
+    table = [(f"{NUM_KEPT} tokens (all: {NUM_TOKENS}), %", *kinds)]
+    table += [(str(row["tokens"]), *(f"{100 * float(row[kind]):.1f}" for kind in kinds)) for row in rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    lines.insert(1, "|---" * (len(kinds) + 1) + "|")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parent.parent / "tiny-llava")
     parser.add_argument("--num-scenes", type=int, default=2000)
     parser.add_argument("--output", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--show", type=Path, help="measure nothing, print the table of earlier results")
     args = parser.parse_args()
+    if args.show:
+        print(markdown(json.loads(args.show.read_text())["rows"]))
+        return
     rows = measure(args.model, args.num_scenes)
     if args.output:
         args.output.write_text(json.dumps({"num_scenes": args.num_scenes, "rows": rows}, indent=1) + "\n")

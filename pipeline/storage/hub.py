@@ -124,12 +124,6 @@ class HubStore:
         with self.open(key) as stream:
             return stream.read()
 
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on."""
-        with self.open(key) as stream:
-            stream.seek(offset)
-            return stream.read(size)
-
     def open(self, key: str) -> BinaryIO:
         """A file as a stream."""
         return io.BufferedReader(self.raw(key))

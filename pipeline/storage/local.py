@@ -96,12 +96,6 @@ class LocalStore:
             except FileNotFoundError:
                 yield None
 
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on."""
-        with self.open(key) as stream:
-            stream.seek(offset)
-            return stream.read(size)
-
     def open(self, key: str) -> BinaryIO:
         """A regular file as a stream. Raises NotAFileError for a FIFO, a device, a folder: reading might never end."""
         return io.BufferedReader(self.raw(key))

@@ -96,12 +96,6 @@ class ObjectStore:
                 yield ahead.popleft().result()
                 ahead.extend(pool.submit(read, key) for key in islice(left, 1))
 
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on."""
-        with self.open(key) as stream:
-            stream.seek(offset)
-            return stream.read(size)
-
     def open(self, key: str) -> BinaryIO:
         """An object as a stream, which gives its bytes as they were when it was opened, or fails."""
         return io.BufferedReader(self.raw(key))

@@ -92,10 +92,6 @@ class Store(Protocol):
         """All bytes of each of many small files, in the order of the keys; None for one that is not there."""
         ...
 
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset` on; fewer where the file ends before."""
-        ...
-
     def open(self, key: str) -> BinaryIO:
         """A file as a stream that can seek; the caller closes it."""
         ...

@@ -70,6 +70,7 @@ def test_one_model_does_not_agree_with_itself(result):
     assert "mean of" not in accuracy_lines(alone)[0]
 
 
-def test_a_block_is_replaced_between_its_markers_and_nothing_else():
-    text = f"before\n{readme_figures.BEGIN}\nold\n{readme_figures.END}\nafter\n"
-    assert readme_figures.with_block(text, "new") == "before\nnew\nafter\n"
+def test_a_block_is_replaced_between_its_marks_and_nothing_else():
+    other = readme_figures.marked("other", "old")
+    text = f"before\n{readme_figures.marked('one', 'old')}\nbetween\n{other}\nafter\n"
+    assert readme_figures.with_block(text, "one", "new") == f"before\nnew\nbetween\n{other}\nafter\n"

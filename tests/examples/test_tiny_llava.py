@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import evaluate
+import leakage
 import numpy as np
 import pytest
 import torch
@@ -186,4 +187,6 @@ def test_the_bundled_model_s_results_meet_every_bar() -> None:
 def test_the_readme_s_tables_are_the_results() -> None:
     folder = Path(evaluate.__file__).parent
     tables = evaluate.markdown(json.loads((folder / "results.json").read_text()))
-    assert tables.strip() in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert tables.strip() in readme
+    assert leakage.markdown(json.loads((folder / "leakage.json").read_text())["rows"]) in readme
