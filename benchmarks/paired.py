@@ -8,6 +8,11 @@ of their scores, and a resample that draws image i c_i times estimates
     difference   sum_i c_i (s_i - t_i) / sum_i c_i n_i        t_i: the sum of the method compared with
 
 All methods share the resamples, so what is common to two of them cancels out of their difference.
+
+The p-value of a difference is the larger of two: how far the resamples reach beyond zero, and how often the sum of the
+images' differences is as large when each of them may as well have the other sign, which holds for two methods that are
+alike. Where few images differ, the first alone is too small at the strict levels that Holm's procedure asks for: nine
+images that differ as a whole gave a false star in one table of five.
 """
 
 from collections.abc import Sequence
@@ -40,6 +45,12 @@ def draws(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray
     return np.random.default_rng(seed).multinomial(num_images, shares, resamples).astype(np.uint8)
 
 
+@lru_cache(maxsize=64)
+def flips(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int8]:
+    """A sign for each of the images in each resample (resamples, images), 1 or -1: always the same."""
+    return np.random.default_rng(seed).integers(0, 2, (resamples, num_images), dtype=np.int8) * 2 - 1
+
+
 def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimates:
     """Bootstrap estimates of C ratios over the same I images.
 
@@ -61,7 +72,15 @@ def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, se
     tail = 100 * (1 - LEVEL) / 2
     low_C, high_C = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
     beyond_C = 1 + np.minimum((resampled_CR <= 0).sum(1), (resampled_CR >= 0).sum(1))
-    return Estimates(sums_CI.sum(1) / asked_I.sum(), low_C, high_C, np.minimum(1, 2 * beyond_C / (resamples + 1)))
+    p_C = np.maximum(2 * beyond_C / (resamples + 1), flipped_p(sums_CI, resamples=resamples, seed=seed))
+    return Estimates(sums_CI.sum(1) / asked_I.sum(), low_C, high_C, np.minimum(1, p_C))
+
+
+def flipped_p(sums_CI: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """How often the images' sums (C, I) add up to as much, either way, when each has a sign at random: (C,)."""
+    flipped_CR = np.abs(np.round(sums_CI @ flips(sums_CI.shape[1], resamples, seed).T.astype(np.float64), 9))
+    as_large_C = (flipped_CR >= np.abs(np.round(sums_CI.sum(1), 9))[:, None]).sum(1)
+    return np.asarray((1 + as_large_C) / (resamples + 1))
 
 
 def per_image(scores_CQ: Floats, image_Q: NDArray[np.int64], num_images: int) -> tuple[Floats, Floats]:

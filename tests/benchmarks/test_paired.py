@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.paired import draws, estimate, holm, per_image, verdict
+from benchmarks.paired import LEVEL, draws, estimate, flipped_p, holm, per_image, verdict
 
 RESAMPLES = 400
 
@@ -108,6 +108,23 @@ def test_p_values_agree_with_the_interval_and_are_uniform_without_a_difference()
     assert ((found.p_C < 0.05) == excludes_zero).mean() >= 0.98
     assert 0.02 < excludes_zero.mean() < 0.09
     assert found.p_C.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_few_images_that_differ_give_no_small_p_values():
+    """A table of 60 cells asks for p-values of 0.05 / 60: where nothing differs, so many of them must be as small."""
+    rng, cells, level = np.random.default_rng(6), 4000, (1 - LEVEL) / 60
+    asked_I = rng.integers(4, 13, 154).astype(np.float64)
+    sign_CI = rng.choice([-1.0, 0.0, 1.0], (cells, 154), p=[0.03, 0.94, 0.03])
+    parts = np.split(sign_CI * asked_I, 8)  # nine images of a cell differ, in all of their questions
+    false = sum(int((estimate(part, asked_I, resamples=4000).p_C <= level).sum()) for part in parts)
+    assert false <= 2 * level * cells  # 3 to expect of a test that keeps what it says, 13 of the bootstrap alone
+
+
+def test_p_values_of_signs_by_hand():
+    """Of three images the signs all agree in one case of four; of those that do not differ they say nothing."""
+    assert flipped_p(np.array([[2.0, 1.0, 4.0], [2.0, -1.0, 0.0], [0.0, 0.0, 0.0]])) == pytest.approx(
+        [1 / 4, 1, 1], abs=0.02
+    )
 
 
 def test_holm_by_hand():
