@@ -103,7 +103,7 @@ class Answered:
     cpu_sec: dict[int, float] = field(default_factory=dict)  # by number of tokens: processor time of all answers
     generated: Counter[int] = field(default_factory=Counter)  # by number of tokens: answers that were generated
     asked: int = 0  # questions x runs x budgets, answered by as many answers or by fewer
-    checked: int = 0  # answers that the equality check compared
+    checked: int = 0  # questions that the equality check compared
 
 
 class Model:
@@ -220,7 +220,7 @@ def check_equality(part: Part, model: Model, image: Image.Image, rankings: dict[
 
     Each selector must rank every token of every image once. The first image, posed anew for each of them (and as
     pooled over squares of one token), must be answered as the untouched model answers it from its pixels, token for
-    token. Returns how many answers were compared.
+    token. Returns how many questions were asked about it, each of all selectors.
 
     Raises:
         AssertionError: something differs.
@@ -239,7 +239,7 @@ def check_equality(part: Part, model: Model, image: Image.Image, rankings: dict[
     for run, by_number in zip(whole, replies, strict=True):
         answers = [str(by_number[number].text) for number in numbers]
         assert answers == expected, f"{run} with all tokens answers {answers}, the untouched model {expected}"
-    return len(whole) * len(numbers)
+    return len(numbers)
 
 
 def stock_answers(path: str, image: Image.Image, texts: Sequence[str]) -> list[str]:

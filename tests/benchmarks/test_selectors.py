@@ -74,7 +74,7 @@ def test_the_printed_tables_show_every_group(result):
         "cluttered, 8 tokens",
     ):
         assert title in printed
-    assert "equal the untouched model's" in printed
+    assert "images with all tokens, ranked by each selector, are answered as by the untouched model" in printed
 
 
 def test_texts_are_made_of_the_result(result):
