@@ -7,12 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 _EDGES = string.punctuation + string.whitespace
+# What belongs to a value is no punctuation: -5, $5, #3, 5%, c++.
+_VALUE_BEGINS = re.compile(r"[-+$#]\.?\d")
+_VALUE_ENDS = re.compile(r"[\w%+#][%+#]")
 _BETWEEN_OBJECTS = frozenset({"a", "an", "the", "and"})
 
 
 def normalise(text: str) -> str:
-    """The text with its case folded, white space collapsed, and punctuation at both ends dropped."""
-    return re.sub(r"\s+", " ", text.casefold()).strip(_EDGES)
+    """The text with its case folded, white space collapsed, and punctuation at both ends dropped.
+
+    What belongs to a value stays (`-5`, `$5`, `5%`, `c++`), and so does a text of nothing but punctuation.
+    """
+    folded = re.sub(r"\s+", " ", text.casefold()).strip()
+    start, end = 0, len(folded)
+    while start < end and folded[start] in _EDGES and not _VALUE_BEGINS.match(folded, start):
+        start += 1
+    while end > start and folded[end - 1] in _EDGES and not _VALUE_ENDS.fullmatch(folded, max(end - 2, start), end):
+        end -= 1
+    return folded[start:end] or folded
 
 
 def is_correct(answer: str, references: Sequence[str] | None) -> bool | None:
