@@ -4,14 +4,16 @@
     python leakage.py --show leakage.json                            the table of README.md
 
 Teacher-forced accuracy on plain held-out scenes, the same questions for every row. A tower whose background tokens
-carry objects would answer from them; without, the best is the commonest answer of each type. Background may
+carry objects would answer from them. Two rows say what can be had without seeing anything: the commonest answer of each
+type, and the commonest answer of training scenes to the very question ("how many digits are there ?"). Background may
 itself show up to five pixels of an object, on its edge: the last two rows leave such tokens out.
 """
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,28 @@ def commonest_answers(asked: Sequence[Sequence[Question]]) -> dict[str, float]:
     return shares
 
 
+def answers_by_question(asked: Sequence[Sequence[Question]]) -> dict[str, str]:
+    """The commonest answer to each question, as it is worded."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in chain.from_iterable(asked):
+        answers[question.prompt][question.answer] += 1
+    return {prompt: of_prompt.most_common(1)[0][0] for prompt, of_prompt in answers.items()}
+
+
+def right_unseen(asked: Sequence[Sequence[Question]], answers: Mapping[str, str]) -> dict[str, float]:
+    """Share of each type that is right by these answers to the wording alone."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for question in chain.from_iterable(asked):
+        hits[question.type].append(answers.get(question.prompt) == question.answer)
+    return {kind: float(np.mean(hits[kind])) for kind in ONE_WORD_TYPES}
+
+
+def questions_about(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Question]]:
+    """One-word questions about each scene, as the language model is trained on."""
+    limits = {kind: QUESTION_LIMITS[kind] for kind in ONE_WORD_TYPES}
+    return [sample_questions(scene.objects, rng, limits=limits) for scene in scenes]
+
+
 def _row(name: str, by_type: dict[str, float]) -> dict[str, float | str]:
     row: dict[str, float | str] = {"tokens": name}
     row["mean"] = round(float(np.mean([by_type[kind] for kind in ONE_WORD_TYPES])), 3)
@@ -67,8 +91,7 @@ def measure(model_dir: Path, num_scenes: int) -> list[dict[str, float | str]]:
     on_object = np.stack([patch_labels(scene)[0][:, 0] > 0 for scene in scenes])
     _, visual = answerer.encode([Image.fromarray(scene.pixels()) for scene in scenes])
     rng = np.random.default_rng(3)
-    limits = {kind: QUESTION_LIMITS[kind] for kind in ONE_WORD_TYPES}
-    asked = [sample_questions(scene.objects, rng, limits=limits) for scene in scenes]
+    asked = questions_about(scenes, rng)
     chance = rng.random(on_object.shape)
     clear = np.stack([shows_no_object(scene) for scene in scenes])
     order = {
@@ -79,8 +102,12 @@ def measure(model_dir: Path, num_scenes: int) -> list[dict[str, float | str]]:
         "background without a pixel of an object": (chance + clear - on_object, NUM_KEPT),
         "background, not beside an object": (chance + far_from_objects(on_object) - on_object, NUM_KEPT),
     }
-    rows = [_row("none, the commonest answer", commonest_answers(asked))]
-    print(rows[0], flush=True)
+    taught = questions_about([make_scene("train", index) for index in range(num_scenes)], np.random.default_rng(4))
+    rows = [
+        _row("none, the commonest answer", commonest_answers(asked)),
+        _row("none, the commonest answer to the question", right_unseen(asked, answers_by_question(taught))),
+    ]
+    print(*rows, sep="\n", flush=True)
     for name, (score, count) in order.items():
         kept = np.sort(np.argsort(-score, axis=1)[:, :count], axis=1)
         picked = visual.gather(1, torch.from_numpy(kept)[..., None].expand(-1, -1, visual.shape[-1]))

@@ -184,6 +184,20 @@ def test_the_bundled_model_s_results_meet_every_bar() -> None:
     assert results["plain"]["num_questions"] >= 2000
 
 
+def test_what_can_be_had_from_the_question_alone_is_learnt_of_other_scenes() -> None:
+    """The commonest answer to the same words; what was never asked is not known."""
+
+    def asked(*pairs: tuple[str, str]) -> list[list[Question]]:
+        every = [Question(kind, f"{kind} ?", "yes") for kind in ONE_WORD_TYPES if kind != "count"]
+        return [every, [Question("count", prompt, answer) for prompt, answer in pairs]]
+
+    worded = [("digits ?", "three"), ("stars ?", "one"), ("digits ?", "two"), ("digits ?", "two")]
+    taught = leakage.answers_by_question(asked(*worded))
+    assert (taught["digits ?"], taught["stars ?"]) == ("two", "one")
+    found = leakage.right_unseen(asked(("digits ?", "two"), ("digits ?", "one"), ("signs ?", "one")), taught)
+    assert found == {kind: 1 / 3 if kind == "count" else 1 for kind in ONE_WORD_TYPES}
+
+
 def test_the_readme_s_tables_are_the_results() -> None:
     folder = Path(evaluate.__file__).parent
     tables = evaluate.markdown(json.loads((folder / "results.json").read_text()))
