@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
 from pipeline.errors import UserError
-from pipeline.storage import HeldError
+from pipeline.storage import HeldError, StorageError
 from schemas.records import CommitRecord, JobRecord, OtherVersionError, OwnerRecord, RecordError, to_json
 from schemas.wording import counted
 
@@ -54,7 +54,8 @@ class Artifact(Ledger):
             raise UserError(f"{error}; restore it, or start again in another --output") from error
         except OSError as error:
             where = f"{self.store.locate()} can't be read: {error.strerror or error}"
-            raise UserError(f"{where}; let this user read it, or name another folder") from error
+            advice = "" if isinstance(error, StorageError) else "; let this user read it, or name another folder"
+            raise UserError(f"{where}{advice}") from error
 
     def require_job(self, kind: str, option: str) -> JobRecord:
         """The job record of an artifact made by `kind` ("prune" or "answer").

@@ -121,12 +121,16 @@ def _opened(path: str, absolute: str) -> tuple[int, bytes]:
             return stream.seek(0, os.SEEK_END), beginning
     except InputReadError as error:
         if error.reason == "missing_file":
-            said = f"{path} does not exist (looked from {os.getcwd()})"
+            said = f"{path} does not exist{_looked_from(path)}"
         elif error.kind is not None:
             said = f"{path} is {error.kind}, not a regular file; images are read by byte offset"
         else:
             said = f"{error}; check its permissions and its storage"
         raise UserError(f"--corpus: {printable(said)}") from error
+
+
+def _looked_from(path: str) -> str:
+    return "" if is_object(path) else f" (looked from {os.getcwd()})"
 
 
 def _of_folder(path: str) -> list[CorpusInput]:
@@ -278,7 +282,7 @@ def _matching(pattern: str) -> list[str]:
     except StorageError as error:
         raise UserError(f"--corpus: {pattern} can't be looked for: {error.strerror}") from error
     if not paths:
-        raise UserError(f"--corpus: nothing matches {pattern!r} (from {os.getcwd()})")
+        raise UserError(f"--corpus: nothing matches {pattern!r}{_looked_from(pattern)}")
     return paths
 
 

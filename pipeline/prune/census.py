@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
@@ -60,7 +61,12 @@ class Census:
 
 
 def take_census(
-    inputs: Sequence[CorpusInput], prepared_bytes: Callable[[int, int], int], *, count: int, limit: int | None
+    inputs: Sequence[CorpusInput],
+    prepared_bytes: Callable[[int, int], int],
+    *,
+    count: int,
+    limit: int | None,
+    reading: Reading,
 ) -> Census:
     """Look at about `count` samples of the corpus, or at all of them.
 
@@ -69,12 +75,13 @@ def take_census(
         prepared_bytes: of width and height of an image: what its prepared pixels take.
         count: samples to look at; 0 for all.
         limit: the job takes only the first samples.
+        reading: what the user says of the corpus.
 
     Raises:
         UserError: an input is of another form than its name says.
     """
     began = time.perf_counter()
-    looking = _Looking(prepared_bytes)
+    looking = _Looking(prepared_bytes, reading)
     units = scan_units(list(inputs))
     whole = True
     if not count or (limit is not None and limit <= count):
@@ -101,11 +108,12 @@ def take_census(
 class _Looking:
     """Goes over samples once and remembers of them what a plan needs."""
 
-    def __init__(self, prepared_bytes: Callable[[int, int], int]) -> None:
+    def __init__(self, prepared_bytes: Callable[[int, int], int], reading: Reading) -> None:
         self.seen = Counts()
         self.prepared = array("q")
         self.unread: dict[str, str] = {}
         self._prepared_bytes = prepared_bytes
+        self._reading = reading
         self._image_ids: set[bytes] = set()
         self._kept: list[tuple[int, Sample]] = []
         self._noted = 0
@@ -148,7 +156,7 @@ class _Looking:
 
     def _samples(self, unit: ScanUnit) -> Iterator[Sample]:
         try:
-            yield from scan(unit)
+            yield from scan(unit, reading=self._reading)
         except InputReadError as error:
             self.unread[unit.path] = str(error)
 

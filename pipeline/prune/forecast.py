@@ -79,7 +79,11 @@ def forecast(settings: PruneSettings) -> Forecast:
     artifact = Artifact(settings.output)
     artifact.check_job(planned.job)
     census = take_census(
-        planned.inputs, partial(prepared_bytes, planned.model), count=settings.plan_sample, limit=settings.limit
+        planned.inputs,
+        partial(prepared_bytes, planned.model),
+        count=settings.plan_sample,
+        limit=settings.limit,
+        reading=settings.reading,
     )
     if not census.seen.samples:
         raise UserError("--corpus: no sample in what was looked at; name the files that hold the images")

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,11 @@ _WHY = {  # what to do about a refusal, by S3's codes
     "SignatureDoesNotMatch": "its secret key does not fit (SignatureDoesNotMatch): correct AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "its credentials have expired (ExpiredToken): renew them",
     "AccessDenied": "its credentials have no permission (AccessDenied): allow them to read, write, list and delete",
+    "RequestTimeTooSkewed": "this machine's clock is wrong (RequestTimeTooSkewed): set it",
+    "AuthorizationHeaderMalformed": "it lies in another region (AuthorizationHeaderMalformed): correct AWS_REGION",
+    "PermanentRedirect": "it lies in another region (PermanentRedirect): correct AWS_REGION",
 }
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # that the library knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,21 @@ class Bucket:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._client = S3Store(name, client_options=OPTIONS, retry_config=RETRIES)
+        self._check_endpoint()
+        try:
+            self._client = S3Store(name, client_options=OPTIONS, retry_config=RETRIES)
+        except BaseError as error:
+            why = f"its credentials are not complete ({_first_line(error)}): set both or none of AWS_ACCESS_KEY_ID and "
+            raise self._error(errno.EACCES, f"{why}AWS_SECRET_ACCESS_KEY", "") from error
         self._is_there = False  # it has answered: what is not found then is an object
+
+    def _check_endpoint(self) -> None:
+        """Raise StorageError where the environment names no server that could be asked: the library would panic."""
+        for name in _ENDPOINTS:
+            url = os.environ.get(name)
+            if url is not None and not _is_server(url):
+                why = f"{name} is {url[:_SAID]!r}: write it as http://HOST:PORT, or unset it"
+                raise self._error(errno.EINVAL, why, "")
 
     def locate(self, key: str) -> str:
         """The address of a key."""
@@ -111,7 +129,8 @@ class Bucket:
                     self._require_bucket(error)
                 pause = next(pauses, None)
                 if pause is None:
-                    raise self._error(errno.EIO, f"its store does not answer ({_first_line(error)})", key) from error
+                    why = f"its store does not answer; correct AWS_ENDPOINT_URL or wait ({_first_line(error)})"
+                    raise self._error(errno.EIO, why, key) from error
                 time.sleep(pause)
             else:
                 self._is_there = True
@@ -268,6 +287,14 @@ class Bucket:
 def bucket(name: str) -> Bucket:
     """The bucket of a name, one object a process."""
     return Bucket(name)
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number
+        return False
 
 
 def _is_mark(one: tuple[str, Found], following: str) -> bool:
