@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from pipeline.artifact.index import INDEX_RECORD
 from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
 from pipeline.errors import UserError
 from pipeline.storage import HeldError, StorageError
@@ -74,7 +75,7 @@ class Artifact(Ledger):
         return job
 
     def check_job(self, job: JobRecord) -> JobRecord | None:
-        """The job record of the artifact, None when there is none yet.
+        """The job record of the artifact, None when there is none yet that anything was done by.
 
         Raises:
             UserError: the artifact belongs to other settings, or its folder holds files of something else.
@@ -86,6 +87,8 @@ class Artifact(Ledger):
                 raise UserError(f"--output {where} holds files but no {_JOB}; choose an empty or new folder")
             return None
         differences = old.differences(job)
+        if differences and not self._is_begun():
+            return None  # a job that was refused while it indexed binds nobody to its settings
         if differences:
             raise UserError(
                 f"--output {where} was started with other settings:\n  "
@@ -93,6 +96,9 @@ class Artifact(Ledger):
                 + "\nrepeat the old settings to resume it, or choose another --output"
             )
         return old
+
+    def _is_begun(self) -> bool:
+        return self.store.stat(INDEX_RECORD) is not None or bool(self.committed_shards())
 
     def adopt_job(self, job: JobRecord) -> JobRecord:
         """Write the job record unless there is one; returns the one in force. Raises as `check_job` does."""

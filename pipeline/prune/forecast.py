@@ -57,6 +57,7 @@ class Forecast:
     limit: str  # what the time hangs on
     block_bytes: int  # of the largest shard between two stages
     block: str  # what it holds
+    notes: tuple[str, ...] = ()  # on the inputs
 
     @property
     def worker_hours(self) -> float:
@@ -139,6 +140,7 @@ def _multiply(settings: PruneSettings, planned: Plan, census: Census, measured: 
         limit=limit,
         block_bytes=int(max(pixels, kept if planned.forms else 0)),
         block="prepared pixels" if pixels >= kept or not planned.forms else "kept features",
+        notes=tuple(planned.notes),
     )
 
 

@@ -12,7 +12,6 @@ import errno
 import os
 import re
 import time
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ PART_BYTES = 32 << 20
 PARTS_AT_ONCE = 4
 LISTED_AT_ONCE = 1000
 _TOKEN = "zoo-prune-write"  # metadata of an object that was written under a condition: which call wrote it
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"(?:<Code>|\(code: )(\w+)")  # of an answer, or of a key in an answer about many
 _SAID = 200  # characters of what the library says of a failure
 _NO_BUCKET = "NoSuchBucket"
 _WHY = {  # what to do about a refusal, by S3's codes
@@ -61,7 +60,6 @@ _WHY = {  # what to do about a refusal, by S3's codes
     "AuthorizationHeaderMalformed": "it lies in another region (AuthorizationHeaderMalformed): correct AWS_REGION",
     "PermanentRedirect": "it lies in another region (PermanentRedirect): correct AWS_REGION",
 }
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # that the library knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +85,18 @@ class Bucket:
         self._is_there = False  # it has answered: what is not found then is an object
 
     def _check_endpoint(self) -> None:
-        """Raise StorageError where the environment names no server that could be asked: the library would panic."""
-        for name in _ENDPOINTS:
-            url = os.environ.get(name)
-            if url is not None and not _is_server(url):
-                why = f"{name} is {url[:_SAID]!r}: write it as http://HOST:PORT, or unset it"
-                raise self._error(errno.EINVAL, why, "")
+        """Raise StorageError where the environment names no server that can be asked: a request would panic.
+
+        The address of an object is made here, without asking anybody and with a key that is none.
+        """
+        nobody = S3Store(self.name, access_key_id="-", secret_access_key="-", client_options=OPTIONS)
+        try:
+            url = obstore.sign(nobody, "GET", "-", timedelta(seconds=1))
+        except BaseError as error:
+            url = _first_line(error)
+        if not url.startswith(("http://", "https://")):
+            why = f"AWS_ENDPOINT_URL can't be used ({url[:_SAID]}): write it as http://HOST:PORT, or unset it"
+            raise self._error(errno.EINVAL, why, "")
 
     def locate(self, key: str) -> str:
         """The address of a key."""
@@ -287,14 +291,6 @@ class Bucket:
 def bucket(name: str) -> Bucket:
     """The bucket of a name, one object a process."""
     return Bucket(name)
-
-
-def _is_server(url: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is no number
-        return False
 
 
 def _is_mark(one: tuple[str, Found], following: str) -> bool:
