@@ -87,8 +87,8 @@ class Artifact(Ledger):
                 raise UserError(f"--output {where} holds files but no {_JOB}; choose an empty or new folder")
             return None
         differences = old.differences(job)
-        if differences and not self._is_begun():
-            return None  # a job that was refused while it indexed binds nobody to its settings
+        if differences and not self._is_begun(old):
+            return None
         if differences:
             raise UserError(
                 f"--output {where} was started with other settings:\n  "
@@ -97,8 +97,13 @@ class Artifact(Ledger):
             )
         return old
 
-    def _is_begun(self) -> bool:
-        return self.store.stat(INDEX_RECORD) is not None or bool(self.committed_shards())
+    def _is_begun(self, job: JobRecord) -> bool:
+        """Whether anything hangs on the settings of a job that began here.
+
+        One that was refused while it indexed has no index: no shard of it can have been begun, by nobody who might
+        still write. An answer job has its shards from the beginning.
+        """
+        return job.kind != "prune" or self.store.stat(INDEX_RECORD) is not None or bool(self.committed_shards())
 
     def adopt_job(self, job: JobRecord) -> JobRecord:
         """Write the job record unless there is one; returns the one in force. Raises as `check_job` does."""
