@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from pipeline.corpus.reading import refused_columns
 from pipeline.prune.settings import PruneSettings
 from schemas.wording import clock, counted
 
@@ -38,17 +39,29 @@ def lines_of(settings: PruneSettings, found: "Forecast", command: str) -> list[s
 def _corpus(settings: PruneSettings, found: "Forecast") -> list[str]:
     census, total = found.census, found.census.total
     about, most = ("", "") if census.whole else ("about ", "at most ")
-    looked = f"all {census.seen.samples:,.0f} samples" if census.whole else f"{census.seen.samples:,.0f} samples"
+    looked = "all of them" if census.whole else counted(round(census.seen.samples), "samples")
     lines = [
-        f"corpus   {about}{total.samples:,.0f} samples, {most}{total.images:,.0f} distinct images, "
-        f"{about}{total.prompts:,.0f} prompts",
+        f"corpus   {about}{counted(round(total.samples), 'samples')}, "
+        f"{most}{counted(round(total.images), 'distinct images')}, {about}{counted(round(total.prompts), 'prompts')}",
         f"         by a look at {looked}"
         + ("" if census.whole else "; images repeated far apart are seen by --plan-sample 0 alone"),
     ]
+    lines += [f"note     {note}" for note in found.notes]
     bad = sorted(total.failed.items(), key=lambda one: -one[1])
     lines += [f"bad      {about}{count:,.0f} {reason}" for reason, count in bad]
     if total.failed_samples > settings.max_error_rate * total.samples:
         lines.append(f"stop     more samples than --max-error-rate {settings.max_error_rate:g} fail: the job stops")
+    missing = settings.reading.nowhere(census.records, census.named)
+    is_all = census.whole and settings.limit is None
+    if missing and is_all:
+        lines.append(f"stop     {refused_columns(settings.reading, missing)}")
+    elif (note := settings.reading.columns_note(census.records, census.named)) is not None:
+        lines.append(f"columns  {note}")
+    for pair in census.pairs:
+        if pair.is_wrong and is_all:
+            lines.append(f"stop     {pair.refusal()}")
+        elif (note := pair.note()) is not None:
+            lines.append(f"answers  {note}")
     for reason, count in found.measured.failed.items():
         lines.append(f"bad      {count:,} of {found.measured.images + count:,} images that were tried: {reason}")
     lines += [f"left out {why}" for why in list(census.unread.values())[:MAX_TOLD]]

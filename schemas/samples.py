@@ -57,11 +57,13 @@ class _Found:
 
 @dataclass(slots=True, kw_only=True)
 class Sample(_Found):
-    """What the scan finds: the sample, its image's size, and what it has in place of prompts where it has none."""
+    """What the scan finds: the sample, its image's size, and what its record has of what was asked for."""
 
     width: int | None = column(pa.int32(), default=None)  # as the image's header says; null: it says nothing usable
     height: int | None = column(pa.int32(), default=None)
     keys: list[str] = column(pa.list_(pa.string()), default_factory=list)  # of its record; extensions of tar members
+    # Those that the user names for prompts and that its record has; null: it has no record that they are read from.
+    named: list[str] | None = column(pa.list_(pa.string()), default=None)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,7 +8,9 @@ conditional request through at a time, as S3 does. It starts with the first test
 
 import contextlib
 import http.client
+import json
 import logging
+import math
 import random
 import sys
 import threading
@@ -26,7 +28,7 @@ import pytest
 HOST = "127.0.0.1"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 FAULTS = ("500", "503", "500 done", "cut", "cut done")  # "done": the request was, but its answer is lost
-_PER_HOP = {"connection", "transfer-encoding", "content-length", "server", "date", "host"}
+_PER_HOP = {"connection", "transfer-encoding", "content-length", "server", "date"}  # `Host` is part of what is signed
 
 
 @dataclass
@@ -103,6 +105,34 @@ class ObjectServer:
         host, port = self._behind
         urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/{name}", method="PUT")).close()
         return name
+
+    def ask_who_asks(self, *allowed: str) -> dict[str, str]:
+        """Let moto check keys, signatures and permissions from now on.
+
+        Args:
+            allowed: what a user who is made for it may do, as `s3:GetObject`.
+
+        Returns:
+            what he needs in his environment.
+        """
+        from moto import settings
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.iam import iam_backends
+
+        users, name = iam_backends[DEFAULT_ACCOUNT_ID]["aws"], f"u-{uuid.uuid4().hex}"
+        users.create_user(ENVIRONMENT["AWS_REGION"], name)
+        key = users.create_access_key(name)
+        if allowed:
+            statement = {"Effect": "Allow", "Action": list(allowed), "Resource": "*"}
+            users.put_user_policy(name, "p", json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = 0.0
+        return {"AWS_ACCESS_KEY_ID": key.access_key_id, "AWS_SECRET_ACCESS_KEY": key.secret_access_key}
+
+    def ask_nobody(self) -> None:
+        """Let everybody do everything again."""
+        from moto import settings
+
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = math.inf
 
     def stop(self) -> None:
         self._proxy.shutdown()
@@ -191,6 +221,7 @@ def object_server(started_object_server: ObjectServer, monkeypatch: pytest.Monke
     bucket.cache_clear()
     yield started_object_server
     started_object_server.faults = Faults()
+    started_object_server.ask_nobody()
     bucket.cache_clear()
 
 

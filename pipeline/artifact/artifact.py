@@ -18,9 +18,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from pipeline.artifact.index import INDEX_RECORD
 from pipeline.artifact.ledger import FAILURES, Ledger, Resume, made_from
 from pipeline.errors import UserError
-from pipeline.storage import HeldError
+from pipeline.storage import HeldError, StorageError
 from schemas.records import CommitRecord, JobRecord, OtherVersionError, OwnerRecord, RecordError, to_json
 from schemas.wording import counted
 
@@ -54,7 +55,8 @@ class Artifact(Ledger):
             raise UserError(f"{error}; restore it, or start again in another --output") from error
         except OSError as error:
             where = f"{self.store.locate()} can't be read: {error.strerror or error}"
-            raise UserError(f"{where}; let this user read it, or name another folder") from error
+            advice = "" if isinstance(error, StorageError) else "; let this user read it, or name another folder"
+            raise UserError(f"{where}{advice}") from error
 
     def require_job(self, kind: str, option: str) -> JobRecord:
         """The job record of an artifact made by `kind` ("prune" or "answer").
@@ -73,7 +75,7 @@ class Artifact(Ledger):
         return job
 
     def check_job(self, job: JobRecord) -> JobRecord | None:
-        """The job record of the artifact, None when there is none yet.
+        """The job record of the artifact, None when there is none yet that anything was done by.
 
         Raises:
             UserError: the artifact belongs to other settings, or its folder holds files of something else.
@@ -85,6 +87,8 @@ class Artifact(Ledger):
                 raise UserError(f"--output {where} holds files but no {_JOB}; choose an empty or new folder")
             return None
         differences = old.differences(job)
+        if differences and not self._is_begun(old):
+            return None
         if differences:
             raise UserError(
                 f"--output {where} was started with other settings:\n  "
@@ -92,6 +96,14 @@ class Artifact(Ledger):
                 + "\nrepeat the old settings to resume it, or choose another --output"
             )
         return old
+
+    def _is_begun(self, job: JobRecord) -> bool:
+        """Whether anything hangs on the settings of a job that began here.
+
+        One that was refused while it indexed has no index: no shard of it can have been begun, by nobody who might
+        still write. An answer job has its shards from the beginning.
+        """
+        return job.kind != "prune" or self.store.stat(INDEX_RECORD) is not None or bool(self.committed_shards())
 
     def adopt_job(self, job: JobRecord) -> JobRecord:
         """Write the job record unless there is one; returns the one in force. Raises as `check_job` does."""

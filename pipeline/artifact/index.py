@@ -24,7 +24,7 @@ from schemas.wording import counted
 
 FOLDER = "_index/"
 MAX_KEYS_SHOWN = 6
-_RECORD = f"{FOLDER}index.json"
+INDEX_RECORD = f"{FOLDER}index.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Generation:
     failed_prompts: dict[str, int]  # of the other samples, per reason
     without_prompts: int  # of the other samples
     keys_seen: dict[str, int]  # most common keys of those, and extensions of their members, with their number
+    num_records: int  # samples with a record in which prompts are looked for
+    named_seen: dict[str, int]  # of those, with each column that the user names for prompts
 
     @classmethod
     def of_nothing(
@@ -91,6 +93,8 @@ class Generation:
             failed_prompts={},
             without_prompts=0,
             keys_seen={},
+            num_records=0,
+            named_seen={},
         )
 
     @classmethod
@@ -187,13 +191,13 @@ def read_index(store: Store) -> Index | None:
         UserError: it is damaged, or of another version.
     """
     try:
-        data = json.loads(store.read(_RECORD))
+        data = json.loads(store.read(INDEX_RECORD))
         return Index(store, [Generation.from_json(g) for g in data["generations"]])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{store.locate(_RECORD)} was truncated, altered or written by another version ({error}); "
+            f"{store.locate(INDEX_RECORD)} was truncated, altered or written by another version ({error}); "
             f"if that was not another version, remove {store.locate(FOLDER)} and prune again: it is made anew of the "
             "same corpus, and the shards stay"
         ) from error
@@ -218,14 +222,18 @@ def unindexed_inputs(index: Index | None, inputs: Sequence[CorpusInput]) -> list
         if asked[path].size_bytes != item.size_bytes:
             raise UserError(
                 f"{path} has {asked[path].size_bytes} bytes but had {item.size_bytes} when it was indexed; "
-                "inputs must not change: put new samples into a new file, or choose another --output"
+                f"inputs must not change: put new samples into a new {_holder(item.kind)}, or choose another --output"
             )
     return [item for item in inputs if item.path not in known]
 
 
+def _holder(kind: str) -> str:
+    return "folder" if kind == "folder" else "file"
+
+
 def write_index(index: Index) -> None:
     """Make the index's parts count: write `index.json`."""
-    index.store.put(_RECORD, to_json({"generations": [g.to_json() for g in index.generations]}))
+    index.store.put(INDEX_RECORD, to_json({"generations": [g.to_json() for g in index.generations]}))
 
 
 def drop_generation(index: Index) -> None:
@@ -234,7 +242,7 @@ def drop_generation(index: Index) -> None:
     if older:
         write_index(Index(index.store, older))
     else:
-        index.store.delete(_RECORD)
+        index.store.delete(INDEX_RECORD)
     for key in newest.parts:
         index.store.delete(key)
 

@@ -81,8 +81,9 @@ def job_status(output: Path | str, now: Callable[[], float] = time.time) -> JobS
             tally.add(record)
         elif record is not None:  # else it was taken back meanwhile
             tally.damaged.append(shard)
-    whole = _of_prune(artifact) if job.kind == "prune" else _of_answers(job)
+    whole = _of_prune(artifact, tally.shards) if job.kind == "prune" else _of_answers(job)
     rate = tally.rate(owner.began) if owner is not None else None
+    finished = finished and not tally.damaged and whole.shards in (None, tally.shards)
     left = None if whole.total is None else max(0, whole.total - tally.done)
     return JobStatus(
         output=str(output),
@@ -158,8 +159,10 @@ class _Tally:
         return sum(units for _, units in run[1:]) / (run[-1][0] - run[0][0])
 
 
-def _of_prune(artifact: Artifact) -> _Whole:
+def _of_prune(artifact: Artifact, done: int) -> _Whole:
     index = read_index(artifact.store)
+    if index is None and done:
+        return _Whole(note="its _index is gone, so it is not known how many shards there are; its job makes it anew")
     if index is None:
         return _Whole(note="the corpus is not indexed yet, so it is not known how many shards there will be")
     return _Whole(index.num_shards, index.num_images)

@@ -10,6 +10,7 @@ from pipeline.corpus.tar import IMAGE_EXTENSIONS
 from pipeline.storage.places import beside
 from pipeline.storage.tree import Found, tree
 from schemas.samples import Sample
+from schemas.wording import counted
 
 MAX_EXTENSIONS = 8  # of files that are no images, by name
 
@@ -35,12 +36,13 @@ def scan_folder(unit: ScanUnit, reading: Reading) -> Iterator[Sample]:
         number += 1
     if others and unit.last:
         kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in others.most_common(MAX_EXTENSIONS))
+        count = counted(others.total(), "files")
         yield Sample(
             input=unit.input,
             sample=number,
             source=f"{unit.name}@{number}",
             reason="not_images",
-            message=f"{unit.path} holds {others.total():,} files that are no images by their names, not read: {kinds}",
+            message=f"{unit.path} holds {count}, no images by their names and not read: {kinds}",
         )
 
 

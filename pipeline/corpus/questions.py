@@ -6,7 +6,7 @@ belongs to its own images.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from pipeline.corpus.sample import ScanUnit, parse_record, read_prompts, shown
 from pipeline.errors import UserError
 from pipeline.storage.input_file import open_input
 from pipeline.storage.places import is_there
-from schemas.samples import Sample
+from schemas.samples import Prompt, Sample
+from schemas.statuses import OK
+from schemas.wording import counted
 
 FILE_KEYS = ("file_name", "image_file", "image_name")  # beside the key that the user names for images
 _NAMES: tuple[Callable[[int, str], str], ...] = (
@@ -93,7 +95,8 @@ def _walk(unit: ScanUnit) -> _Found:
     if not kinds & {"questions", "images"} and not found.bad:
         raise UserError(
             f"--corpus: {unit.path} holds neither 'questions' nor 'images' with 'annotations'; its members are "
-            f"{shown(sorted(str(kind) for kind in kinds))}: name a file of questions, of captions, or a JSONL manifest"
+            f"{shown(sorted(str(kind) for kind in kinds))}: name a file of questions (before that of their "
+            "annotations), of captions, or a JSONL manifest"
         )
     return found
 
@@ -105,6 +108,7 @@ def _is_own(unit: ScanUnit, begin: int) -> bool:
 def _take(unit: ScanUnit, element: Element, found: _Found, elsewhere: set[Any]) -> None:
     """Take a question or an image's entry, if the image is the unit's own."""
     is_image = element.key == "images"
+    entry: dict[str, Any] = {}
     try:
         entry = parse_record(element.text)
         image = entry.get("id" if is_image else "image_id")
@@ -112,7 +116,10 @@ def _take(unit: ScanUnit, element: Element, found: _Found, elsewhere: set[Any]) 
             raise ValueError(f"its image's id is {shown(image)}, expected a text or a whole number")
     except ValueError as error:
         if _is_own(unit, element.begin):
-            found.bad.append(_bad(unit, element.begin, f"{unit.path}, byte {element.begin}: {error}"))
+            bad = _bad(unit, element.begin, f"{unit.path}, byte {element.begin}: {error}")
+            if entry and not is_image:
+                bad.prompts = read_prompts({"prompts": [_asked(entry)]}, bad.source)
+            found.bad.append(bad)
         return
     found.first = image if found.first is None else found.first
     if image in elsewhere:
@@ -126,8 +133,13 @@ def _take(unit: ScanUnit, element: Element, found: _Found, elsewhere: set[Any]) 
     named = next((entry[key] for key in ("image", *FILE_KEYS) if key in entry), None)
     picture.file = named if picture.file is None else picture.file
     if not is_image:
-        item = {"prompt": entry.get("question"), "id": entry.get("question_id")}
-        picture.asked.append({key: value for key, value in item.items() if value is not None})
+        picture.asked.append(_asked(entry))
+
+
+def _asked(question: dict[str, Any]) -> dict[str, Any]:
+    """A question as a prompt in our own form."""
+    item = {"prompt": question.get("question"), "id": question.get("question_id")}
+    return {key: value for key, value in item.items() if value is not None}
 
 
 def _bad(unit: ScanUnit, position: int, message: str) -> Sample:
@@ -141,9 +153,11 @@ def _annotate(unit: ScanUnit, found: _Found) -> None:
     path = unit.partner or unit.path
     # Positions in the second file go on behind those in the first.
     base = found.size if unit.partner else 0
+    kinds, is_damaged = set(), False
     with open_input(path) as stream:
         try:
             for element in elements(stream):
+                kinds.add(element.key)
                 if element.key != "annotations":
                     continue
                 try:
@@ -153,8 +167,15 @@ def _annotate(unit: ScanUnit, found: _Found) -> None:
                         message = f"{path}, byte {element.begin}: {error}"
                         found.bad.append(_bad(unit, base + element.begin, message))
         except DamagedAtError as error:
+            is_damaged = True
             if unit.last and unit.partner:
                 found.bad.append(damaged(unit, base + error.begin, f"its annotations {path}: {error}"))
+    if unit.partner and "annotations" not in kinds and not is_damaged:
+        raise UserError(
+            f"--corpus: {path} holds no 'annotations', or none in them; its members are "
+            f"{shown(sorted(str(kind) for kind in kinds))}: name a file of questions, then +, then that of their "
+            "annotations"
+        )
 
 
 def _has_id(item: dict[str, Any]) -> bool:
@@ -166,8 +187,8 @@ def _add(annotation: dict[str, Any], questions: dict[Any, dict[str, Any]], found
     if isinstance(question, str | int):
         item = questions.get(question)
         if item is not None:
-            item["references"] = _answers(annotation)
-            item["type"] = annotation.get("answer_type")
+            item["references"] = _joined(item.get("references"), _answers(annotation))
+            item["type"] = item.get("type") or annotation.get("answer_type")
     elif "caption" in annotation and isinstance(image, str | int):
         picture = found.pictures.get(image)
         if picture is not None and not picture.asked:
@@ -185,10 +206,19 @@ def _answers(annotation: dict[str, Any]) -> Any:
     return [sys.intern(text) if isinstance(text, str) else text for text in texts]
 
 
+def _joined(before: Any, answers: Any) -> Any:
+    """The answers of two annotations of one question."""
+    if before is None or answers is None:
+        return answers if before is None else before
+    return [one for some in (before, answers) for one in (some if isinstance(some, list) else [some])]
+
+
 def _naming(unit: ScanUnit, reading: Reading, found: _Found) -> Callable[[Any], Any]:
     """How files are called after their image's id: as COCO names them, in the way in which the first one is there."""
 
     def candidates(image: Any) -> list[str]:
+        if isinstance(image, int) and not found.subset:
+            return [f"{image:012d}.jpg", f"{image}.jpg"]
         if isinstance(image, int):
             return [name(image, found.subset) for name in _NAMES]
         return [image, f"{image}.jpg"]
@@ -200,3 +230,41 @@ def _naming(unit: ScanUnit, reading: Reading, found: _Found) -> Callable[[Any], 
                 place = number
                 break
     return lambda image: candidates(image)[min(place, len(candidates(image)) - 1)]
+
+
+@dataclass(slots=True)
+class Pairing:
+    """Whether two files of questions and annotations belong together."""
+
+    questions: str  # the two files
+    annotations: str
+    asked: int = 0  # prompts
+    answered: int = 0  # of them
+
+    def add(self, prompts: Sequence[Prompt], reading: Reading) -> None:
+        """Count the questions about an image, without what is asked about every image; bad ones say nothing."""
+        own = prompts[: len(prompts) - len(reading.prompts)]
+        good = [prompt for prompt in own if prompt.status == OK]
+        self.asked += len(good)
+        self.answered += sum(bool(prompt.references) for prompt in good)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Not one question has an answer."""
+        return self.asked > 0 and not self.answered
+
+    def refusal(self) -> str:
+        """What is said of files that do not belong together."""
+        return (
+            f"--corpus: not one of {counted(self.asked, 'questions')} of {self.questions} has an answer in "
+            f"{self.annotations}; name two files that belong together, or the questions alone"
+        )
+
+    def note(self) -> str | None:
+        """One line about questions without answers, None where there are none."""
+        if self.asked == self.answered:
+            return None
+        less = self.asked - self.answered
+        return (
+            f"{less:,} of {counted(self.asked, 'questions')} of {self.questions} have no answer in {self.annotations}"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.corpus.fetch import hash_image
 from pipeline.corpus.reading import Reading
-from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, read_prompts, shown
+from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, named_in, read_prompts, shown
 from pipeline.storage.input_file import InputReadError
 from pipeline.storage.paths import is_url
 from pipeline.storage.places import beside
@@ -29,10 +29,17 @@ def sample_of_record(
     """
     name = f"{unit.name}@{position}"
     sample = Sample(input=unit.input, sample=position, source=name)
-    sample.prompts = read_prompts(record, name, reading)
+    sample.prompts, sample.named = read_prompts(record, name, reading), named_in(record, reading)
     if not sample.prompts:
         sample.keys = keys_instead(record)
-    take_image(sample, unit, record.get(reading.image_key), reading, where=where, anywhere=anywhere)
+    key = reading.image_key
+    if key not in record:
+        sample.reason = "bad_record"
+        sample.message = f"{where}: it has no {key!r}, its keys are {shown(list(record))}; see --image-column"
+        return sample
+    image = record[key]
+    only = image[0] if isinstance(image, list) and len(image) == 1 else image
+    take_image(sample, unit, only, reading, where=where, anywhere=anywhere)
     return sample
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from braceexpand import braceexpand
@@ -19,6 +19,7 @@ from pipeline.storage.paths import READ_INSTEAD, as_address, is_object, refuse_u
 from pipeline.storage.places import absolute, common_folder, expand, is_there, real, seen_from
 from pipeline.storage.store import StorageError
 from pipeline.storage.tree import is_folder, tree
+from schemas.wording import counted
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
@@ -27,6 +28,7 @@ LOOKERS = 16
 MAX_STATE_BYTES = 64 << 20  # of the description of a saved data set
 _RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?[0-9]+)?\}")
 _PAIR = re.compile(r"(.+\.json)\+(.+\.json)")
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")  # of records, which no line is
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PEEKED = 4096
 # How files begin that are often taken for one of ours, and what to do with them.
@@ -36,6 +38,7 @@ _FOREIGN = (
     (b"BZh", "is compressed by bzip2, whatever its name says: decompress it first"),
     (b"\xfd7zXZ", "is compressed by xz, whatever its name says: decompress it first"),
     (b"PK\x03\x04", "is a zip archive: pack its files into a .tar"),
+    (b"ARROW1", "is a Feather file (Arrow's form for random access): write it as Parquet"),
     (b"PAR1", "is a Parquet file, whatever its name says: name it .parquet"),
 )
 _TABLES = (".csv", ".tsv", ".feather")
@@ -51,6 +54,7 @@ class CorpusInput:
     size_bytes: int  # of a pair both, of a folder its images
     partner: str | None = None  # the second file of a pair
     count: int | None = None  # of the images of a folder, which is split by it; everything else is by its bytes
+    note: str | None = None  # what the user should know of how it was chosen
 
     @property
     def length(self) -> int:
@@ -65,6 +69,8 @@ def _kind(path: str, beginning: bytes) -> str:
         UserError: there is no reader for it.
     """
     name = path.lower()
+    if not beginning and name.endswith((*TAR_SUFFIXES, ".json", ".parquet", ".arrow")) and not name.endswith(".tar"):
+        raise UserError(f"--corpus: {path} has no bytes; fetch it again, or leave it out")
     if name.endswith(TAR_SUFFIXES):
         packed = {_GZIP: "tar_gzip", _ZSTD: "tar_zstd"}
         for magic, kind in packed.items():
@@ -79,7 +85,7 @@ def _kind(path: str, beginning: bytes) -> str:
         form = "zstd" if name.endswith("zst") else "gzip"
         raise UserError(f"--corpus: {path} is not compressed by {form}, as its name says; rename it or fetch it again")
     if name.endswith(MANIFEST_SUFFIXES):
-        return "manifest"
+        return "instruct" if _ARRAY.match(beginning) else "manifest"
     if name.endswith(".parquet"):
         return "parquet"
     if name.endswith(".arrow"):
@@ -121,12 +127,16 @@ def _opened(path: str, absolute: str) -> tuple[int, bytes]:
             return stream.seek(0, os.SEEK_END), beginning
     except InputReadError as error:
         if error.reason == "missing_file":
-            said = f"{path} does not exist (looked from {os.getcwd()})"
+            said = f"{path} does not exist{_looked_from(path)}"
         elif error.kind is not None:
             said = f"{path} is {error.kind}, not a regular file; images are read by byte offset"
         else:
             said = f"{error}; check its permissions and its storage"
         raise UserError(f"--corpus: {printable(said)}") from error
+
+
+def _looked_from(path: str) -> str:
+    return "" if is_object(path) else f" (looked from {os.getcwd()})"
 
 
 def _of_folder(path: str) -> list[CorpusInput]:
@@ -148,8 +158,15 @@ def _of_folder(path: str) -> list[CorpusInput]:
                 f"--corpus: {printable(path)} holds Parquet and tars ({printable(tables[0])}, {printable(tar)}), and "
                 "only one kind would be read; name the files that are meant"
             )
+        manifest = next((name for name in found if name.lower().endswith(MANIFEST_SUFFIXES)), None)
+        if tables and manifest is not None:
+            raise UserError(
+                f"--corpus: {printable(path)} holds Parquet and a manifest ({printable(tables[0])}, "
+                f"{printable(manifest)}), and only one kind would be read; name the files that are meant"
+            )
         if tables:
-            return [_of_file(os.path.join(path, name)) for name in tables]
+            first, *rest = [_of_file(os.path.join(path, name)) for name in tables]
+            return [replace(first, note=_images_beside(path, tables, found)), *rest]
         sizes = [one.size_bytes for one in tree(absolute_path, sizes=True) if is_image(one.name)]
         if sizes:
             return [CorpusInput(absolute_path, "folder", sum(sizes), count=len(sizes))]
@@ -158,6 +175,17 @@ def _of_folder(path: str) -> list[CorpusInput]:
     others = sorted({os.path.splitext(name)[1] for name in found if name.endswith((*TAR_SUFFIXES, *MANIFEST_SUFFIXES))})
     instead = f"name its files, e.g. {path}/*{others[0]}" if others else f"name {_KINDS}"
     raise UserError(f"--corpus: {printable(path)} is a folder without images, Parquet or a saved data set; {instead}")
+
+
+def _images_beside(path: str, tables: Sequence[str], found: Sequence[str]) -> str | None:
+    """What is said of images in a folder of Parquet, which may name them or not."""
+    images = sum(map(is_image, found))
+    if not images:
+        return None
+    return (
+        f"{printable(path)} holds {counted(len(tables), 'Parquet files')} and {counted(images, 'image files')}: the "
+        "Parquet is read, and the images that it names alone"
+    )
 
 
 def _saved(absolute: str, path: str) -> list[str]:
@@ -278,7 +306,7 @@ def _matching(pattern: str) -> list[str]:
     except StorageError as error:
         raise UserError(f"--corpus: {pattern} can't be looked for: {error.strerror}") from error
     if not paths:
-        raise UserError(f"--corpus: nothing matches {pattern!r} (from {os.getcwd()})")
+        raise UserError(f"--corpus: nothing matches {pattern!r}{_looked_from(pattern)}")
     return paths
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.corpus.fetch import inspect
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.record import leaves, take_image
-from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, read_prompts
+from pipeline.corpus.sample import ScanUnit, is_unicode, keys_instead, named_in, read_prompts
 from pipeline.errors import UserError
 from schemas.samples import Sample
 
@@ -44,6 +44,10 @@ class Columns:
                 f"--corpus: {path} has no column {key!r}; its columns are {names}: say with --image-column which of "
                 "them holds the images"
             )
+        asked = {key, *reading.columns}
+        twice = next((name for name in schema.names if name in asked and schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"--corpus: {path} has two columns {twice!r}; give them names of their own")
         kind = schema.field(key).type
         record = tuple(name for name in reading.columns if name in schema.names and name != key)
         others = tuple(name for name in schema.names if name != key)
@@ -73,6 +77,8 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 
 
 def _is_text(kind: pa.DataType | None) -> bool:
+    if kind is not None and pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -102,7 +108,7 @@ def samples_of(
         row = first + number
         name = f"{unit.name}@{row}"
         sample = Sample(input=unit.input, sample=row, source=name)
-        sample.prompts = read_prompts(record, name, reading)
+        sample.prompts, sample.named = read_prompts(record, name, reading), named_in(columns.record, reading)
         if not sample.prompts:
             sample.keys = keys_instead(dict.fromkeys(columns.others))
         path = None if named is None else named[number].as_py()

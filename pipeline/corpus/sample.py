@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,6 +66,11 @@ def keys_instead(record: dict[str, Any], members: Sequence[str] = ()) -> list[st
         return ["prompts"]  # somebody knew the form and had nothing to ask
     names = [*members, *(name for name in record if name != "image")]
     return [printable(name[:MAX_KEY_CHARS]) for name in names[:MAX_KEYS]]
+
+
+def named_in(record: Container[str], reading: Reading) -> list[str]:
+    """The columns that the user names for prompts and that a record has."""
+    return [name for name in reading.named if name in record]
 
 
 def read_prompts(record: dict[str, Any], sample_name: str, reading: Reading = Reading()) -> list[Prompt]:  # noqa: B008

@@ -15,7 +15,15 @@ from typing import Any, BinaryIO
 from pipeline.corpus.fetch import Inspected, inspect
 from pipeline.corpus.packed import Unpacked
 from pipeline.corpus.reading import Reading
-from pipeline.corpus.sample import MAX_JSON_BYTES, MAX_KEYS, ScanUnit, keys_instead, parse_record, read_prompts
+from pipeline.corpus.sample import (
+    MAX_JSON_BYTES,
+    MAX_KEYS,
+    ScanUnit,
+    keys_instead,
+    named_in,
+    parse_record,
+    read_prompts,
+)
 from pipeline.errors import UserError
 from pipeline.storage.input_file import InputReadError, open_input
 from schemas.samples import Sample
@@ -333,6 +341,7 @@ def _sample_of(unit: ScanUnit, reading: Reading, members: _Members) -> Sample:
     if members.caption and record.get("caption") is None:
         record = {**record, "caption": members.caption}
     sample.prompts = read_prompts(record, name, reading)
+    sample.named = named_in(record, reading) if members.record else None
     if members.image is None:
         for rest, record in members.dotted:
             sample.prompts += read_prompts(record, f"{name}.{rest}", replace(reading, prompts=()))

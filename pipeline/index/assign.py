@@ -100,7 +100,7 @@ create table mended as
 """
 _MOVED = """
 create table moved as
-    select s.* exclude (prompts, filename, file_row_number, width, height, keys), p.shard, p.slot, p.image_shard,
+    select s.* exclude (prompts, filename, file_row_number, width, height, keys, named), p.shard, p.slot, p.image_shard,
            coalesce(m.prompts, s.prompts) as prompts, p.n
     from {scan} s join units u on u.file = s.filename join places p on p.n = u.begin + file_row_number
     left join mended m on m.n = p.n where p.shard <> p.home order by p.shard, p.n;
@@ -176,11 +176,17 @@ def assign_shards(
         if not num_samples:
             raise UserError(
                 f"--corpus: {new.inputs[0].path}{' and the others hold' if len(new.inputs) > 1 else ' holds'} "
-                "no sample at all: nothing but zeros or blank lines; name the files that hold the images"
+                "no sample at all: nothing but zeros, blank lines, or tables without rows; name the files that hold "
+                "the images"
             )
         num_images, num_shards = _one_row(db, f"select count(slot), max(shard) + 1 - {new.first_shard} from places")
         (unread_bytes,) = _one_row(db, f"select sum(size) from samples where reason in {UNREAD_BYTES}")
         (without_prompts,) = _one_row(db, "select count(*) from samples where reason is null and num_prompts = 0")
+        (num_records,) = _one_row(
+            db,
+            "select count(*) from {scan} s join units u on u.file = s.filename "
+            "where named is not null and u.begin + file_row_number < {limit}".format(**in_scan),
+        )
         placed = replace(
             new,
             num_shards=num_shards,
@@ -191,6 +197,12 @@ def assign_shards(
             failed_samples=_counted(db, "select reason from samples where reason is not null"),
             unread_bytes=unread_bytes,
             without_prompts=without_prompts,
+            num_records=num_records,
+            named_seen=_counted(
+                db,
+                "select unnest(named) from {scan} s join units u on u.file = s.filename "
+                "where u.begin + file_row_number < {limit}".format(**in_scan),
+            ),
             keys_seen=_counted(
                 db,
                 "select unnest(keys) from {scan} s join units u on u.file = s.filename where reason is null "

@@ -18,6 +18,7 @@ from pipeline.artifact.index import (
 )
 from pipeline.cluster.session import cluster_cpus
 from pipeline.cluster.stream import Stage, run_on_worker, stream_items
+from pipeline.corpus.questions import Pairing
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import CorpusInput, common_root
 from pipeline.corpus.sample import ScanUnit
@@ -42,6 +43,8 @@ class UnitOutcome:
 
     input: int = column(pa.int32())  # number of the input file
     samples: int = column(pa.int64(), default=0)
+    asked: int = column(pa.int64(), default=0)  # of an input that is a pair, see `pipeline.corpus.questions.Pairing`
+    answered: int = column(pa.int64(), default=0)
     failure: str | None = column(pa.string(), default=None)  # why the job must end
     unread: str | None = column(pa.string(), default=None)  # why the input is left out
 
@@ -92,11 +95,19 @@ def extend_index(
     store.clear(_SCAN)
     # A folder of its own, which no worker of an older, killed run can still write to.
     settings = ScanSettings(store, f"{_SCAN}{uuid.uuid4().hex}/", limit, reading)
-    unread, samples = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    unread, samples, pairs = _scan_all(scan_units(list(inputs), first_input, corpus_root), settings)
+    wrong = next((pair for pair in pairs if pair.is_wrong), None)
+    if wrong is not None and limit is None:
+        raise UserError(wrong.refusal())
+    for note in filter(None, (pair.note() for pair in pairs)):
+        say(note)
     without = [inputs[number - first_input].path for number, found in samples.items() if not found]
     if without and any(samples.values()):  # else the job ends, with a sentence of its own
         others = f" and {counted(len(without) - 1, 'other inputs')}" if len(without) > 1 else ""
-        say(f"{without[0]}{others}: no sample in it; a tar of nothing but zeros, or a manifest without lines")
+        say(
+            f"{without[0]}{others}: no sample in it: a tar of nothing but zeros, a table without rows, or a manifest "
+            "without lines"
+        )
     if unread and (limit is not None or (index is None and len(unread) == len(inputs))):
         raise UserError(f"--corpus: {next(iter(unread.values()))}; nothing was indexed: mend it and run again")
     new = Generation.of_nothing(
@@ -120,16 +131,17 @@ def extend_index(
     return extended
 
 
-def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> tuple[dict[int, str], Counter[int]]:
+def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> tuple[dict[int, str], Counter[int], list[Pairing]]:
     """Scan the units in parallel; with a limit in waves, until enough samples are found.
 
     Returns:
-        the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind. And the samples
-        in each of the other inputs that were scanned.
+        the numbers of the inputs that can't be read, with the reason; no file of theirs stays behind. The samples in
+        each of the other inputs that were scanned. And what pairs of files have in common.
     """
     wave = len(units) if settings.limit is None else max(8, 2 * cluster_cpus())
     samples: Counter[int] = Counter()
     unread: dict[int, str] = {}
+    pairs = {unit.input: Pairing(unit.path, unit.partner) for unit in units if unit.partner is not None}
     for begin in range(0, len(units), wave):
         items = [{"number": n, **asdict(unit)} for n, unit in enumerate(units[begin : begin + wave], start=begin)]
         for row in stream_items(items, [Stage(_scan_stage, settings, num_cpus=1)]):
@@ -139,12 +151,16 @@ def _scan_all(units: list[ScanUnit], settings: ScanSettings) -> tuple[dict[int, 
             if outcome.unread is not None:
                 unread.setdefault(outcome.input, outcome.unread)
             samples[outcome.input] += outcome.samples
+            if outcome.input in pairs:
+                pairs[outcome.input].asked += outcome.asked
+                pairs[outcome.input].answered += outcome.answered
         if settings.limit is not None and samples.total() >= settings.limit:
             break
     for number, unit in enumerate(units):
         if unit.input in unread:
             settings.store.delete(_unit_key(settings.prefix, number))
-    return unread, Counter({number: found for number, found in samples.items() if number not in unread})
+    readable = Counter({number: found for number, found in samples.items() if number not in unread})
+    return unread, readable, list(pairs.values())
 
 
 def _unit_key(prefix: str, number: int) -> str:
@@ -158,7 +174,7 @@ def _scan_stage(batch: pa.Table, settings: ScanSettings) -> pa.Table:
     unit = ScanUnit(**item)
     outcome = UnitOutcome(input=unit.input)
     try:
-        outcome.samples = _scan_unit(unit, key, settings)
+        _scan_unit(unit, key, settings, outcome)
     except UserError as error:
         outcome.failure = str(error)
     except InputReadError as error:
@@ -166,14 +182,17 @@ def _scan_stage(batch: pa.Table, settings: ScanSettings) -> pa.Table:
     return table_of(UnitOutcome, [outcome])
 
 
-def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings) -> int:
-    found, last = 0, -1
+def _scan_unit(unit: ScanUnit, key: str, settings: ScanSettings, outcome: UnitOutcome) -> None:
+    last = -1
+    pairing = Pairing(unit.path, unit.partner or "")
     samples = scan(unit, settings.limit, settings.reading)
     with settings.store.new_file(key) as new, pq.ParquetWriter(new.path, SCAN) as writer:
         while some := list(islice(samples, SCAN_BATCH_ROWS)):
             for sample in some:
                 assert sample.sample > last, "readers give samples in the order of their positions"
                 last = sample.sample
+                if unit.partner is not None:
+                    pairing.add(sample.prompts, settings.reading)
             writer.write_table(table_of(Sample, some))
-            found += len(some)
-    return found
+            outcome.samples += len(some)
+    outcome.asked, outcome.answered = pairing.asked, pairing.answered

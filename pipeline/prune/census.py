@@ -7,11 +7,13 @@ multiplied by the share of the pieces that was looked at, in the positions that 
 import random
 import time
 from array import array
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from pipeline.corpus.questions import Pairing
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
@@ -57,10 +59,18 @@ class Census:
     kept: list[Sample]  # some of the samples that were seen, in their order
     seconds: float  # that the scan took, in one process
     unread: dict[str, str]  # inputs that the storage does not give, which the job leaves out, with the reason
+    records: int  # samples that were seen with a record in which prompts are looked for
+    named: Counter[str]  # of them, with each column that the user names for prompts
+    pairs: list[Pairing]  # files of questions and annotations, as far as they were seen
 
 
 def take_census(
-    inputs: Sequence[CorpusInput], prepared_bytes: Callable[[int, int], int], *, count: int, limit: int | None
+    inputs: Sequence[CorpusInput],
+    prepared_bytes: Callable[[int, int], int],
+    *,
+    count: int,
+    limit: int | None,
+    reading: Reading,
 ) -> Census:
     """Look at about `count` samples of the corpus, or at all of them.
 
@@ -69,12 +79,14 @@ def take_census(
         prepared_bytes: of width and height of an image: what its prepared pixels take.
         count: samples to look at; 0 for all.
         limit: the job takes only the first samples.
+        reading: what the user says of the corpus.
 
     Raises:
         UserError: an input is of another form than its name says.
     """
     began = time.perf_counter()
-    looking = _Looking(prepared_bytes)
+    pairs = {n: Pairing(item.path, item.partner) for n, item in enumerate(inputs) if item.partner is not None}
+    looking = _Looking(prepared_bytes, reading, pairs)
     units = scan_units(list(inputs))
     whole = True
     if not count or (limit is not None and limit <= count):
@@ -95,17 +107,33 @@ def take_census(
             cut.add(total, limit / total.samples)
             total = cut
     seconds = time.perf_counter() - began
-    return Census(whole, looking.seen, total, looking.prepared, looking.kept(), seconds, looking.unread)
+    return Census(
+        whole,
+        looking.seen,
+        total,
+        looking.prepared,
+        looking.kept(),
+        seconds,
+        looking.unread,
+        looking.records,
+        looking.named,
+        list(pairs.values()),
+    )
 
 
 class _Looking:
     """Goes over samples once and remembers of them what a plan needs."""
 
-    def __init__(self, prepared_bytes: Callable[[int, int], int]) -> None:
+    def __init__(
+        self, prepared_bytes: Callable[[int, int], int], reading: Reading, pairs: Mapping[int, Pairing]
+    ) -> None:
         self.seen = Counts()
         self.prepared = array("q")
         self.unread: dict[str, str] = {}
         self._prepared_bytes = prepared_bytes
+        self._reading, self._pairs = reading, pairs
+        self.records = 0
+        self.named: Counter[str] = Counter()
         self._image_ids: set[bytes] = set()
         self._kept: list[tuple[int, Sample]] = []
         self._noted = 0
@@ -148,13 +176,18 @@ class _Looking:
 
     def _samples(self, unit: ScanUnit) -> Iterator[Sample]:
         try:
-            yield from scan(unit)
+            yield from scan(unit, reading=self._reading)
         except InputReadError as error:
             self.unread[unit.path] = str(error)
 
     def _note(self, sample: Sample, found: Counts) -> None:
         found.samples += 1
         found.prompts += len(sample.prompts)
+        if sample.named is not None:
+            self.records += 1
+            self.named.update(sample.named)
+        if sample.input in self._pairs:
+            self._pairs[sample.input].add(sample.prompts, self._reading)
         reason = sample.reason or _seen_in_header(sample)
         if reason is not None:
             found.failed[reason] += 1

@@ -57,6 +57,7 @@ class Forecast:
     limit: str  # what the time hangs on
     block_bytes: int  # of the largest shard between two stages
     block: str  # what it holds
+    notes: tuple[str, ...] = ()  # on the inputs
 
     @property
     def worker_hours(self) -> float:
@@ -79,7 +80,11 @@ def forecast(settings: PruneSettings) -> Forecast:
     artifact = Artifact(settings.output)
     artifact.check_job(planned.job)
     census = take_census(
-        planned.inputs, partial(prepared_bytes, planned.model), count=settings.plan_sample, limit=settings.limit
+        planned.inputs,
+        partial(prepared_bytes, planned.model),
+        count=settings.plan_sample,
+        limit=settings.limit,
+        reading=settings.reading,
     )
     if not census.seen.samples:
         raise UserError("--corpus: no sample in what was looked at; name the files that hold the images")
@@ -135,6 +140,7 @@ def _multiply(settings: PruneSettings, planned: Plan, census: Census, measured: 
         limit=limit,
         block_bytes=int(max(pixels, kept if planned.forms else 0)),
         block="prepared pixels" if pixels >= kept or not planned.forms else "kept features",
+        notes=tuple(planned.notes),
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, drop_generation, read_index, unindexed_inputs
+from pipeline.corpus.reading import refused_columns
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.errors import UserError
 from pipeline.index.assign import PixelBound
@@ -68,6 +69,10 @@ def complete_index(
         drop_generation(index)
         share = share_that_failed(failed, new.num_samples, Counter(new.failed_samples), settings.max_error_rate)
         raise UserError(f"{share}; mend the cause and run again, or raise the rate")
+    missing = settings.reading.nowhere(new.num_records, new.named_seen)
+    if missing and settings.limit is None and len(index.generations) == 1:
+        drop_generation(index)
+        raise UserError(refused_columns(settings.reading, missing))
     say(
         f"indexed {counted(index.num_samples, 'samples')}: {counted(index.num_images, 'distinct images')} in "
         f"{counted(index.num_shards, 'shards')}, {counted(index.num_prompts, 'prompts')}"
@@ -76,6 +81,8 @@ def complete_index(
         prompts = counted(sum(new.failed_prompts.values()), "prompts")
         say(f"{prompts} can't be posed: {why_not_posed(new.failed_prompts)}; the errors table says where")
     if (note := new.prompts_note()) is not None:
+        say(note)
+    if (note := settings.reading.columns_note(new.num_records, new.named_seen)) is not None:
         say(note)
     if new.unread_bytes:
         say(f"{new.unread_bytes:,} bytes of tars were not read, see the errors table")

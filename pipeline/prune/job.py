@@ -56,7 +56,7 @@ def prune_corpus(settings: PruneSettings, say: Say) -> PruneResult:
     artifact.check_job(planned.job)
     if not (settings.verify or settings.redo_errors) and (done := _nothing_to_do(artifact, planned, say)) is not None:
         return done
-    for note in planned.job.notes:
+    for note in (*planned.job.notes, *planned.notes):
         say(note)
     with artifact.locked(say) as artifact, ray_session(settings.ray_address, settings.num_cpus):
         placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)

@@ -86,7 +86,10 @@ def measure(samples: Sequence[Sample], settings: EncodeSettings, dtypes: Sequenc
     """
     rows = owners_among(samples, BATCHES * settings.batch_size)
     if not rows:
-        raise UserError("--plan: no sample it looked at has an image whose header can be read; mend the corpus first")
+        raise UserError(
+            f"--plan: no sample it looked at has an image whose header can be read{_reasons(samples)}; mend the corpus "
+            "first"
+        )
     actor = EncodeShards(replace(settings, keep_features=True))
     if actor.refused is not None:
         raise UserError(actor.refused)
@@ -126,9 +129,24 @@ def measure(samples: Sequence[Sample], settings: EncodeSettings, dtypes: Sequenc
 
 def owners_among(samples: Sequence[Sample], count: int) -> list[IndexRow]:
     """Up to `count` distinct images of the samples whose header can be read: a fair sample, the same every time."""
-    found = {sample.image_id: sample for sample in reversed(samples) if sample.width is not None}
+    found = {sample.image_id: sample for sample in reversed(samples) if _is_usable(sample)}
     chosen = sorted((image_id, sample) for image_id, sample in found.items() if image_id is not None)[:count]
     return [index_row(sample, slot) for slot, (_, sample) in enumerate(chosen)]
+
+
+def _reasons(samples: Sequence[Sample]) -> str:
+    """Why samples can't be used: each reason with its number and one message."""
+    found = Counter(sample.reason or "unreadable_image" for sample in samples)
+    messages = {sample.reason: sample.message for sample in reversed(samples) if sample.reason is not None}
+    told = [
+        f"{count:,} {reason}" + (f", as {messages[reason]}" if reason in messages else "")
+        for reason, count in found.most_common()
+    ]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _is_usable(sample: Sample) -> bool:
+    return sample.reason is None and sample.width is not None
 
 
 def index_row(sample: Sample, slot: int | None) -> IndexRow:

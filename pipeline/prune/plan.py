@@ -33,6 +33,11 @@ class Plan:
     forms: tuple[str, ...]  # of the stored features: "webdataset", "parquet", both or neither
     select: SelectSettings
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the inputs."""
+        return [item.note for item in self.inputs if item.note is not None]
+
     def encode(self, device: str, batch_size: int) -> EncodeSettings:
         """The settings of a model actor."""
         return EncodeSettings(

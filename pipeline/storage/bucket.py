@@ -48,7 +48,7 @@ PART_BYTES = 32 << 20
 PARTS_AT_ONCE = 4
 LISTED_AT_ONCE = 1000
 _TOKEN = "zoo-prune-write"  # metadata of an object that was written under a condition: which call wrote it
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"(?:<Code>|\(code: )(\w+)")  # of an answer, or of a key in an answer about many
 _SAID = 200  # characters of what the library says of a failure
 _NO_BUCKET = "NoSuchBucket"
 _WHY = {  # what to do about a refusal, by S3's codes
@@ -56,6 +56,9 @@ _WHY = {  # what to do about a refusal, by S3's codes
     "SignatureDoesNotMatch": "its secret key does not fit (SignatureDoesNotMatch): correct AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "its credentials have expired (ExpiredToken): renew them",
     "AccessDenied": "its credentials have no permission (AccessDenied): allow them to read, write, list and delete",
+    "RequestTimeTooSkewed": "this machine's clock is wrong (RequestTimeTooSkewed): set it",
+    "AuthorizationHeaderMalformed": "it lies in another region (AuthorizationHeaderMalformed): correct AWS_REGION",
+    "PermanentRedirect": "it lies in another region (PermanentRedirect): correct AWS_REGION",
 }
 
 
@@ -73,8 +76,27 @@ class Bucket:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._client = S3Store(name, client_options=OPTIONS, retry_config=RETRIES)
+        self._check_endpoint()
+        try:
+            self._client = S3Store(name, client_options=OPTIONS, retry_config=RETRIES)
+        except BaseError as error:
+            why = f"its credentials are not complete ({_first_line(error)}): set both or none of AWS_ACCESS_KEY_ID and "
+            raise self._error(errno.EACCES, f"{why}AWS_SECRET_ACCESS_KEY", "") from error
         self._is_there = False  # it has answered: what is not found then is an object
+
+    def _check_endpoint(self) -> None:
+        """Raise StorageError where the environment names no server that can be asked: a request would panic.
+
+        The address of an object is made here, without asking anybody and with a key that is none.
+        """
+        nobody = S3Store(self.name, access_key_id="-", secret_access_key="-", client_options=OPTIONS)
+        try:
+            url = obstore.sign(nobody, "GET", "-", timedelta(seconds=1))
+        except BaseError as error:
+            url = _first_line(error)
+        if not url.startswith(("http://", "https://")):
+            why = f"AWS_ENDPOINT_URL can't be used ({url[:_SAID]}): write it as http://HOST:PORT, or unset it"
+            raise self._error(errno.EINVAL, why, "")
 
     def locate(self, key: str) -> str:
         """The address of a key."""
@@ -111,7 +133,8 @@ class Bucket:
                     self._require_bucket(error)
                 pause = next(pauses, None)
                 if pause is None:
-                    raise self._error(errno.EIO, f"its store does not answer ({_first_line(error)})", key) from error
+                    why = f"its store does not answer; correct AWS_ENDPOINT_URL or wait ({_first_line(error)})"
+                    raise self._error(errno.EIO, why, key) from error
                 time.sleep(pause)
             else:
                 self._is_there = True

@@ -11,6 +11,9 @@ import webdataset as wds
 from examples.corpus_forms import COUNT, scenes, write_forms
 from jobs.options import execute
 from jobs.zoo_prune import COMMAND
+from pipeline.corpus.resolve import resolve_corpus
+from pipeline.prune.census import take_census
+from pipeline.prune.settings import PruneSettings
 from tests.in_this_process import in_this_process
 from tests.test_readme import REPO, console_blocks, ours
 
@@ -82,6 +85,23 @@ def test_each_form_gives_equal_images_rankings_and_features(outputs, output):
     if output not in OTHER_PROMPTS:
         assert asked(outputs / output) == asked(outputs / OUTPUTS[0])
         assert len(rows(outputs / output, "prompts")) == sum(len(scene["prompts"]) for scene in scenes())
+
+
+def test_a_plan_counts_in_each_form_what_the_job_finds(outputs, monkeypatch):
+    planned: list[PruneSettings] = []
+    monkeypatch.setattr("jobs.prune_corpus.tell_plan", lambda settings: planned.append(settings) or 0)
+    monkeypatch.chdir(outputs)
+    for words in COMMANDS:
+        assert execute(COMMAND, [*words, "--plan"]) == 0
+    for output, settings in zip(OUTPUTS, planned, strict=True):
+        inputs = resolve_corpus(settings.corpus)
+        census = take_census(inputs, lambda *_: 1, count=0, limit=None, reading=settings.reading)
+        found, total = json.loads((outputs / output / "manifest.json").read_text())["counts"], census.total
+        assert (total.samples, total.images, total.prompts) == tuple(
+            found[name] for name in ("samples", "images", "prompts")
+        ), output
+        assert settings.reading.nowhere(census.records, census.named) == []
+        assert total.failed == {}
 
 
 def test_ids_and_types_come_from_their_columns(outputs):

@@ -3,6 +3,8 @@
 import os
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus.resolve import resolve_corpus
@@ -61,7 +63,7 @@ def test_what_is_no_image_of_the_folder_has_a_row_and_is_not_read(folder, tmp_pa
         "/p.jpg": "not_a_file",
         "@10": "not_images",
     }
-    assert rows["photos@10"].message.endswith("2 files that are no images by their names, not read: .heic 1, .txt 1")
+    assert rows["photos@10"].message.endswith("2 files, no images by their names and not read: .heic 1, .txt 1")
     assert rows["photos/l-in.jpg"].image_id == rows["photos/a.jpg"].image_id
     assert rows["photos/q.jpg"].size == 0
     assert sha256(jpegs[5]) not in {row.image_id for row in rows.values()}
@@ -102,7 +104,7 @@ def test_an_image_that_is_added_is_a_change_and_another_folder_is_growth(folder,
     said = prune(tmp_path / "out", **{**settings, "corpus": (str(folder), str(more))})
     assert "indexed 6 samples: 6 distinct images in 2 shards, 6 prompts" in said
     (folder / "new.jpg").write_bytes(jpegs[5])
-    with pytest.raises(UserError, match="inputs must not change: put new samples into a new file"):
+    with pytest.raises(UserError, match="inputs must not change: put new samples into a new folder"):
         prune(tmp_path / "out", **settings)
 
 
@@ -119,3 +121,17 @@ def test_folders_may_be_as_deep_as_the_file_system_lets_them(tmp_path, jpegs, mo
     finally:
         subprocess.run(["rm", "-rf", "d"], check=True)  # Python's own way goes by recursion
     assert row.image_id == sha256(jpegs[0])
+
+
+def test_what_lies_beside_parquet_is_not_passed_over_in_silence(folder, prune, tmp_path, jpegs):
+    pq.write_table(pa.table({"image": [jpegs[0]]}), folder / "rows.parquet")
+    said = prune(tmp_path / "out", corpus=(str(folder),), prompt=("what ?",), max_tokens="2")
+    (line,) = [line for line in said if "image file" in line]
+    assert line.endswith(
+        "holds 1 Parquet file and 5 image files: the Parquet is read, and the images that it names alone"
+    )
+    (folder / "metadata.jsonl").write_text('{"image": "a.jpg"}\n')
+    with pytest.raises(
+        UserError, match=r"holds Parquet and a manifest \(rows\.parquet, metadata\.jsonl\), and only one"
+    ):
+        resolve_corpus([str(folder)])

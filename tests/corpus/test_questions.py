@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from pipeline.corpus.questions import Pairing
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from tests.corpus.conftest import scan_all, sha256
@@ -126,3 +128,45 @@ def test_another_json_object_is_refused(tmp_path):
     (tmp_path / "q.json").write_text('{"licences": [1], "name": "x"}')
     with pytest.raises(UserError, match=r"q\.json holds neither 'questions' nor 'images'.*\['licences', 'name'\]"):
         scan_all(tmp_path / "q.json")
+
+
+def test_a_question_without_an_image_keeps_its_row(vqa):
+    (vqa / "q.json").write_text(json.dumps({"questions": [{"question_id": 1, "question": "which image ?"}]}))
+    (row,) = scan_all(vqa / "q.json")
+    assert (row.reason, [(p.prompt_id, p.prompt) for p in row.prompts]) == ("bad_record", [("1", "which image ?")])
+
+
+def test_answers_of_several_annotations_of_a_question_are_all_kept(vqa):
+    each = [{"question_id": 70, "answer": "yes", "answer_type": "t"}, {"question_id": 70, "answers": ["no", "yes"]}]
+    (vqa / "a.json").write_text(json.dumps({"annotations": each}))
+    first = scan_all(f"{vqa}/q.json+{vqa}/a.json", image_root=str(vqa / "train2014"))[0].prompts[0]
+    assert (first.references, first.type) == (["yes", "no", "yes"], "t")
+
+
+@pytest.mark.parametrize("second", ["q.json", "empty.json"])
+def test_a_second_file_without_annotations_is_refused(vqa, second):
+    (vqa / "empty.json").write_text('{"annotations": [], "info": 1}')
+    with pytest.raises(UserError, match=rf"{second} holds no 'annotations', or none in them; its members are \['"):
+        scan_all(f"{vqa}/q.json+{vqa}/{second}")
+    with pytest.raises(UserError, match=r"a\.json holds neither .* name a file of questions \(before that of their"):
+        scan_all(f"{vqa}/a.json+{vqa}/q.json")
+
+
+def test_files_that_do_not_belong_together_are_told(vqa):
+    """`extra ?` is asked about every image and has no answers anywhere."""
+    reading = Reading(prompts=("extra ?",))
+    pairing = Pairing("q.json", "a.json")
+    for row in scan_all(f"{vqa}/q.json+{vqa}/a.json", prompts=reading.prompts):
+        pairing.add(row.prompts, reading)
+    assert (pairing.asked, pairing.answered, pairing.is_wrong, pairing.note()) == (4, 4, False, None)
+    pairing.asked += 1
+    assert pairing.note() == "1 of 5 questions of q.json have no answer in a.json"
+    pairing.answered = 0
+    assert pairing.is_wrong
+    assert "not one of 5 questions of q.json has an answer in a.json; name two files that" in pairing.refusal()
+    assert not Pairing("q.json", "a.json").is_wrong
+
+
+def test_an_image_without_a_name_in_a_file_without_a_subset_is_called_by_its_number(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"images": [{"id": 60}], "annotations": []}))
+    assert scan_all(tmp_path / "c.json")[0].source.endswith("/000000000060.jpg")

@@ -233,3 +233,21 @@ def test_a_conversation_is_posed_with_its_earlier_turns(prune, tiny_llava, work_
     rows = pq.read_table(tmp_path / "a" / "answers" / "part-00000000.parquet").to_pylist()
     assert [row["finish_reason"] != "refused" for row in rows] == [True] * 3
     assert rows[1]["references"] == ["here"]
+
+
+def test_an_image_in_a_list_of_its_own_is_an_image_and_none_at_all_is_told_with_the_keys(tmp_path, jpegs):
+    (tmp_path / "1.jpg").write_bytes(jpegs[0])
+    lines = [{"image": ["1.jpg"]}, {"image": ["1.jpg", "2.jpg"]}, {"file": "1.jpg", "q": "what ?"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one, many, none = scan_all(tmp_path / "m.jsonl")
+    assert (one.reason, one.image_id) == (None, sha256(jpegs[0]))
+    assert many.reason == none.reason == "bad_record"
+    assert none.message.endswith("it has no 'image', its keys are ['file', 'q']; see --image-column")
+
+
+def test_an_array_of_records_is_one_whatever_its_name_says(tmp_path, jpegs):
+    (tmp_path / "1.jpg").write_bytes(jpegs[0])
+    (tmp_path / "m.jsonl").write_text(json.dumps([{"image": "1.jpg", "prompts": ["a ?"]}] * 2, indent=1))
+    assert [row.reason for row in scan_all(tmp_path / "m.jsonl")] == [None, None]
+    (tmp_path / "m.jsonl").write_text('[1]\n{"image": "1.jpg"}\n')
+    assert [row.reason for row in scan_all(tmp_path / "m.jsonl")] == ["bad_record", None]

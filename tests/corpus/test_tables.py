@@ -268,3 +268,21 @@ def test_a_bomb_in_parquet_is_not_unpacked(tmp_path, jpegs, monkeypatch):
     first, second = scan_all(tmp_path / "a.parquet")
     assert (first.reason, second.reason) == ("damaged_file", None)
     assert "image.bytes unpacks to over 200 times its size" in first.message
+
+
+def test_paths_may_be_categories_and_names_of_columns_come_once(tmp_path, jpegs):
+    (tmp_path / "1.jpg").write_bytes(jpegs[0])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array(["1.jpg", "1.jpg"]).dictionary_encode()}), path)
+    assert [row.image_id for row in scan_all(path)] == [sha256(jpegs[0])] * 2
+    for names in (["image", "q", "q"], ["image", "image", "q"]):
+        pq.write_table(pa.table([pa.array(["1.jpg"])] * 3, names=names), path)
+        with pytest.raises(UserError, match=rf"has two columns '{names[1]}'; give them names of their own"):
+            scan_all(path, prompt_column="q")
+
+
+def test_a_feather_file_is_called_so(tmp_path, jpegs):
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), pa.schema({"image": pa.binary()})) as file:
+        file.write_table(pa.table({"image": jpegs}))
+    with pytest.raises(UserError, match=r"a\.arrow is a Feather file .*: write it as Parquet"):
+        resolve_corpus([str(tmp_path / "a.arrow")])

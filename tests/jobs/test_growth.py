@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from jobs.prune_corpus import main
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
@@ -166,3 +168,54 @@ def test_a_corpus_of_prompts_that_all_failed_is_not_answered(prune, tiny_llava, 
     assert errors["bad_prompt"] == "the prompt is 5, expected a text or an object"
     with pytest.raises(UserError, match=r"none of 2 prompts can be posed: 1 not in the form .*, 1 without text"):
         answers(tmp_path / "out", tiny_llava, tmp_path / "answers")
+
+
+def table_of_prompts(path: Path, jpeg: Callable[[int], bytes], **columns: list[str]) -> str:
+    rows = len(next(iter(columns.values())))
+    pq.write_table(pa.table({"image": [jpeg(n) for n in range(rows)], **columns}), path)
+    return str(path)
+
+
+def test_columns_that_no_record_has_are_refused(prune, jpeg, tmp_path):
+    corpus = (table_of_prompts(tmp_path / "a.parquet", jpeg, q=["what ?", "why ?"], a=["x", "y"]),)
+    with pytest.raises(UserError, match=r"^--prompt-column Q and --id-column n: no record of the corpus has such"):
+        prune(tmp_path / "out", corpus=corpus, prompt_column="Q", id_column="n", max_tokens="4")
+    with pytest.raises(
+        UserError, match=r"^--reference-column answre: no record of the corpus has such a column or key"
+    ):
+        prune(tmp_path / "out", corpus=corpus, prompt_column="q", reference_column="answre", max_tokens="4")
+    prune(tmp_path / "out", corpus=corpus, prompt_column="q", reference_column="a", max_tokens="4")
+    assert [row["references"] for row in rows_of(tmp_path / "out", "prompts")] == [["x"], ["y"]]
+    said = prune(tmp_path / "1", corpus=corpus, prompt_column="q", reference_column="b", max_tokens="4", limit=1)
+    assert "1 of 1 record has no 'b' (--reference-column)" in said  # later ones may have it
+
+
+def test_columns_that_some_records_lack_are_told(prune, jpeg, write_tar, tmp_path):
+    """A new file without answers may come; of images alone nothing is said."""
+    first = table_of_prompts(tmp_path / "a.parquet", jpeg, q=["what ?", "why ?"], a=["x", "y"])
+    write_tar(tmp_path / "b.tar", [("1.jpg", jpeg(7)), ("2.jpg", jpeg(8)), ("2.json", {"q": "who ?"})])
+    settings = {"prompt_column": "q", "reference_column": "a", "max_tokens": "4"}
+    prune(tmp_path / "out", corpus=(first,), **settings)
+    said = prune(tmp_path / "out", corpus=(first, str(tmp_path / "b.tar")), **settings)
+    assert [line for line in said if "--reference-column" in line] == ["1 of 1 record has no 'a' (--reference-column)"]
+
+
+def test_a_plan_tells_of_columns_and_annotations_that_are_not_there(prune, tiny_llava, jpeg, tmp_path, capsys):
+    corpus = table_of_prompts(tmp_path / "a.parquet", jpeg, q=["what ?"])
+    image = tmp_path / "1.jpg"
+    image.write_bytes(jpeg(1))
+    questions = {"questions": [{"image_id": "1", "question_id": 5, "question": "what ?"}]}
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [{"question_id": 6, "answer": "x"}]}))
+    pair = f"{tmp_path}/q.json+{tmp_path}/a.json"
+    with pytest.raises(UserError, match=r"not one of 1 question of .*q\.json has an answer in .*a\.json; name two"):
+        prune(tmp_path / "out", corpus=(pair,), max_tokens="4")
+    words = ["--corpus", corpus, "--corpus", pair, "--model", tiny_llava, "--output", str(tmp_path / "plan"), "--plan"]
+    assert main([*words, "--prompt-column", "q", "--type-column", "kind"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("stop")] == [
+        "stop     --type-column kind: no record of the corpus has such a column or key; correct the name, or leave the "
+        "option out",
+        f"stop     --corpus: not one of 1 question of {tmp_path}/q.json has an answer in {tmp_path}/a.json; name two "
+        "files that belong together, or the questions alone",
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,9 @@ from jobs import job_status, query_selections, start
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
+from pipeline.prune.forecast import Forecast, forecast
+from pipeline.prune.job import prune_corpus
+from pipeline.prune.settings import PruneSettings
 from pipeline.report.query import ask, connect
 from pipeline.storage.lease import Body
 from pipeline.storage.local import LocalStore
@@ -109,6 +113,84 @@ def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(
     assert faults.made.keys() == (set(FAULTS) if share else set())
 
 
+def test_a_plan_of_a_bucket_is_that_of_a_disk_and_writes_nothing(
+    in_store, prune, object_server, scenes_tars, tiny_llava, tmp_path
+):
+    def planned(corpus: str, model: str, output: str) -> Forecast:
+        return forecast(
+            PruneSettings(corpus=(corpus,), model=model, output=output, plan=True, plan_sample=0, **SETTINGS)
+        )
+
+    there = (in_store["corpus"], in_store["model"], in_store["output"])
+    before = {entry.key: entry.tag for entry in folder_at(in_store["output"].removesuffix("/out/pruned")).walk()}
+    object_server.requests.clear()
+    found = planned(*there)
+    assert object_server.requests.keys() <= {"GET", "HEAD", "LIST"}
+    assert {
+        entry.key: entry.tag for entry in folder_at(in_store["output"].removesuffix("/out/pruned")).walk()
+    } == before
+    here = planned(scenes_tars, tiny_llava, str(tmp_path / "out"))
+    assert (found.census.total, found.shards) == (here.census.total, here.shards)
+    assert found.parts["features"] == here.parts["features"]
+
+    prune(in_store["output"], corpus=(in_store["corpus"],), model=in_store["model"], **SETTINGS)
+    written = sum(entry.size_bytes for entry in folder_at(in_store["output"]).walk())
+    assert found.size_bytes == pytest.approx(written, rel=0.05)
+    assert planned(*there).shards_there == found.shards
+
+
+SMALL = {"max_tokens": "4", "shard_size": 2, "limit": 4}
+
+
+@pytest.fixture(scope="module")
+def small_on_disk(prune: Callable[..., list[str]], made_once) -> dict[str, bytes]:
+    return data_in(str(made_once("pruned-4-of-4", lambda folder: prune(folder, **SMALL))))
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_of_two_drivers_at_once_one_does_the_job_and_the_other_is_told(
+    rounds, s3, small_on_disk, work_here, tiny_llava, scenes_tars, monkeypatch
+):
+    """Two whole jobs begin at once; the one that owns the output commits once the other was refused."""
+    monkeypatch.setattr("pipeline.storage.lease.LEASE_SEC", 1.2)
+    own = Artifact.commit
+    for number in range(rounds):
+        output, begin, refused = f"{s3}/{number}", threading.Barrier(2), threading.Event()
+        told: list[str] = []
+        done: list[int] = []
+        committing: set[int] = set()
+
+        def commit(artifact: Artifact, record: CommitRecord, refused=refused, committing=committing) -> None:
+            committing.add(threading.get_ident())
+            assert refused.wait(60)
+            own(artifact, record)
+
+        def drive(output=output, begin=begin, refused=refused, told=told, done=done) -> None:
+            begin.wait()
+            try:
+                prune_corpus(PruneSettings(corpus=(scenes_tars,), model=tiny_llava, output=output, **SMALL), print)
+                done.append(threading.get_ident())
+            except UserError as error:
+                told.append(str(error))
+                refused.set()
+
+        monkeypatch.setattr(Artifact, "commit", commit)
+        drivers = [threading.Thread(target=drive) for _ in range(2)]
+        for driver in drivers:
+            driver.start()
+        for driver in drivers:
+            driver.join()
+        assert committing == set(done)
+        assert len(done) == 1
+        (sentence,) = told
+        assert re.fullmatch(
+            f"--output {output} is in use by process .*; wait for it, or choose another --output", sentence
+        )
+        assert data_in(output) == small_on_disk
+        assert folder_at(output).stat("_SUCCESS") is not None
+        assert folder_at(output).holder("_lock") == ""
+
+
 def test_a_driver_that_lost_its_lease_commits_nothing(s3, prune, monkeypatch):
     """Another one takes over while the second of three shards is at work: no record and no manifest is written."""
     output = f"{s3}/out"
@@ -177,30 +259,48 @@ def missing_bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str
     return "s3://no-such-bucket"
 
 
+def asked(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, *allowed: str, **of_user: str) -> str:
+    """A bucket of a server that asks who asks."""
+    address = f"s3://{server.new_bucket()}"
+    for name, value in {**server.ask_who_asks(*allowed), **of_user}.items():
+        monkeypatch.setenv(name, value)
+    return address
+
+
 def wrong_key(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    server.faults = Faults(refuse=lambda method, path: "InvalidAccessKeyId")
-    return f"s3://{server.new_bucket()}"
+    return asked(server, monkeypatch, "s3:*", AWS_ACCESS_KEY_ID="AKIANOBODY")
+
+
+def wrong_secret(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    return asked(server, monkeypatch, "s3:*", AWS_SECRET_ACCESS_KEY="not this")
 
 
 def no_permission(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    server.faults = Faults(refuse=lambda method, path: "AccessDenied")
-    return f"s3://{server.new_bucket()}"
+    return asked(server, monkeypatch)
+
+
+READING = ("s3:GetObject", "s3:HeadObject", "s3:ListBucket")
 
 
 def may_not_write(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    server.faults = Faults(refuse=lambda method, path: "AccessDenied" if method == "PUT" else None)
-    return f"s3://{server.new_bucket()}"
+    return asked(server, monkeypatch, *READING)
+
+
+def may_not_delete(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    return asked(server, monkeypatch, *READING, "s3:PutObject")
 
 
 WHY = {
     missing_bucket: "there is no bucket no-such-bucket: make it, or correct its name",
     wrong_key: r"its access key is not known there \(InvalidAccessKeyId\): correct AWS_ACCESS_KEY_ID",
+    wrong_secret: r"its secret key does not fit \(SignatureDoesNotMatch\): correct AWS_SECRET_ACCESS_KEY",
     no_permission: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
     may_not_write: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
+    may_not_delete: r"its credentials have no permission \(AccessDenied\): allow them to read, write, list and delete",
 }
 
 
-@pytest.mark.parametrize("case", [missing_bucket, wrong_key, no_permission])
+@pytest.mark.parametrize("case", [missing_bucket, wrong_key, wrong_secret, no_permission])
 @pytest.mark.parametrize(
     ("option", "command"),
     [
@@ -227,9 +327,10 @@ def test_a_bucket_that_can_not_be_used_gets_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_may_not_be_written_gets_one_sentence(object_server, monkeypatch, prune):
-    bucket = may_not_write(object_server, monkeypatch)
-    with pytest.raises(UserError, match=f"^{bucket}/o can't be written: {WHY[may_not_write]}; nothing half-written"):
+@pytest.mark.parametrize("case", [may_not_write, may_not_delete])
+def test_an_output_that_may_not_be_written_gets_one_sentence(case, object_server, monkeypatch, prune):
+    bucket = case(object_server, monkeypatch)
+    with pytest.raises(UserError, match=f"^{bucket}/o can't be written: {WHY[case]}; nothing half-written"):
         prune(f"{bucket}/o")
 
 

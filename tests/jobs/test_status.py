@@ -126,7 +126,9 @@ def test_a_killed_run_is_told_with_what_it_was_at(small_pruned, dead_process, tm
     assert lines[1] == "shards   1 of an unknown number of done, 1 running, 1 failed"
     assert "running  00000002 in encode" in lines
     assert "failed   00000001: stage encode: it fell" in lines
-    assert any(line.startswith("note     the corpus is not indexed yet") for line in lines)
+    assert any(line.startswith("note     its _index is gone, so it is not known how many shards") for line in lines)
+    Artifact(output).forget([0])
+    assert any(line.startswith("note     the corpus is not indexed yet") for line in told(output, capsys))
 
 
 def test_a_driver_on_another_machine_is_neither_dead_nor_alive(small_pruned, tmp_path, capsys):
@@ -189,7 +191,9 @@ def test_damaged_records_are_told_and_stop_nothing(small_pruned, tmp_path, capsy
     (output / "_commits" / "00000001.json").write_text('{"shard": 1')
     (output / "_failures").mkdir()
     (output / "_failures" / "00000001.json").write_text("{")
+    assert Artifact(output).finished
     lines = told(output, capsys)
+    assert lines[0].endswith(": stopped")
     assert "damaged  the commit records of 00000001; the next run does these shards again" in lines
 
 

@@ -37,10 +37,26 @@ def test_the_same_job_is_adopted_and_another_refused_with_the_difference(tmp_pat
     artifact = Artifact(tmp_path / "out")
     artifact.adopt_job(JOB)
     assert artifact.adopt_job(dataclasses.replace(JOB, environment={"torch": "2"})).environment == {"torch": "1"}
+    commit(artifact, 0)
     with pytest.raises(UserError, match=r"seed: 0 -> 1"):
         artifact.adopt_job(dataclasses.replace(JOB, settings={"seed": 1, "max_tokens": "64"}))
     with pytest.raises(UserError, match=r"model\.config: 'abc' -> 'xyz'"):
         artifact.adopt_job(dataclasses.replace(JOB, model={"config": "xyz"}))
+
+
+def test_a_job_without_an_index_binds_nobody_but_one_whose_shards_may_be_written_does(tmp_path):
+    artifact = Artifact(tmp_path / "out")
+    artifact.adopt_job(JOB)
+    other = dataclasses.replace(JOB, settings={"seed": 1, "max_tokens": "64"})
+    assert artifact.adopt_job(other).settings["seed"] == 1
+    assert artifact.read_job() == other
+    artifact.store.put("_index/index.json", b"{}")
+    with pytest.raises(UserError, match=r"seed: 1 -> 0"):
+        artifact.adopt_job(JOB)
+    answers = Artifact(tmp_path / "answers")
+    answers.adopt_job(dataclasses.replace(JOB, kind="answer"))
+    with pytest.raises(UserError, match=r"seed: 0 -> 1"):
+        answers.adopt_job(dataclasses.replace(other, kind="answer"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

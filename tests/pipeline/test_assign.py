@@ -84,7 +84,9 @@ def in_a_loop(generations: list[list[Sample]]) -> list[dict[str, Any]]:
             ids.add(one)
         rows += sorted(placed, key=lambda row: row["shard"])
         first = shard + 1
-    return [{key: value for key, value in row.items() if key not in ("keys", "width", "height")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("keys", "named", "width", "height")} for row in rows
+    ]
 
 
 def starts_in_a_loop(sizes: list[int], shard_size: int, most: int) -> list[int]:

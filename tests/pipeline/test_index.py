@@ -120,7 +120,10 @@ def test_an_input_without_a_sample_is_mentioned(corpus, tmp_path):
     (tmp_path / "c-3.tar").write_bytes(b"\0" * 10240)
     said: list[str] = []
     build(corpus.replace("2}", "3}"), LocalStore(tmp_path / "out"), say=said.append)
-    assert said == [f"{tmp_path}/c-3.tar: no sample in it; a tar of nothing but zeros, or a manifest without lines"]
+    assert said == [
+        f"{tmp_path}/c-3.tar: no sample in it: a tar of nothing but zeros, a table without rows, or a manifest without "
+        "lines"
+    ]
 
 
 def test_an_empty_corpus_is_refused(tmp_path, write_tar):

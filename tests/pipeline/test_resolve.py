@@ -56,3 +56,10 @@ def test_a_folder_under_two_names_gives_no_file_twice(tmp_path):
 def test_a_name_too_long_for_a_file():
     with pytest.raises(UserError, match="can't be read at byte 0: File name too long"):
         resolve_corpus(["x" * 300 + ".tar"])
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.zst", "a.json", "a.parquet", "a.arrow"])
+def test_a_file_without_bytes_is_called_so(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name} has no bytes; fetch it again, or leave it out"):
+        resolve_corpus([str(tmp_path / name)])

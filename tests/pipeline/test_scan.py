@@ -180,7 +180,7 @@ def test_what_is_no_file_is_said_and_never_waited_for(tmp_path, jpeg):
     (tmp_path / "good.jpg").write_bytes(jpeg(1))
     not_files = ["fifo.jpg", "link.jpg", "socket.jpg", "/dev/zero", "."]
     urls = ["s3://b/1.jpg", "http://h/1.jpg", "file:///1.jpg", "s3:/b/1.jpg", "data:image/png;base64," + "x" * 9999]
-    odd = ["", "x" * 5000, "\ud800.jpg", 5, None, ["good.jpg"]]
+    odd = ["", "x" * 5000, "\ud800.jpg", 5, None, ["good.jpg", "good.jpg"]]
     reasons = ["not_a_file"] * 5 + ["not_local"] * 5 + ["bad_record"] * 6 + ["missing_file", None]
     images = [*not_files, *urls, *odd, "nul\0.jpg", "good.jpg"]
     path = tmp_path / "m.jsonl"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.prune import census as census_of
 from pipeline.prune.census import take_census
@@ -35,7 +36,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def test_all_samples_are_counted_one_by_one(corpus):
-    census = take_census(resolve_corpus([str(corpus)]), size, count=0, limit=None)
+    census = take_census(resolve_corpus([str(corpus)]), size, count=0, limit=None, reading=Reading())
     assert census.whole
     assert census.total is census.seen
     total = census.total
@@ -48,8 +49,10 @@ def test_all_samples_are_counted_one_by_one(corpus):
 def test_a_sample_is_multiplied_by_the_share_that_was_looked_at(corpus, monkeypatch):
     looked = []
     scan = census_of.scan
-    monkeypatch.setattr(census_of, "scan", lambda unit: (looked.append(one.sample) or one for one in scan(unit)))
-    census = take_census(resolve_corpus([str(corpus)]), size, count=400, limit=None)
+    monkeypatch.setattr(
+        census_of, "scan", lambda unit, **of: (looked.append(one.sample) or one for one in scan(unit, **of))
+    )
+    census = take_census(resolve_corpus([str(corpus)]), size, count=400, limit=None, reading=Reading())
     assert not census.whole
     assert census.seen.samples == 400
     assert len(looked) == 401  # nothing behind the first sample that is not counted
@@ -62,7 +65,7 @@ def test_a_sample_is_multiplied_by_the_share_that_was_looked_at(corpus, monkeypa
 def test_pieces_are_spread_over_all_inputs_of_a_kind(jpeg, write_tar, corpus, tmp_path):
     tars = [write_tar(tmp_path / f"{n:03d}.tar", [(f"{m}.jpg", jpeg(m)) for m in range(4)]) for n in range(100)]
     inputs = resolve_corpus([*map(str, tars), str(corpus)])
-    census = take_census(inputs, size, count=200, limit=None)
+    census = take_census(inputs, size, count=200, limit=None, reading=Reading())
     assert census.total.samples == pytest.approx(4402, rel=0.02)
     seen = {sample.input for sample in census.kept}
     assert 100 in seen  # the manifest
@@ -72,10 +75,10 @@ def test_pieces_are_spread_over_all_inputs_of_a_kind(jpeg, write_tar, corpus, tm
 
 @pytest.mark.parametrize("count", [0, 100])
 def test_a_limit_takes_the_first_samples(corpus, count):
-    census = take_census(resolve_corpus([str(corpus)]), size, count=count, limit=50)
+    census = take_census(resolve_corpus([str(corpus)]), size, count=count, limit=50, reading=Reading())
     assert census.whole
     assert (census.total.samples, census.total.failed) == (50, {"missing_file": 5, "empty_prompt": 10})
-    beyond = take_census(resolve_corpus([str(corpus)]), size, count=100, limit=1000)
+    beyond = take_census(resolve_corpus([str(corpus)]), size, count=100, limit=1000, reading=Reading())
     assert not beyond.whole
     assert beyond.total.samples == pytest.approx(1000)
     assert beyond.total.failed["missing_file"] == pytest.approx(100, rel=0.05)
@@ -85,14 +88,14 @@ def test_an_input_that_the_storage_does_not_give_is_left_out(corpus, jpeg, write
     bad, good = (write_tar(tmp_path / f"{name}.tar", [("1.jpg", jpeg(1))]) for name in ("bad", "good"))
     scan = census_of.scan
 
-    def failing(unit):
+    def failing(unit, **of):
         if unit.path == str(bad):
             raise InputReadError(unit.path, OSError(5, "Input/output error"), 0)
-        yield from scan(unit)
+        yield from scan(unit, **of)
 
     monkeypatch.setattr(census_of, "scan", failing)
     for count in (0, 100):
-        census = take_census(resolve_corpus([str(bad), str(good)]), size, count=count, limit=None)
+        census = take_census(resolve_corpus([str(bad), str(good)]), size, count=count, limit=None, reading=Reading())
         assert (census.total.samples, census.total.images) == (1, 1)
         assert list(census.unread) == [str(bad)]
         assert "Input/output error" in census.unread[str(bad)]
@@ -100,9 +103,24 @@ def test_an_input_that_the_storage_does_not_give_is_left_out(corpus, jpeg, write
 
 def test_a_sample_that_is_kept_of_many_is_bounded_and_fair(corpus, monkeypatch):
     monkeypatch.setattr(census_of, "MAX_KEPT", 100)
-    census = take_census(resolve_corpus([str(corpus)]), size, count=0, limit=None)
+    census = take_census(resolve_corpus([str(corpus)]), size, count=0, limit=None, reading=Reading())
     assert len(census.kept) == 100
     positions = [sample.sample for sample in census.kept]
     assert positions == sorted(positions)
     middle = corpus.stat().st_size / 2
     assert 25 < sum(position < middle for position in positions) < 75
+
+
+def test_prompts_and_images_are_those_that_the_job_would_find(jpeg, tmp_path):
+    """What the user says of the corpus counts: where images and prompts stand, and what is asked about every image."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(1))
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"file": "a.jpg", "question": "what ?"}) + "\n")
+    reading = Reading(
+        prompts=("why ?",), prompt_column="question", image_column="file", image_root=str(tmp_path / "photos")
+    )
+    inputs = resolve_corpus([str(manifest), str(tmp_path / "photos")])
+    for count in (0, 10):
+        total = take_census(inputs, size, count=count, limit=None, reading=reading).total
+        assert (total.samples, total.images, total.prompts, dict(total.failed)) == (2, 1, 3, {})

@@ -15,8 +15,9 @@ from pipeline.artifact.payload import pack_features, packed_size
 from pipeline.artifact.tables import in_tar, member_sizes, table_size, tar_size, write_table
 from pipeline.errors import UserError
 from pipeline.prune.forecast import Forecast, forecast
-from pipeline.prune.measure import Size
+from pipeline.prune.measure import Size, owners_among
 from pipeline.prune.settings import PruneSettings
+from schemas.samples import Sample
 
 WITHIN = 0.05
 
@@ -129,7 +130,7 @@ def test_the_plan_for_people(planned, tiny_llava, scenes_tars, tmp_path):
     lines = lines_of(settings, planned, "the command")
     text = "\n".join(lines)
     assert f"output   {size_text(planned.size_bytes)} in 5 shards: " in text
-    assert "by a look at all 312 samples" in text
+    assert "by a look at all of them" in text
     assert "tokens   256 an image" in text
     (head,) = [line for line in lines if line.split() == ["64", "32", "128", "all"]]
     assert [line.split()[0] for line in lines[lines.index(head) + 1 :][:4]] == ["float32", "float16", "int8", "none"]
@@ -213,3 +214,18 @@ def test_the_size_of_rows_is_that_of_more_of_them(pruned_all):
     table = pq.read_table(pruned_all / "prompts")
     assert Size.of(table.slice(0, 400)).at(len(table), 1) == pytest.approx(table_size(table), rel=0.1)
     assert Size.of(table.slice(0, 1)).at(1, 1) == table_size(table.slice(0, 1))
+
+
+def test_a_corpus_of_which_nothing_can_be_used_is_refused_with_the_reasons(tiny_llava, tmp_path):
+    lines = [json.dumps({"image": "none.jpg"}), json.dumps({"image": "none.jpg"}), "no JSON"]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        forecast(settings_of(tiny_llava, str(tmp_path / "m.jsonl"), tmp_path / "out"))
+    assert f"2 missing_file, as {tmp_path}/none.jpg does not exist; 1 bad_record, as " in str(caught.value)
+
+
+def test_what_the_scan_refuses_is_not_tried_again():
+    """The second image of a key has a row; it is no image that failed when it was decoded."""
+    found = [Sample(input=0, sample=n, source=f"{n}", image_id=f"{n:064x}", width=8, height=8) for n in range(2)]
+    found[1].reason = "duplicate_key"
+    assert [row.image_id for row in owners_among(found, 8)] == [found[0].image_id]

@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
+from pipeline.artifact.artifact import Artifact
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from pipeline.storage import StorageError
-from pipeline.storage.bucket import Bucket
+from pipeline.storage.bucket import RETRIES, Bucket, bucket
 from pipeline.storage.fetched import fetched_folder
 from pipeline.storage.input_file import InputReadError, open_input
 from pipeline.storage.object_file import FIRST_BYTES, MOST_BYTES
@@ -224,3 +225,44 @@ def test_the_stores_library_is_loaded_where_a_bucket_is_used_alone():
 
     code = "import sys, jobs.prune_corpus, pipeline.corpus.resolve; print('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "127.0.0.1:9000", "http://host:port", "ftp://host"])
+def test_an_endpoint_that_is_none_is_said(url, s3, monkeypatch):
+    """The library panics over some of these."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    bucket.cache_clear()
+    with pytest.raises(
+        UserError, match=r"AWS_ENDPOINT_URL can't be used \(.*\): write it as http://HOST:PORT, or unset it$"
+    ):
+        Artifact(f"{s3}/out").read_job()
+
+
+def test_half_of_a_key_is_said(s3, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    bucket.cache_clear()
+    with pytest.raises(UserError, match=r"its credentials are not complete .*: set both or none of AWS_ACCESS_KEY_ID"):
+        Artifact(f"{s3}/out").read_job()
+
+
+def test_a_wrong_clock_and_a_wrong_region_are_said(s3, object_server):
+    for code, what in (("RequestTimeTooSkewed", "clock is wrong"), ("AuthorizationHeaderMalformed", "AWS_REGION")):
+        object_server.faults = Faults(refuse=lambda *_, code=code: code)
+        with pytest.raises(UserError, match=what):
+            Artifact(f"{s3}/out").read_job()
+
+
+def test_a_server_that_is_not_there_is_said_by_the_variable_that_names_it(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setitem(RETRIES, "max_retries", 0)
+    monkeypatch.setattr("pipeline.storage.bucket.PAUSES_SEC", ())
+    bucket.cache_clear()
+    with pytest.raises(UserError, match=r"its store does not answer; correct AWS_ENDPOINT_URL or wait \(.*\)$"):
+        Artifact(f"{s3}/out").read_job()
+
+
+def test_the_working_directory_says_nothing_about_an_address(s3):
+    for name in ("none.tar", "none/*.tar"):
+        with pytest.raises(UserError, match="none") as caught:
+            resolve_corpus([f"{s3}/{name}"])
+        assert "looked from" not in str(caught.value)
