@@ -7,7 +7,11 @@ those that start a program which starts Ray carry it themselves. The marker `lon
 whole jobs, and of the tests that run for every model family all but two, get it here.
 """
 
+from tests.startup import sitecustomize  # isort: skip  # noqa: F401  # as in other processes: before what is large
+
+import atexit
 import fcntl
+import gc
 import io
 import json
 import os
@@ -22,6 +26,9 @@ import ray
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
+os.environ["PYTHONPATH"] = os.pathsep.join(  # for all processes that are started from here
+    dict.fromkeys((str(Path(__file__).with_name("startup")), *os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+).rstrip(os.pathsep)
 
 from jobs.console import quiet_libraries
 from pipeline.families import FAMILIES
@@ -47,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     short = [item for item in items if item.get_closest_marker("slow") is None]
     on_ray, long = ({item.path for item in short if item.get_closest_marker(name)} for name in ("ray", "long"))
     items.sort(key=lambda item: (item.path not in on_ray, item.path not in long))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: no collection of garbage looks at it again, but the one as Python ends."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)
