@@ -27,6 +27,8 @@ import ray
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(512 << 20))  # for processes started from here: keep what large
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # tensors leave for the next, do not give it back
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for all processes that are started from here
     dict.fromkeys((str(Path(__file__).with_name("startup")), *os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 ).rstrip(os.pathsep)
