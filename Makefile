@@ -1,7 +1,7 @@
 # Everything a contributor or CI runs. Needs only Python >= 3.11 with venv and pip.
 #   make demo                         the whole story on the bundled corpus
 #   make test TORCH_INDEX=<url>       take torch from another wheel index (a CPU or a CUDA build)
-#   make test TEST_PROCESSES=0        one test after another (default: three processes, each with a Ray of its own)
+#   make test TEST_PROCESSES=0        one test after another (default: three processes)
 PYTHON      ?= python3
 VENV        ?= .venv
 OUT         ?= out
@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 TEST_PROCESSES ?= 3
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
-# Whole files go to a process, in the order of tests/conftest.py.
+# Whole files go to a process, see tests/processes.py, in the order of tests/conftest.py.
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

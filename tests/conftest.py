@@ -1,13 +1,17 @@
-"""Shared by the whole suite: the bundled model and corpus, one Ray a process, one pruned artifact a form.
+"""Shared by the whole suite: the bundled model and corpus, one Ray, one pruned artifact a form.
 
-`make test` runs some processes at once (pytest-xdist), each with its own Ray and whole files of tests. Costly
+`make test` runs some processes at once (pytest-xdist), each with whole files of tests, see `tests/processes.py`. Costly
 artifacts are made once, by the process that needs them first. Most tests of jobs run them without Ray, see
 `tests/in_this_process.py`. Tests on Ray carry the marker `ray`: those that take the fixture `ray_session` get it here,
 those that start a program which starts Ray carry it themselves. The marker `long` keeps tests out of `make test-fast`:
 whole jobs, and of the tests that run for every model family all but two, get it here.
 """
 
+from tests.startup import sitecustomize  # isort: skip  # noqa: F401  # as in other processes: before what is large
+
+import atexit
 import fcntl
+import gc
 import io
 import json
 import os
@@ -15,6 +19,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +27,11 @@ import ray
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(512 << 20))  # for processes started from here: keep what large
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # tensors leave for the next, do not give it back
+os.environ["PYTHONPATH"] = os.pathsep.join(  # for all processes that are started from here
+    dict.fromkeys((str(Path(__file__).with_name("startup")), *os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+).rstrip(os.pathsep)
 
 from jobs.console import quiet_libraries
 from pipeline.families import FAMILIES
@@ -47,6 +57,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     short = [item for item in items if item.get_closest_marker("slow") is None]
     on_ray, long = ({item.path for item in short if item.get_closest_marker(name)} for name in ("ray", "long"))
     items.sort(key=lambda item: (item.path not in on_ray, item.path not in long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """There is one Ray for all tests that need only some Ray."""
+    from tests.processes import FilesScheduling  # here, because it needs pytest-xdist
+
+    return FilesScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: no collection of garbage looks at it again, but the one as Python ends."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)
@@ -124,13 +148,13 @@ def joining_ray(ray_session: None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def without_ray() -> Callable[[], AbstractContextManager[None]]:
+def without_ray() -> Callable[..., AbstractContextManager[None]]:
     """Makes blocks in which jobs do their work in this process."""
     return in_this_process
 
 
 @pytest.fixture
-def work_here(without_ray: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def work_here(without_ray: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
     """Jobs that the test starts do their work in this process."""
     with without_ray():
         yield
@@ -144,12 +168,12 @@ def prune_on_ray(ray_session: None, tiny_llava: str, scenes_tars: str) -> Callab
 
 @pytest.fixture(scope="session")
 def prune(
-    without_ray: Callable[[], AbstractContextManager[None]], tiny_llava: str, scenes_tars: str
+    without_ray: Callable[..., AbstractContextManager[None]], tiny_llava: str, scenes_tars: str
 ) -> Callable[..., list[str]]:
-    """Run the prune job as `prune_on_ray`, but in this process."""
+    """Run the prune job as `prune_on_ray`, but in this process, as if on a cluster with so many GPUs."""
 
-    def run(output: Path, **changes: object) -> list[str]:
-        with without_ray():
+    def run(output: Path, gpus: int = 0, **changes: object) -> list[str]:
+        with without_ray(gpus=gpus):
             return run_prune_job(output, tiny_llava, scenes_tars, changes)
 
     return run

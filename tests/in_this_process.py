@@ -82,7 +82,6 @@ def remote(**_: object) -> Callable[..., Any]:
 RAY = SimpleNamespace(
     is_initialized=lambda: True,
     cluster_resources=lambda: {"CPU": CPUS},
-    nodes=list,
     remote=remote,
     get=lambda result: result,
     get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: "this process"),
@@ -92,15 +91,20 @@ RAY = SimpleNamespace(
 
 
 @contextmanager
-def in_this_process() -> Iterator[None]:
-    """For the time of the block, what the project asks of Ray is done here, as if on a cluster of 2 CPUs."""
+def in_this_process(gpus: int = 0) -> Iterator[None]:
+    """For the time of the block, what the project asks of Ray is done here, as if on a cluster of 2 CPUs.
+
+    Args:
+        gpus: that its one node declares to have.
+    """
+    nodes = [{"Alive": True, "Resources": {"GPU": float(gpus)}}] if gpus else []
     threads = torch.get_num_threads()  # jobs limit them
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("OMP_NUM_THREADS", "1")
         for module in (attempts, session, stream):
-            patch.setattr(module, "ray", RAY)
+            patch.setattr(module, "ray", SimpleNamespace(**{**vars(RAY), "nodes": lambda: nodes}))
         yield
 
 

@@ -1,5 +1,8 @@
 """The suite's own promises: tests on Ray are marked, others can't start it, and what is costly is made once."""
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,6 +12,7 @@ import ray
 import torch
 
 from pipeline.cluster import stream
+from tests.processes import ON_ONE_RAY
 
 
 def test_a_test_without_the_marker_cannot_start_ray():
@@ -21,6 +25,23 @@ def test_tests_that_take_the_session_are_marked(request):
     items = request.session.items
     assert all(item.get_closest_marker("ray") for item in items if "ray_session" in item.fixturenames)
     assert request.node.get_closest_marker("ray") is None
+
+
+def test_tests_that_take_the_session_run_in_one_process(request):
+    taking = {
+        item.nodeid.split("::")[0]
+        for item in request.session.items
+        if "ray_session" in item.fixturenames and not item.get_closest_marker("slow")
+    }
+    assert taking <= ON_ONE_RAY
+    assert all((request.config.rootpath / file).exists() for file in ON_ONE_RAY)
+
+
+def test_processes_that_tests_start_collect_garbage_as_seldom_as_this_one():
+    program = "import gc; print(gc.get_threshold())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(gc.get_threshold())
+    assert gc.get_threshold()[0] >= 50_000
 
 
 def test_what_is_made_once_is_made_by_the_first_and_waited_for(made_once, request):

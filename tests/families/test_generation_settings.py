@@ -137,7 +137,7 @@ def plain(case: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) 
     """The untouched answers with no setting but the ends."""
     folder = Path(shutil.copytree(case("llava").folder, tmp_path_factory.mktemp("plain") / "llava"))
     change(folder, "generation_config.json", lambda data: data.update(eos_token_id=MANY_ENDS))
-    return untouched(case("llava"), folder, PROMPTS)
+    return untouched(case("llava"), folder, in_turn(PROMPTS))
 
 
 def change(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -146,49 +146,52 @@ def change(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) ->
     (folder / file).write_text(json.dumps(data))
 
 
-def answers(case: Any, folder: Path, prompts: list[str], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-    """Answers about two images, every prompt about both, in one batch."""
+def in_turn(prompts: list[str]) -> list[tuple[int, str]]:
+    """Each prompt about one of two images, given by their number."""
+    return [((3, 1)[number % 2], prompt) for number, prompt in enumerate(prompts)]
+
+
+def answers(case: Any, folder: Path, asked: list[tuple[int, str]]) -> list[list[int]]:
+    """Answers to prompts about images, in one batch."""
     checkpoint, family = open_checkpoint(str(folder))
     check_generation(checkpoint)
     answerer = family.answerer(checkpoint, torch.device("cpu"), torch.float32)
-    asked = [(image, prompt) for image in (1, 3) for prompt in prompts]
     kept = case.kept(Budget("all"))
-    replies = case.replies(asked, kept, batch_size=32, max_new_tokens=new_tokens, answerer=answerer)
+    replies = case.replies(asked, kept, batch_size=32, max_new_tokens=NEW_TOKENS, answerer=answerer)
     return [list(reply.token_ids) for reply in replies]
 
 
 @torch.no_grad()
-def untouched(case: Any, folder: Path, prompts: list[str], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-    """What `generate` of the stock model gives for each prompt alone, from a fresh model each time."""
+def untouched(case: Any, folder: Path, asked: list[tuple[int, str]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """What `generate` of the stock model gives for each prompt about an image alone, from a fresh model each time."""
     expected = []
     loaded = case.tiny.stock.from_pretrained(folder).eval()
-    for image in (1, 3):
-        for prompt in prompts:
-            stock = copy.deepcopy(loaded)
-            ids = stock_ids(case, prompt, case.images[image], range(len(flat_features(case, image))))
-            inputs = {**case.pixel_inputs(case.images[image]), **token_types(case, ids)}
-            output = stock.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=new_tokens,
-                **inputs,
-            )
-            output = getattr(output, "sequences", output)
-            tokens = output[0, ids.shape[1] :].tolist()
-            end = stock.generation_config.eos_token_id
-            ends = end if isinstance(end, list) else [end]
-            cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-            expected.append(tokens[:cut])
+    for image, prompt in asked:
+        stock = copy.deepcopy(loaded)
+        ids = stock_ids(case, prompt, case.images[image], range(len(flat_features(case, image))))
+        inputs = {**case.pixel_inputs(case.images[image]), **token_types(case, ids)}
+        output = stock.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=new_tokens,
+            **inputs,
+        )
+        output = getattr(output, "sequences", output)
+        tokens = output[0, ids.shape[1] :].tolist()
+        end = stock.generation_config.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+        expected.append(tokens[:cut])
     return expected
 
 
 @pytest.mark.parametrize("setting", OBEYED)
 def test_a_setting_is_obeyed(with_settings, plain, setting):
     case, folder = with_settings("llava", **{"eos_token_id": MANY_ENDS, setting: OBEYED[setting]})
-    expected = untouched(case, folder, PROMPTS)
-    assert answers(case, folder, PROMPTS) == expected
+    expected = untouched(case, folder, in_turn(PROMPTS))
+    assert answers(case, folder, in_turn(PROMPTS)) == expected
     if setting in CHANGE_ANSWERS:
         assert expected != plain, "a value that changes nothing proves nothing"
 
@@ -197,13 +200,13 @@ def test_a_setting_is_obeyed(with_settings, plain, setting):
 @pytest.mark.parametrize("settings", [{"use_cache": False}, {"repetition_penalty": 1.7, "no_repeat_ngram_size": 3}])
 def test_every_family_obeys(with_settings, name, settings):
     case, folder = with_settings(name, eos_token_id=MANY_ENDS[:8], **settings)
-    assert answers(case, folder, PROMPTS[:2]) == untouched(case, folder, PROMPTS[:2])
+    assert answers(case, folder, in_turn(PROMPTS[:2])) == untouched(case, folder, in_turn(PROMPTS[:2]))
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_ends_and_padding_of_every_kind(with_settings, tokens):
     case, folder = with_settings("llava", **TOKENS[tokens])
-    assert answers(case, folder, PROMPTS) == untouched(case, folder, PROMPTS)
+    assert answers(case, folder, in_turn(PROMPTS)) == untouched(case, folder, in_turn(PROMPTS))
 
 
 @torch.no_grad()
@@ -268,7 +271,7 @@ def test_settings_of_the_config_are_obeyed(with_settings, where, file_too):
         (folder / "generation_config.json").unlink()
     settings = {"use_cache": False, "eos_token_id": MANY_ENDS}
     change(folder, "config.json", lambda data: (data if where == "config" else data["text_config"]).update(settings))
-    assert answers(case, folder, PROMPTS) == untouched(case, folder, PROMPTS)
+    assert answers(case, folder, in_turn(PROMPTS)) == untouched(case, folder, in_turn(PROMPTS))
 
 
 def test_refused_settings_of_the_config_name_the_config(with_settings):
@@ -300,7 +303,7 @@ def test_texts_beyond_the_limit_of_the_rotation(with_settings, name, rope, limit
     case, folder = with_settings(name)
     change(folder, "config.json", lengthen)
     prompts = [*PROMPTS, "w1 w2 w3 " * 8, "w4"]
-    assert answers(case, folder, prompts) == untouched(case, folder, prompts)
+    assert answers(case, folder, in_turn(prompts)) == untouched(case, folder, in_turn(prompts))
 
 
 def test_the_checkpoint_of_another_name_is_named(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cluster.environment import environment
 from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, Family
 from pipeline.families.checkpoint import answering_identity, identity, open_checkpoint, read_header
 from tests.families.models import TINY
 
@@ -42,7 +43,10 @@ def flip(file: Path, tensor: str) -> None:
 
 
 def of_both(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    opened = open_checkpoint(str(folder))
+    return identities(open_checkpoint(str(folder)))
+
+
+def identities(opened: tuple[Checkpoint, Family]) -> tuple[dict[str, str], dict[str, str]]:
     return identity(*opened), answering_identity(*opened)
 
 
@@ -74,8 +78,8 @@ def test_every_tensor_a_job_reads_is_in_its_identity_and_no_other(case, copy_of,
         tensors = load_file(file)
         names = old_names(list(tensors))
         save_file({names[old]: tensor for old, tensor in tensors.items()}, file, metadata={"format": "pt"})
-    checkpoint, family = open_checkpoint(str(folder))
-    before = of_both(folder)
+    opened = checkpoint, family = open_checkpoint(str(folder))
+    before = identities(opened)
     sides = (
         lambda: family.encoder(checkpoint, CPU, torch.float32)._model,
         lambda: family.answerer(checkpoint, CPU, torch.float32).model,
@@ -85,7 +89,7 @@ def test_every_tensor_a_job_reads_is_in_its_identity_and_no_other(case, copy_of,
     named: list[set[str]] = [set(), set()]
     for tensor in header:
         flip(file, tensor)
-        for side, (old, new) in enumerate(zip(before, of_both(folder), strict=True)):
+        for side, (old, new) in enumerate(zip(before, identities(opened), strict=True)):
             if old != new:
                 named[side].add(tensor)
         flip(file, tensor)

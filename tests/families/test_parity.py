@@ -1,6 +1,7 @@
 """Answers from stored features against the stock models themselves, token for token."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.families import family_of
 from pipeline.families.base import KeptImage
 from tests.families.models import MORE, TINY, tokenizer
 
-NEW_TOKENS = 32
+NEW_TOKENS = 16
 PROMPTS = ["what is this", "how many red w3 in the picture", "w9", "what colour <image> of w1 w2 w3", "w5 w6 w7 w8"]
 
 
@@ -71,10 +72,16 @@ def answers(case: Any, kept: dict[str, KeptImage], positions: str | None = None)
     return [list(reply.token_ids) for reply in replies]
 
 
+@lru_cache(maxsize=1 << 10)
+def answers_to_all(case: Any, positions: str | None = None) -> list[list[int]]:
+    """Answers with all tokens, which several tests compare with."""
+    return answers(case, case.kept(Budget("all")), positions)
+
+
 @pytest.mark.parametrize("name", [*TINY, *MORE])
 def test_with_all_tokens_answers_are_the_stock_models_own(case, name):
     case = case(name)
-    got = answers(case, case.kept(Budget("all")))
+    got = answers_to_all(case)
     expected = []
     for prompt in prompts_of(case):
         image = case.images[prompt["image"]]
@@ -95,7 +102,7 @@ def test_pruned_answers_are_those_of_pruning_by_hand(case, name, budget):
     got = answers(case, kept)
     for prompt, tokens in list(zip(prompts_of(case), got, strict=True))[::2]:
         assert tokens == by_hand(case, prompt, kept[prompt["image_id"]], original=False)
-    assert got != answers(case, case.kept(Budget("all")))
+    assert got != answers_to_all(case)
 
 
 @pytest.mark.parametrize("name", [*(name for name in TINY if "original" in family_of(name).positions), *MORE])
@@ -106,7 +113,7 @@ def test_original_positions_are_those_before_pruning(case, name):
     for prompt, tokens in list(zip(prompts_of(case), got, strict=True))[::3]:
         assert tokens == by_hand(case, prompt, kept[prompt["image_id"]], original=True)
     assert got != answers(case, kept, "compact")
-    assert answers(case, case.kept(Budget("all")), "original") == answers(case, case.kept(Budget("all")), "compact")
+    assert answers_to_all(case, "original") == answers_to_all(case, "compact")
 
 
 def token_types(case: Any, ids: Tensor) -> dict[str, Tensor]:

@@ -118,7 +118,7 @@ def test_a_killed_model_actor_is_started_again(kills, in_bucket, s3, undisturbed
         command = [sys.executable, "-m", "jobs.prune_corpus", *in_bucket, "--output", output]
         with subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True) as driver:
             kills_of: list[int | None] = []
-            wait_for(lambda of=driver, to=kills_of: found_one_or_ended(of, to), 240)
+            wait_for(lambda of=driver, to=kills_of: found_one_or_ended(of, to), 240, 0.1)
             _, said = driver.communicate(timeout=300)
         assert kills_of[-1] is not None, f"nobody could be killed: {said}"
         assert driver.returncode == 0, said

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.errors import UserError
@@ -56,10 +57,26 @@ def read_answers(output: Path) -> dict[str, dict]:
     return answers
 
 
+def look_once(model: torch.nn.Module) -> None:
+    """What the model makes of an image is computed for its first prompt and remembered for the others."""
+    look, seen = model.get_image_features, {}
+
+    def remember(pixel_values: torch.Tensor, **settings: object) -> BaseModelOutputWithPooling:
+        keys = [one.numpy().tobytes() for one in pixel_values]
+        new = {key: number for number, key in enumerate(keys) if key not in seen}
+        if new:
+            found = look(pixel_values=pixel_values[list(new.values())], **settings).pooler_output
+            seen.update(zip(new, found, strict=True))
+        return BaseModelOutputWithPooling(pooler_output=[seen[key] for key in keys])
+
+    model.get_image_features = remember
+
+
 @torch.inference_mode()
 def untouched_answers(checkpoint: str, prompts: list[dict], images: dict[str, Image.Image]) -> dict[str, list[int]]:
     """`model.generate` of the stock model on raw images, through its own processor and chat template."""
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    look_once(model.model)
     processor = LlavaProcessor.from_pretrained(checkpoint)
     ends = model.generation_config.eos_token_id
     answers = {}

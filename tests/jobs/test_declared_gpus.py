@@ -1,8 +1,13 @@
-"""Both jobs on a cluster that declares GPUs, in one Ray of its own: the output of a cluster without, byte for byte."""
+"""Both jobs on a cluster that declares GPUs: the output of a cluster without, byte for byte.
+
+Which GPUs Ray gives to whom is seen in one Ray of its own, what jobs make of a GPU that torch can't use without Ray.
+"""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,7 +38,7 @@ given = json.loads(sys.argv[1])
 quiet_libraries()
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
 quiet_ray_data()
-found = {"calls": {}, "said": {}, "refused": {}}
+found = {"calls": {}, "said": []}
 
 class See:
     def __init__(self, settings):
@@ -53,57 +58,63 @@ for gpus, workers in ((1, 2), (0.5, 4)):
     items = [{"shard": n} for n in range(len(sizes))]
     found["calls"][gpus] = [json.loads(row["seen"]) for row in stream_items(items, stages)]
 
-def attempt(name, function, settings):
-    said = found["said"][name] = []
-    try:
-        function(settings, said.append)
-    except UserError as error:
-        found["refused"][name] = str(error)
-
 def prune(name, **how):
     output = f"{given['folder']}/{name}"
-    named = {"corpus": (given["corpus"],), "model": given["model"], "output": output}
-    attempt(name, prune_corpus, PruneSettings(**named, **given["run"], **how))
+    named = {"corpus": (given["corpus"],), "model": given["model"], "output": output, "device": "cpu"}
+    prune_corpus(PruneSettings(**named, **given["run"], **how), found["said"].append)
 
-def answer(name, **how):
-    output = f"{given['folder']}/{name}"
-    named = {"pruned": given["pruned"], "model": given["model"], "output": output}
-    attempt(name, answer_corpus, AnswerSettings(**named, **given["answer"], **how))
-
-one = {"workers": 1}  # each worker starts for seconds; how many there are by default, test_placement tells
-prune("auto", batch_size="auto", **one)
-prune("half", device="cpu", gpus_per_worker=0.5, workers=2)  # as many workers as CPUs
-prune("three", gpus_per_worker=3.0)
-answer("answers-auto", **one)
-answer("answers-half", device="cpu", gpus_per_worker=0.5, **one)
-if not torch.cuda.is_available():
-    answer("cuda", device="cuda", **one)
+prune("half", gpus_per_worker=0.5, batch_size="auto", workers=2)  # as many workers as CPUs
+answers = AnswerSettings(pruned=f"{given['folder']}/half", model=given["model"], output=f"{given['folder']}/answers",
+                         device="cpu", gpus_per_worker=0.5, workers=1, **given["answer"])
+answer_corpus(answers, found["said"].append)
+try:
+    prune("three", gpus_per_worker=3.0)
+except UserError as error:
+    found["refused"] = str(error)
 print(json.dumps(found))
 """
 SIZES = [1, 1, 7, 3, 1, 20, 2, 1]
 
 
 @pytest.fixture(scope="module")
-def on_cpus(prune, without_ray, tiny_llava, tmp_path_factory) -> Path:
-    """Both jobs without Ray."""
-    folder = tmp_path_factory.mktemp("cpus")
-    prune(folder / "pruned", **RUN)
-    settings = AnswerSettings(pruned=str(folder / "pruned"), model=tiny_llava, output=str(folder / "answers"), **ANSWER)
-    with without_ray():
-        answer_corpus(settings, lambda _: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def on_gpus(on_cpus, scenes_tars, tiny_llava, tmp_path_factory) -> tuple[Path, dict]:
+def on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> tuple[Path, dict]:
     """Where the program's outputs lie, and what it found."""
     folder = tmp_path_factory.mktemp("gpus")
-    given = {"folder": str(folder), "corpus": scenes_tars, "model": tiny_llava, "pruned": str(on_cpus / "pruned")}
+    given = {"folder": str(folder), "corpus": scenes_tars, "model": tiny_llava}
     arguments = json.dumps({**given, "run": RUN, "answer": ANSWER, "sizes": SIZES})
     command = [sys.executable, "-c", PROGRAM, arguments]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def measured(on_gpus) -> int:
+    """The batch size that the job on GPUs measured."""
+    return json.loads((on_gpus[0] / "half" / "_job.json").read_text())["resolved"]["batch_size"]
+
+
+@pytest.fixture(scope="module")
+def on_cpus(measured, prune, answer, tmp_path_factory) -> Path:
+    """Both jobs without GPUs, at the same batch size."""
+    folder = tmp_path_factory.mktemp("cpus")
+    prune(folder / "pruned", **RUN, batch_size=measured)
+    answer(folder / "pruned", folder / "answers")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answer(without_ray, tiny_llava) -> Callable[..., list[str]]:
+    """Run the answer job in this process, as if on a cluster with so many GPUs; returns what it said."""
+
+    def run(pruned: Path, output: Path, gpus: int = 0, **changes: object) -> list[str]:
+        said: list[str] = []
+        settings = AnswerSettings(pruned=str(pruned), model=tiny_llava, output=str(output), **{**ANSWER, **changes})
+        with without_ray(gpus=gpus):
+            answer_corpus(settings, said.append)
+        return said
+
+    return run
 
 
 @pytest.mark.parametrize(("gpus", "actors"), [("1", 2), ("0.5", 4)])
@@ -114,7 +125,9 @@ def test_an_actor_on_a_gpu_gets_one_whole_shard_a_call(gpus, actors, on_gpus):
     assert len({call["actor"] for call in calls}) <= actors
 
 
-def test_pruning_writes_the_same_bytes(on_cpus, on_gpus):
+def test_pruning_writes_the_same_bytes(on_cpus, on_gpus, measured):
+    assert measured >= 1
+    assert (on_gpus[0] / "half" / "_SUCCESS").exists()
     for folder in ("selections", "prompts", "errors", "features"):
         expected = {path.name: path.read_bytes() for path in (on_cpus / "pruned" / folder).iterdir()}
         assert len(expected) == 3
@@ -124,34 +137,40 @@ def test_pruning_writes_the_same_bytes(on_cpus, on_gpus):
     assert commit["device"] == "cpu"
 
 
-@pytest.mark.parametrize("name", ["answers-auto", "answers-half"])
-def test_answering_gives_the_same_answers(name, on_cpus, on_gpus):
-    if name == "answers-auto" and torch.cuda.is_available():
-        pytest.skip("auto computes on CUDA here")
+def assert_same_answers(one: Path, other: Path) -> None:
     for part in range(3):
         file = Path("answers") / f"part-{part:08d}.parquet"
-        one, other = pq.read_table(on_cpus / file.parent / file), pq.read_table(on_gpus[0] / name / file)
-        assert one.drop_columns("seconds") == other.drop_columns("seconds")
+        assert pq.read_table(one / file).drop_columns("seconds") == pq.read_table(other / file).drop_columns("seconds")
 
 
-def test_a_gpu_that_torch_cannot_use_is_said_once_or_refused(on_gpus):
-    _, found = on_gpus
-    notes = {name: [line for line in said if "compute on the CPU" in line] for name, said in found["said"].items()}
+def test_answering_gives_the_same_answers(on_cpus, on_gpus):
+    assert_same_answers(on_cpus / "answers", on_gpus[0] / "answers")
+
+
+def notes_in(said: list[str]) -> list[str]:
+    return [line for line in said if "compute on the CPU" in line]
+
+
+def test_more_gpus_than_a_node_has_are_refused_and_a_device_that_is_asked_for_is_no_news(on_gpus):
+    found = on_gpus[1]
+    assert found["refused"].startswith("--gpus-per-worker 3: no node of the cluster has so many; the most is 2")
+    assert found["said"]
+    assert notes_in(found["said"]) == []
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_once(on_cpus, prune, answer, tmp_path):
+    pruning = prune(tmp_path / "auto", gpus=2, **RUN)
+    answering = answer(on_cpus / "pruned", tmp_path / "answers", gpus=2)
+    assert [len(notes_in(said)) for said in (pruning, answering)] == [0 if torch.cuda.is_available() else 1] * 2
+    assert (tmp_path / "auto" / "_SUCCESS").exists()
     if not torch.cuda.is_available():
-        assert [len(notes.pop(name)) for name in ("auto", "answers-auto")] == [1, 1]
-        assert found["refused"]["cuda"].startswith("--device cuda: a worker on ")
-        assert f"its torch {torch.__version__} " in found["refused"]["cuda"]
-    assert not any(notes.values())
+        assert_same_answers(on_cpus / "answers", tmp_path / "answers")
 
 
-def test_a_measured_batch_size_and_too_many_gpus(on_gpus):
-    folder, found = on_gpus
-    assert json.loads((folder / "auto" / "_job.json").read_text())["resolved"]["batch_size"] >= 1
-    assert (folder / "auto" / "_SUCCESS").exists()
-    assert found["refused"]["three"].startswith(
-        "--gpus-per-worker 3: no node of the cluster has so many; the most is 2"
-    )
-    assert found["refused"].keys() <= {"three", "cuda"}
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use CUDA here")
+def test_a_gpu_that_torch_cannot_use_is_refused_where_it_is_asked_for(on_cpus, answer, tmp_path):
+    with pytest.raises(UserError, match=rf"--device cuda: a worker on .* its torch {re.escape(torch.__version__)} "):
+        answer(on_cpus / "pruned", tmp_path / "answers", gpus=2, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
 
 
-def sensitivity(features_ND: torch.Tensor, projector: torch.nn.Module) -> torch.Tensor:
-    """||J||_F / sqrt(D), from the Jacobian written out: J = W2 diag(gelu'(W1 x + b1)) W1."""
+def sensitivity(features_ND: torch.Tensor, projector: torch.nn.Module, *, written_out: bool = False) -> torch.Tensor:
+    """||J||_F / sqrt(D) of the Jacobian J = W2 diag(gelu'(W1 x + b1)) W1, written out or by the norm of a product."""
     w1, b1, w2 = (p.double() for p in (projector.linear_1.weight, projector.linear_1.bias, projector.linear_2.weight))
     a = features_ND @ w1.T + b1
     slope = 0.5 * (1 + torch.erf(a / math.sqrt(2))) + a * torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
-    jacobians = torch.einsum("oh,nh,hd->nod", w2, slope, w1)
-    return jacobians.flatten(1).norm(dim=1) / math.sqrt(features_ND.shape[1])
+    if written_out:
+        norm = torch.einsum("oh,nh,hd->nod", w2, slope, w1).flatten(1).norm(dim=1)
+    else:
+        norm = torch.einsum("nh,hk,nk->n", slope, (w2.T @ w2) * (w1 @ w1.T), slope).sqrt()
+    return norm / math.sqrt(features_ND.shape[1])
 
 
 def greedy(z: torch.Tensor, s: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
@@ -49,7 +52,11 @@ def test_kept_sets_equal_an_independent_computation_from_raw_images(pruned_64, r
         pixels = processor(raw_images[row["image_id"]], return_tensors="pt")["pixel_values"]
         tower = model.model.vision_tower(pixels, output_hidden_states=True)
         features = tower.hidden_states[model.config.vision_feature_layer][0, 1:]
-        picks, leads = greedy(projector(features).double(), sensitivity(features.double(), projector), 64)
+        weights = sensitivity(features.double(), projector)
+        if row is rows[0]:
+            written_out = sensitivity(features.double(), projector, written_out=True)
+            torch.testing.assert_close(weights, written_out, rtol=1e-12, atol=0.0)
+        picks, leads = greedy(projector(features).double(), weights, 64)
         if set(picks) != set(row["ranking"]):
             different += 1
             parting = next(n for n, (a, b) in enumerate(zip(picks, row["ranking"], strict=True)) if a != b)

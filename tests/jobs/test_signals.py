@@ -135,22 +135,22 @@ class EncodeShards(encode.EncodeShards):
 stages.EncodeShards = EncodeShards
 runpy.run_module("jobs.prune_corpus", run_name="__main__", alter_sys=True)
 """
-BEGUN = 4
+BEGUN = 3
 
 
 def test_sigterm_finishes_the_shards_in_flight(prune, joining_ray, tiny_llava, tmp_path):
     output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     corpus = str(REPO / "examples" / "scenes" / "scenes-000000.tar")
-    settings = {"corpus": (corpus,), "max_tokens": "4", "shard_size": 8}
+    settings = {"corpus": (corpus,), "max_tokens": "4", "shard_size": 8, "limit": 40}
     prune(undisturbed, **settings)
     shards = commits(undisturbed)
     command = [
         sys.executable, "-c", GOES_ON_WHEN_STOPPED, str(BEGUN), "--corpus", corpus, "--model", tiny_llava,
-        "--output", str(output), "--max-tokens", "4", "--shard-size", "8", "--workers", "1",
+        "--output", str(output), "--max-tokens", "4", "--shard-size", "8", "--limit", "40", "--workers", "1",
     ]  # fmt: skip
     with subprocess.Popen(command, cwd=REPO, env=joining_ray, stderr=subprocess.PIPE, text=True) as job:
         try:
-            assert wait_for(lambda: commits(output) or job.poll() is not None, 240), "no commit in time"
+            assert wait_for(lambda: commits(output) or job.poll() is not None, 240, 0.02), "no commit in time"
             job.send_signal(signal.SIGTERM)
             _, said = job.communicate(timeout=240)
         finally:
@@ -205,7 +205,7 @@ def leave(
         while not moment(job.pid, Path(output)):
             assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.05)
         started = children(job.pid)
         if moment is streams:  # on Ray, what tests/jobs/test_status.py has seen without
             seen = job_status(output)

@@ -1,6 +1,7 @@
 """`ray job submit` to a real cluster with token authentication, started and stopped here; the code travels along."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ def cluster(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     port, dashboard, agent = free_ports(3)
     log = tmp_path_factory.mktemp("cluster") / "head.log"
     command = [
-        str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
+        str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=true",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
     ]  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
@@ -58,8 +60,21 @@ def cluster(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
                 time.sleep(0.5)
             yield address
         finally:
-            head.kill()  # its processes end with it; asked politely, it waits half a minute for some of them
+            # Asked politely, it waits half a minute for some of its processes; without it, its agent waits as long, and
+            # busily.
+            for process in (head.pid, *descendants(head.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             head.wait(60)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that it started, and those that these started."""
+    try:
+        started = [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+    return [below for one in started for below in (one, *descendants(one))]
 
 
 def answers(url: str, token: str = TOKEN) -> bool:
