@@ -5,6 +5,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -172,7 +173,7 @@ class _Work:
         else:
             self.grader.check(most, self.answers.artifact.address)
 
-    @property
+    @cached_property
     def sources(self) -> dict[str, str]:
         """The files that grades are made from, and what of them all, with their sha256."""
         own = self.answers.hashes()

@@ -10,9 +10,11 @@ import pytest
 
 from jobs.grade_answers import main
 from pipeline.artifact.artifact import Artifact
+from pipeline.cluster.status import job_status
 from pipeline.errors import UserError
 from pipeline.grading.job import GradeResult, grade_corpus
 from pipeline.grading.settings import GradeSettings
+from pipeline.storage.places import folder_at
 from schemas.tables import ANSWERS, GRADES
 
 COLOR = {"type": "color", "references": ["red"]}
@@ -23,7 +25,7 @@ SHARDS = (
 )
 
 
-def grade(answers: Path, output: Path, *metric: str, against: Path | None = None) -> GradeResult:
+def grade(answers: Path | str, output: Path | str, *metric: str, against: Path | str | None = None) -> GradeResult:
     other = None if against is None else str(against)
     settings = GradeSettings(answers=str(answers), output=str(output), metric=metric, against=other)
     return grade_corpus(settings, lambda _: None)
@@ -203,3 +205,50 @@ def test_the_command_prints_what_the_grades_come_to(write_answers, tmp_path, cap
     said_again = capsys.readouterr()
     assert said_again.out == said.out
     assert "2 shards are there already" in said_again.err
+
+
+def test_everything_in_a_bucket(write_answers, tmp_path, s3):
+    on_disk = write_answers("answers", *SHARDS)
+    in_store = folder_at(f"{s3}/answers")
+    for path in on_disk.rglob("*"):
+        if path.is_file() and path.name != "_lock":
+            in_store.put(str(path.relative_to(on_disk)), path.read_bytes())
+    here, there = tmp_path / "out", f"{s3}/grades"
+    expected = grade(on_disk, here, "caption=cider_d")
+    found = grade(f"{s3}/answers", there, "caption=cider_d", against=f"{s3}/answers")
+    assert found.answers == expected.answers
+    assert grade(f"{s3}/answers", f"{s3}/again", "caption=cider_d") == expected
+    for key in ("grades/part-00000000.parquet", "grades/part-00000001.parquet"):
+        assert folder_at(f"{s3}/again").read(key) == (here / key).read_bytes()
+    assert grade(f"{s3}/answers", f"{s3}/again", "caption=cider_d").shards_done == 0
+
+
+def test_status_tells_how_far_it_is(write_answers, tmp_path):
+    answers = write_answers("answers", *SHARDS)
+    grade(answers, tmp_path / "out")
+    Artifact(tmp_path / "out").forget([1])
+    Artifact(tmp_path / "out").reopen()
+    status = job_status(tmp_path / "out")
+    assert (status.kind, status.unit, status.shards, status.shards_done) == ("grade", "prompts", 2, 1)
+    assert (status.total, status.done) == (6, 3)
+    shutil.rmtree(answers)
+    assert "answers, which it grades, holds no shard any more" in job_status(tmp_path / "out").notes[0]
+
+
+def test_a_grading_that_was_killed_goes_on(write_answers, tmp_path, monkeypatch):
+    answers = write_answers("answers", *SHARDS)
+    grade(answers, tmp_path / "whole", "caption=cider_d")
+    own = Artifact.commit
+
+    def commit(self, record):
+        if record.shard == 1:
+            raise KeyboardInterrupt
+        own(self, record)
+
+    monkeypatch.setattr(Artifact, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        grade(answers, tmp_path / "out", "caption=cider_d")
+    monkeypatch.setattr(Artifact, "commit", own)
+    result = grade(answers, tmp_path / "out", "caption=cider_d")
+    assert (result.shards_done, result.shards_skipped) == (1, 1)
+    assert grades_of(tmp_path / "out") == grades_of(tmp_path / "whole")

@@ -6,6 +6,7 @@ Antol et al., VQA: Visual Question Answering, arXiv 1505.00468, and the evaluati
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pipeline.grading.metrics.metric import Metric
 
@@ -48,6 +49,7 @@ def _without_punctuation(text: str) -> str:
     return re.sub(r"\.(?!\d)", "", left)
 
 
+@lru_cache(maxsize=1 << 16)  # people give the same answers to many prompts
 def processed(answer: str) -> str:
     """An answer as it is compared: lower case, without punctuation and articles, numbers up to ten as digits."""
     text = _without_punctuation(re.sub(r"[\n\t]", " ", answer).strip())
@@ -55,6 +57,7 @@ def processed(answer: str) -> str:
     return " ".join(_MEANT.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)
 def _processed_for_text(answer: str) -> str:
     """As `processed`, after commas and question marks are dropped and a possessive became a word, as TextVQA has it."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
