@@ -35,7 +35,7 @@ def work(settings: GradeSettings) -> int:
     else:
         say(f"{counted(result.shards_skipped, 'shards', 'are')} there already in {settings.output}; nothing to do")
     if result.ungraded:
-        why = "refused, or without as many references as the metric takes"
+        why = "refused, or without the references that the metric takes"
         say(f"{counted(result.ungraded, 'answers', 'have')} no score: {why}")
     by = "" if settings.against is None else f" against {settings.against}"
     print_table(summary_table(result.scores), title=f"scores{by} x 100, 95 % bootstrap intervals over images")

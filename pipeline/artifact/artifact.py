@@ -84,6 +84,10 @@ class Artifact(Ledger):
             if any(name != _LOCK for name in self.store.names()):
                 raise UserError(f"--output {where} holds files but no {_JOB}; choose an empty or new folder")
             return None
+        if old.kind != job.kind:
+            raise UserError(
+                f"--output {where} is the output of another job ({old.kind}); choose an empty or new folder"
+            )
         differences = old.differences(job)
         if differences:
             raise UserError(

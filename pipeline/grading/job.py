@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.artifact.tables import dataset_of, write_table
+from pipeline.cluster.progress import Progress
 from pipeline.errors import UserError
 from pipeline.grading.grader import Grader
 from pipeline.grading.metrics.metric import Corpus
@@ -127,8 +128,13 @@ def grade_corpus(settings: GradeSettings, say: Callable[[str], None]) -> GradeRe
             artifact.reopen()
             artifact.forget(resume.damaged)
             corpora = work.corpora()
+            progress = Progress(
+                sum(answers.records[shard].counts.get("prompts", 0) for shard in resume.pending), "answers"
+            )
             for shard in resume.pending:
-                artifact.commit(work.grade(artifact, shard, corpora))
+                record = work.grade(artifact, shard, corpora)
+                artifact.commit(record)
+                progress.add(record.counts["prompts"])
         scores = [asdict(line) for line in summary_of(_grades(artifact))]
         artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "grade", "num_shards": num_shards, "scores": scores})
     return _result(artifact, len(resume.pending))

@@ -164,6 +164,14 @@ def test_folders_that_are_no_finished_answers_are_refused(write_answers, small_p
     assert not (tmp_path / "out").exists()
 
 
+def test_grades_are_not_put_among_answers(write_answers, tmp_path):
+    answers = write_answers("answers", *SHARDS)
+    before = files_of(answers)
+    with pytest.raises(UserError, match=r"--output .*answers is the output of another job \(answer\); choose an empty"):
+        grade(answers, answers)
+    assert files_of(answers) == before
+
+
 def test_answers_of_another_corpus_are_no_references(write_answers, tmp_path):
     answers = write_answers("answers", *SHARDS)
     for other, message in (
@@ -191,8 +199,9 @@ def test_the_command_prints_what_the_grades_come_to(write_answers, tmp_path, cap
     arguments = ["--answers", str(answers), "--output", str(tmp_path / "out"), "--metric", "caption=bleu"]
     assert main(arguments) == 0
     said = capsys.readouterr()
+    assert "6 of 6 answers (100 %)" in said.err
     assert "graded 6 answers in 2 shards" in said.err
-    assert "2 answers have no score: refused, or without as many references as the metric takes" in said.err
+    assert "2 answers have no score: refused, or without the references that the metric takes" in said.err
     table = [line.split() for line in said.out.splitlines()]
     assert table[0][:3] == ["scores", "x", "100,"]
     assert table[1] == ["type", "metric", "measure", "graded", "value", "low", "high"]
