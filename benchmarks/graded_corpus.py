@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.answer.grade import EXACT, METRICS
 from pipeline.corpus.decode import DecodeError, decode_image
+from pipeline.grading.metrics.exact import score as exact
+from pipeline.grading.metrics.object_f1 import score as object_f1
 
 PLAIN, CLUTTERED = "plain", "cluttered"
 _CLUTTERED = re.compile(rf"{CLUTTERED}[\W_]*(.*)", re.IGNORECASE | re.DOTALL)
@@ -33,7 +34,7 @@ class GradedPrompt:
 
     def score(self, answer: str) -> float:
         """0 to 1: the object F1 of a caption with the reference it fits best, exact match of all others."""
-        return METRICS["object_f1" if self.is_caption else EXACT](answer, self.references)
+        return (object_f1 if self.is_caption else exact)(answer, self.references)
 
 
 def split_and_kind(prompt_type: str | None) -> tuple[str, str]:

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   <program> --output out/scenes
   <program> --output out/answers --json
 
-It works while the job runs, after it ended and after it was killed, and for both kinds of jobs.
+It works while the job runs, after it ended and after it was killed, and for every kind of job.
 """
 MAX_SHARDS_SHOWN = 10
 

@@ -1,6 +1,6 @@
 """Query a pruned corpus (and answers over it) in SQL; without SQL print a summary.
 
-Views: images, tokens (one row a visual token), prompts, errors, shards, answers.
+Views: images, tokens (one row a visual token), prompts, errors, shards, answers, grades.
 """
 
 if __name__ == "__main__":  # before anything large is imported
@@ -24,6 +24,8 @@ EXAMPLES = """examples:
   <program> --pruned out/scenes --answers out/answers \\
       "select prompt, answer, p.references from answers a join prompts p using (prompt_id)
        where status = 'ok' and not correct limit 10"
+  <program> --pruned out/scenes --answers out/answers --grades out/grades \\
+      "select g.type, metric, avg(g.score) from grades g group by all order by all"
 """
 
 
@@ -33,7 +35,7 @@ def work(settings: QuerySettings) -> int:
     from pipeline.report.query import ask, connect
     from pipeline.report.summary import summarise
 
-    db = connect(settings.pruned, settings.answers)
+    db = connect(settings.pruned, settings.answers, settings.grades)
     try:
         if settings.sql is not None:
             write_result(ask(db, settings.sql, as_texts=settings.format != "parquet"), settings.format)

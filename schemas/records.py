@@ -166,7 +166,7 @@ class OwnerRecord:
 class JobRecord:
     """`_job.json`: what was asked for, of which model, by which code, where. Written before anything else."""
 
-    kind: str  # "prune" or "answer"
+    kind: str  # "prune", "answer" or "grade"
     schema_version: int
     settings: dict[str, Any]  # resolved settings that decide the output's bytes
     model: dict[str, Any]  # identity of the model, see pipeline/families/checkpoint.py

@@ -2,6 +2,7 @@
 
 from schemas.answers import AnswerRow
 from schemas.columns import schema_of, struct_of
+from schemas.grades import GradeRow
 from schemas.samples import IndexRow, Prompt, Sample
 from schemas.selections import ErrorRow, FeatureRow, PromptRow, SelectionRow
 
@@ -17,3 +18,4 @@ ERRORS = schema_of(ErrorRow)
 FEATURES = schema_of(FeatureRow)
 
 ANSWERS = schema_of(AnswerRow)
+GRADES = schema_of(GradeRow)

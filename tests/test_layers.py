@@ -17,6 +17,7 @@ FLOORS = (
     ("pipeline.corpus",),
     ("pipeline.artifact",),
     ("pipeline.cluster", "pipeline.loader", "pipeline.report"),
+    ("pipeline.grading",),
     ("pipeline.answer", "pipeline.index"),
     ("pipeline.prune",),
     ("jobs",),

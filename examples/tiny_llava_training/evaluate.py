@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pipeline.answer.grade import object_score
+from pipeline.grading.metrics.object_f1 import object_score
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo_ops import estimate_sensitivity, rank_tokens

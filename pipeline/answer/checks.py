@@ -7,12 +7,13 @@ from typing import Any
 
 import duckdb
 
-from pipeline.answer.grade import Grader
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget
 from pipeline.errors import UserError
+from pipeline.grading.grader import Grader
+from pipeline.grading.survey import most_references
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted, why_not_posed
 from schemas.tables import PROMPTS, SELECTIONS
@@ -95,22 +96,13 @@ def check_prompts(pruned: Artifact, found: Survey) -> None:
 
 
 def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
-    """Refuse a metric for prompts of a type that the artifact does not hold.
+    """Refuse metrics for prompts of a type that the artifact does not hold, or that have too few references.
 
     Raises:
-        UserError: naming the types that there are.
+        UserError: naming the types that there are, or what the metric takes.
     """
-    if not (grader.by_type and found.prompts):
-        return
-    with duckdb.connect() as db:
-        db.register("prompts", dataset_of(pruned.store, found.prompts, PROMPTS))
-        types = [name for (name,) in db.sql("select distinct type from prompts").fetchall()]
-    there = sorted(name for name in types if name is not None)
-    for name in sorted(set(grader.by_type) - set(there)):
-        raise UserError(
-            f"--metric {name}={grader.by_type[name]}: {pruned.address} holds no prompt of type {name}; "
-            + (f"its types are {', '.join(there)}" if there else "its prompts have no type")
-        )
+    if found.prompts and grader != Grader():
+        grader.check(most_references(dataset_of(pruned.store, found.prompts, PROMPTS)), pruned.address)
 
 
 def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:

@@ -4,18 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ValidationInfo
 
-from pipeline.answer.grade import Grader, parse_metrics
 from pipeline.errors import UserError
+from pipeline.grading.grader import METRIC_HELP, Grader, MetricTexts, parse_metrics
 from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, named
 
 ANSWERED = "what is answered"
 
 
-def _are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    try:
-        parse_metrics(texts)
-    except ValueError as error:
-        raise UserError(f"{named(info)} {error}") from error
+def _one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for text in parse_metrics(texts).over_corpus:
+        raise UserError(
+            f"{named(info)} {text} takes the references of all prompts, but answers are scored as they come; answer "
+            f"without it, then run zoo-prune grade --metric {text} over the answers"
+        )
     return texts
 
 
@@ -33,15 +34,9 @@ class AnswerSettings(ClusterSettings):
     ] = "all"  # fmt: skip
     max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
     metric: Annotated[
-        tuple[Text, ...],
-        AfterValidator(_are_metrics),
-        Option(
-            "how answers are scored, all or those to a type of prompts; exact, or object_f1 for captions that list "
-            "objects; repeatable; exact without it",
-            "[TYPE=]NAME",
-            ANSWERED,
-            decides=True,
-        ),
+        MetricTexts,
+        AfterValidator(_one_by_one),
+        Option(METRIC_HELP, "[TYPE=]NAME", ANSWERED, decides=True),
     ] = ()
     positions: Annotated[
         Literal["compact", "original"] | None,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.answer.engine import Engine, Question, Reply
-from pipeline.answer.grade import Grader, is_correct
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
@@ -21,6 +20,8 @@ from pipeline.errors import UserError
 from pipeline.families.base import KeptImage, Posed, Turn, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
+from pipeline.grading.grader import Grader
+from pipeline.grading.metrics.exact import is_correct
 from pipeline.loader.shard import ShardLoader
 from pipeline.storage import Store
 from schemas.answers import AnswerRow, FinishReason
@@ -184,7 +185,7 @@ def _row(prompt: StoredPrompt, tokens: int, reply: Reply, grader: Grader) -> Ans
         type=prompt.type,
         references=prompt.references,
         correct=None if reply.text is None else is_correct(reply.text, prompt.references),
-        metric=grader.metric(prompt.type),
+        metric=grader.metric(prompt.type).name,
         score=None if reply.text is None else grader.score(reply.text, prompt.references, prompt.type),
         shard=prompt.shard,
         message=reply.message,

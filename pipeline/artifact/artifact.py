@@ -59,14 +59,14 @@ class Artifact(Ledger):
             raise UserError(f"{where}{advice}") from error
 
     def require_job(self, kind: str, option: str) -> JobRecord:
-        """The job record of an artifact made by `kind` ("prune" or "answer").
+        """The job record of an artifact made by `kind` ("prune", "answer" or "grade").
 
         Raises:
             UserError: no such artifact.
         """
         job = self.read_job()
         if job is None or job.kind != kind:
-            a_job = {"prune": "a prune job", "answer": "an answer job"}[kind]
+            a_job = {"prune": "a prune job", "answer": "an answer job", "grade": "a grade job"}[kind]
             if job is not None:
                 what = f"is the output of another job ({job.kind})"
             else:
@@ -86,6 +86,10 @@ class Artifact(Ledger):
             if any(name != _LOCK for name in self.store.names()):
                 raise UserError(f"--output {where} holds files but no {_JOB}; choose an empty or new folder")
             return None
+        if old.kind != job.kind:
+            raise UserError(
+                f"--output {where} is the output of another job ({old.kind}); choose an empty or new folder"
+            )
         differences = old.differences(job)
         if differences and not self._is_begun(old):
             return None
@@ -146,14 +150,31 @@ class Artifact(Ledger):
             return False
         return self.finished
 
+    def read_manifest(self) -> dict[str, Any]:
+        """What the manifest says of a finished artifact.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        try:
+            data = json.loads(self.store.read(_MANIFEST))
+        except (OSError, ValueError) as error:
+            raise self._no_manifest(error) from error
+        if not isinstance(data, dict):
+            raise self._no_manifest(TypeError("it is no JSON object"))
+        return data
+
     def _manifest_files(self) -> dict[int, Any]:
         try:
-            return {entry["shard"]: entry["files"] for entry in json.loads(self.store.read(_MANIFEST))["shards"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.store.locate(_MANIFEST)} is missing or damaged ({type(error).__name__}: {error}); "
-                "run its job again with the same --output to mend it"
-            ) from error
+            return {entry["shard"]: entry["files"] for entry in self.read_manifest()["shards"]}
+        except (KeyError, TypeError) as error:
+            raise self._no_manifest(error) from error
+
+    def _no_manifest(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.store.locate(_MANIFEST)} is missing or damaged ({type(error).__name__}: {error}); "
+            "run its job again with the same --output to mend it"
+        )
 
     @property
     def finished(self) -> bool:

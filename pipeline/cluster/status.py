@@ -81,7 +81,7 @@ def job_status(output: Path | str, now: Callable[[], float] = time.time) -> JobS
             tally.add(record)
         elif record is not None:  # else it was taken back meanwhile
             tally.damaged.append(shard)
-    whole = _of_prune(artifact, tally.shards) if job.kind == "prune" else _of_answers(job)
+    whole = _of_prune(artifact, tally.shards) if job.kind == "prune" else _of_source(job)
     rate = tally.rate(owner.began) if owner is not None else None
     finished = finished and not tally.damaged and whole.shards in (None, tally.shards)
     left = None if whole.total is None else max(0, whole.total - tally.done)
@@ -168,13 +168,16 @@ def _of_prune(artifact: Artifact, done: int) -> _Whole:
     return _Whole(index.num_shards, index.num_images)
 
 
-def _of_answers(job: JobRecord) -> _Whole:
-    """An answer job has a shard for each one of the pruned artifact, which knows how many prompts can be posed."""
-    where = job.environment.get("pruned")
-    pruned = Artifact(where) if where is not None else None
-    if pruned is None or not pruned.committed_shards():
-        named = f"{where}, which it answers, holds no shard any more" if where else "its record names no --pruned"
+def _of_source(job: JobRecord) -> _Whole:
+    """A later job has a shard for each one of what it works on, which knows how many prompts there are."""
+    option, count, work = {
+        "answer": ("pruned", Counted.PROMPTS.named(OK), "answers"),
+        "grade": ("answers", "prompts", "grades"),
+    }[job.kind]
+    where = job.environment.get(option)
+    source = Artifact(where) if where is not None else None
+    if source is None or not source.committed_shards():
+        named = f"{where}, which it {work}, holds no shard any more" if where else f"its record names no --{option}"
         return _Whole(note=f"{named}, so it is not known how many shards there are")
-    records = list(pruned.commits())
-    posable = sum(record.counts.get(Counted.PROMPTS.named(OK), 0) for record in records)
-    return _Whole(records[-1].shard + 1, posable)
+    records = list(source.commits())
+    return _Whole(records[-1].shard + 1, sum(record.counts.get(count, 0) for record in records))

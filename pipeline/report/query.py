@@ -15,6 +15,7 @@ from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget, parse_budget
 from pipeline.errors import UserError
 from pipeline.report.forms import storable
+from pipeline.report.grades import grades_of
 from pipeline.storage import Store
 from schemas.columns import table_of
 from schemas.records import CommitRecord
@@ -22,15 +23,17 @@ from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
 from schemas.views import STAGES, ShardRow, quoted, tokens_view
 
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
-VIEWS = ("images", "tokens", "prompts", "errors", "shards", "answers")
+VIEWS = ("images", "tokens", "prompts", "errors", "shards", "answers", "grades")
 _BLANK = r"(?:\s|--[^\n]*|/\*.*?\*/)*+"
 _EXPLAIN = re.compile(
     rf"{_BLANK}explain\b{_BLANK}(analyze\b|\(\s*(?:analyze|format)\b[\w\s,]*\)|)(.*)", re.DOTALL | re.IGNORECASE
 )
 
 
-def connect(pruned: Path | str, answers: Sequence[Path | str] = ()) -> duckdb.DuckDBPyConnection:
-    """A connection with the views `images`, `tokens`, `prompts`, `errors`, `shards` and `answers`, and nothing else.
+def connect(
+    pruned: Path | str, answers: Sequence[Path | str] = (), grades: Sequence[Path | str] = ()
+) -> duckdb.DuckDBPyConnection:
+    """A connection with the views that `VIEWS` names, and nothing else.
 
     The committed files are read by Arrow; DuckDB itself may open no file at all, so that no statement, however it is
     put, reads or writes one. What it can't hold in memory it spills into a temporary folder of its own. Works on
@@ -39,6 +42,7 @@ def connect(pruned: Path | str, answers: Sequence[Path | str] = ()) -> duckdb.Du
     Args:
         pruned: output of a prune job.
         answers: outputs of answer jobs over it, any number; the column `budget` of the view tells them apart.
+        grades: outputs of grade jobs over these answers.
 
     Raises:
         UserError: a folder is no sound artifact of that kind, or the answers are not about what `pruned` holds.
@@ -58,6 +62,7 @@ def connect(pruned: Path | str, answers: Sequence[Path | str] = ()) -> duckdb.Du
     for view, table, schema in _TABLES:
         db.register(view, dataset_of(artifact.store, files[table], schema))
     db.register("answers", _answers(artifact, hashes, answers))
+    db.register("grades", grades_of(grades, answers))
     db.register("shards", table_of(ShardRow, shards))
     db.execute(tokens_view())
     db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")

@@ -17,6 +17,9 @@ class QuerySettings(Settings):
     answers: Annotated[
         tuple[FolderToRead, ...], Option("the output of an answer job over it; repeatable", "FOLDER")
     ] = ()
+    grades: Annotated[
+        tuple[FolderToRead, ...], Option("the output of a grade job over these answers; repeatable", "FOLDER")
+    ] = ()
     format: Annotated[
         Format,
         Option("of the result on standard output; a table is for people: it rounds numbers, and on a terminal it cuts "

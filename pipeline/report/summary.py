@@ -58,7 +58,14 @@ def accuracy(db: duckdb.DuckDBPyConnection) -> pa.Table:
         select coalesce(type, '-') as type, grouping(type) as total, budget, seen,
                string_agg(distinct metric, ', ' order by metric) as metric,
                count(*) as graded, 100 * avg(score) as accuracy
-        from (select *, avg(tokens) over (partition by budget) as seen from answers)
+        from (
+            -- answers of an older form have neither metric nor score
+            select * replace (
+                       coalesce(metric, 'exact') as metric,
+                       case when metric is null then correct::float else score end as score
+                   ), avg(tokens) over (partition by budget) as seen
+            from answers
+        )
         where score is not null
         group by grouping sets ((type, budget, seen), (budget, seen))
         order by seen, budget, total, type""",

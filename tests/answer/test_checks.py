@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.answer.checks import check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.checks import check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.settings import AnswerSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import parse_budget
 from pipeline.errors import UserError
+from pipeline.grading.grader import parse_metrics
 from schemas.records import JobRecord
 from schemas.tables import SCHEMA_VERSION
 
@@ -87,3 +89,19 @@ def test_every_part_of_the_model_must_be_the_one_that_pruned(pruned, part):
         return
     with pytest.raises(UserError, match=rf"--model m is not the model that pruned .*: its {part} differs"):
         check_model("m", {**MODEL, part: "another"}, pruned, job)
+
+
+def test_metrics_that_the_references_are_too_few_for_are_refused(pruned):
+    """Each prompt has one."""
+    found = survey(pruned)
+    check_metrics(pruned, found, parse_metrics(["anls", "t=bleu"]))
+    for metric in ("vqa", "t=vqa"):
+        with pytest.raises(UserError, match=rf"--metric {metric}: vqa takes 4 references .* no prompt .* more than 1"):
+            check_metrics(pruned, found, parse_metrics([metric]))
+
+
+def test_a_metric_that_takes_all_references_is_for_the_grade_job(tmp_path):
+    with pytest.raises(
+        UserError, match=r"--metric caption=cider_d .* then run zoo-prune grade --metric caption=cider_d"
+    ):
+        AnswerSettings(pruned="p", model="m", output=str(tmp_path), metric=("exact", "caption=cider_d"))

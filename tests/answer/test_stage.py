@@ -10,11 +10,11 @@ import torch
 
 from pipeline.answer.checks import survey
 from pipeline.answer.engine import Question, Reply
-from pipeline.answer.grade import Grader
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
 from pipeline.cluster.run_folder import StopFile
+from pipeline.grading.grader import Grader
 from pipeline.loader.shard import ShardLoader
 from pipeline.storage import LocalStore
 from schemas.answers import FinishReason

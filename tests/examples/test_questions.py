@@ -20,7 +20,7 @@ from questions import (
 )
 from scenes import COLORS, KINDS, NUMBERS, SHAPES, SceneObject, make_scene
 
-from pipeline.answer.grade import named_objects, object_score
+from pipeline.grading.metrics.object_f1 import named_objects, object_score
 
 _NUM_SCENES = 150
 

@@ -71,7 +71,8 @@ def test_columns_of_one_name_stay_apart_beside_such_a_value():
 
 def test_an_unknown_view_is_answered_with_those_that_there_are():
     with pytest.raises(
-        UserError, match=r"nosuch does not exist! The views are images, tokens, prompts, errors, shards, answers$"
+        UserError,
+        match=r"nosuch does not exist! The views are images, tokens, prompts, errors, shards, answers, grades$",
     ):
         ask(duckdb.connect(), "select * from nosuch")
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from pipeline.answer.grade import is_correct, normalise, parse_metrics
+from pipeline.errors import UserError
+from pipeline.grading.grader import parse_metrics
+from pipeline.grading.metrics.exact import is_correct, normalise
 
 
 @pytest.mark.parametrize(
@@ -39,8 +41,8 @@ def test_punctuation_within_stays():
 
 def test_metrics_are_of_all_prompts_or_of_a_type():
     grader = parse_metrics(["object_f1", "a=b=exact", "count=object_f1", "count=exact"])
-    assert [grader.metric(kind) for kind in ("caption", None, "a=b", "count")] == ["object_f1"] * 2 + ["exact"] * 2
-    assert parse_metrics([]).metric("caption") == "exact"
+    assert [grader.metric(kind).name for kind in ("caption", None, "a=b", "count")] == ["object_f1"] * 2 + ["exact"] * 2
+    assert parse_metrics([]).metric("caption").name == "exact"
 
 
 def test_scores_are_of_the_best_reference_and_none_without_one():
@@ -51,9 +53,41 @@ def test_scores_are_of_the_best_reference_and_none_without_one():
     assert grader.score("red", [], "caption") is grader.score("red", None, "color") is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "f1", "caption=", "=exact", "caption=object_F1", "caption=exact=", "caption:exact"]
-)
-def test_a_metric_that_there_is_not_is_refused(text):
-    with pytest.raises(ValueError, match=r".*: expected NAME or TYPE=NAME, with one of exact, object_f1 as NAME"):
+@pytest.mark.parametrize("text", ["", "caption=", "=exact", "caption=exact="])
+def test_a_metric_without_a_name_is_refused(text):
+    with pytest.raises(ValueError, match=r".*: expected NAME or TYPE=NAME, with one of exact, vqa, .* as NAME"):
         parse_metrics([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("f1", "there are exact, vqa, "),
+        ("caption=object_F1", r"did you mean object_f1\?"),
+        ("caption:exact", "there are|did you mean exact"),
+        ("ROUGE-L", r"did you mean rouge_l\?"),
+        ("cider", r"did you mean cider_d\?"),
+    ],
+)
+def test_a_metric_that_there_is_not_is_refused_with_the_nearest_name(text, meant):
+    with pytest.raises(ValueError, match=f"{text}: there is no metric .*; ({meant})"):
+        parse_metrics([text])
+
+
+def test_too_few_references_give_no_score():
+    grader = parse_metrics(["vqa"])
+    assert grader.score("two", ["two"] * 3, None) is None
+    assert grader.score("two", ["two"] * 4, None) == 1
+
+
+def test_metrics_over_the_corpus_are_named_as_they_were_given():
+    assert parse_metrics(["cider_d", "caption=cider_d", "color=exact"]).over_corpus == ["cider_d", "caption=cider_d"]
+    assert parse_metrics(["rouge_l"]).over_corpus == []
+
+
+def test_a_default_metric_needs_prompts_of_the_types_it_is_for():
+    grader = parse_metrics(["vqa", "color=exact"])
+    grader.check({"color": 1, "open": 10, None: 0}, "out")
+    with pytest.raises(UserError, match="no other prompt in out has more than 2"):
+        grader.check({"color": 10, "open": 2}, "out")
+    parse_metrics([]).check({"color": 0}, "out")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.answer.grade import ObjectScore, object_score
+from pipeline.grading.metrics.object_f1 import ObjectScore, object_score
 
 REFERENCE = "a red circle, a blue seven, a red circle, an orange star."
 

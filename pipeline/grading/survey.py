@@ -1,0 +1,11 @@
+"""What there is to grade by: the types of prompts, and how many references they have."""
+
+import duckdb
+import pyarrow.dataset as ds
+
+
+def most_references(prompts: ds.Dataset) -> dict[str | None, int]:
+    """The types of prompts in a table, with the largest number of references that one prompt of the type has."""
+    with duckdb.connect() as db:
+        db.register("prompts", prompts)
+        return dict(db.sql('select type, coalesce(max(len("references")), 0) from prompts group by type').fetchall())
