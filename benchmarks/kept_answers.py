@@ -79,6 +79,7 @@ def kept_image(name: str, image: EncodedImage, indices_K: Tensor, features_KO: T
         segments=[vars(segment) for segment in image.segments],
         structure=list(image.structure),
         ranking=indices_K.tolist(),
+        gain=[0.0] * len(indices_K),
     )
     return KeptImage(name, selection, indices_K, features_KO, {})
 

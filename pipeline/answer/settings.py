@@ -1,12 +1,23 @@
 """Settings of the answer job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, ValidationInfo, model_validator
 
 from pipeline.answer.grade import Grader, parse_metrics
+from pipeline.budget import AnswerBudget, Budget, MeanBudget, parse_answer_budget
 from pipeline.errors import UserError
-from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, named
+from pipeline.settings import (
+    WORK,
+    AnswerBudgetText,
+    ClusterSettings,
+    Count,
+    FolderToRead,
+    FolderToWrite,
+    Option,
+    Text,
+    named,
+)
 
 ANSWERED = "what is answered"
 
@@ -27,10 +38,18 @@ class AnswerSettings(ClusterSettings):
     output: Annotated[FolderToWrite, Option("where the answers lie; the same folder resumes", "FOLDER")]
 
     tokens: Annotated[
-        BudgetText,
-        Option("visual tokens of an image the model sees; all means all that are stored", "COUNT|RATIO|all", ANSWERED,
-               decides=True),
-    ] = "all"  # fmt: skip
+        AnswerBudgetText,
+        Option(
+            "visual tokens of an image the model sees; all means all that are stored, mean:64 so many on average and "
+            "gain:0.2 those that gain so much, busy images more than plain ones",
+            "COUNT|RATIO|all|mean:N|gain:G",
+            ANSWERED,
+            decides=True,
+        ),
+    ] = "all"
+    min_tokens: Annotated[
+        Count | None, Option("of an image, with --tokens mean:N or gain:G", "N", ANSWERED, decides=True)
+    ] = None
     max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
     metric: Annotated[
         tuple[Text, ...],
@@ -59,6 +78,26 @@ class AnswerSettings(ClusterSettings):
         Count,
         Option("tokens a batch at most, or one prompt: prompts x the longest with its answer", "N", WORK, decides=True),
     ] = 32_768
+
+    @model_validator(mode="after")
+    def _least_is_of_a_threshold(self) -> Self:
+        budget = self.budget
+        if self.min_tokens is not None and isinstance(budget, Budget):
+            raise UserError(
+                f"--min-tokens {self.min_tokens}: --tokens {self.tokens} keeps the same share of every image; "
+                "give --tokens mean:N or gain:G, or leave --min-tokens out"
+            )
+        if isinstance(budget, MeanBudget) and budget.tokens < budget.min_tokens:
+            raise UserError(
+                f"--tokens {self.tokens}: images keep at least --min-tokens {self.min_tokens}, so their mean can't be "
+                "less; ask for a larger mean or a smaller minimum"
+            )
+        return self
+
+    @property
+    def budget(self) -> AnswerBudget:
+        """What `tokens` and `min_tokens` say."""
+        return parse_answer_budget(self.tokens, "--tokens", self.min_tokens or 1)
 
     @property
     def grader(self) -> Grader:

@@ -12,7 +12,7 @@ from pipeline.answer.grade import Grader, is_correct
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
-from pipeline.budget import Budget
+from pipeline.budget import Budget, GainBudget
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
@@ -49,7 +49,7 @@ class GenerateSettings:
     output: Path | Store  # as its holder writes to it
     model: str
     dtype: str
-    budget: Budget
+    budget: Budget | GainBudget
     batch_size: int  # prompts a batch; a shard for which memory runs out is answered with less
     batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
     max_new_tokens: int

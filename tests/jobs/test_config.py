@@ -59,7 +59,7 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "image_root": "pictures",
         },
         "answer": {
-            "pruned": "p", "model": "m", "output": "o", "tokens": 9, "max_new_tokens": 2,
+            "pruned": "p", "model": "m", "output": "o", "tokens": "mean:9", "min_tokens": 4, "max_new_tokens": 2,
             "metric": ["exact", "caption=object_f1"], "positions": "original", "batch_size": 3, "batch_tokens": 4,
             "dtype": "float16", "workers": 2, "gpus_per_worker": 2, "device": "cpu", "retries": 1,
             "shard_timeout": 60,
