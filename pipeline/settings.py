@@ -233,3 +233,8 @@ class ClusterSettings(Settings):
     ] = 3600.0
     ray_address: str | None = None  # the cluster's; None: a private one
     num_cpus: Count | None = None  # of a private cluster; None: all of the machine
+
+
+def is_of_the_work(name: str) -> bool:
+    """Whether a setting says how a job works, which is shown behind what the job is about."""
+    return name in ClusterSettings.model_fields

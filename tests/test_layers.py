@@ -19,6 +19,7 @@ FLOORS = (
     ("pipeline.cluster", "pipeline.loader", "pipeline.report"),
     ("pipeline.answer", "pipeline.index"),
     ("pipeline.prune",),
+    ("pipeline.choosing",),
     ("jobs",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -22,7 +22,8 @@ from pipeline.settings import (
 ANSWERED = "what is answered"
 
 
-def _are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+def are_metrics(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """The texts, if they name metrics. Raises `UserError` where one does not."""
     try:
         parse_metrics(texts)
     except ValueError as error:
@@ -53,7 +54,7 @@ class AnswerSettings(ClusterSettings):
     max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
     metric: Annotated[
         tuple[Text, ...],
-        AfterValidator(_are_metrics),
+        AfterValidator(are_metrics),
         Option(
             "how answers are scored, all or those to a type of prompts; exact, or object_f1 for captions that list "
             "objects; repeatable; exact without it",

@@ -157,16 +157,17 @@ def answer_prompts(
     A prompt whose image is not among `images` is refused without being posed.
     """
     rows: dict[int, AnswerRow] = {}
-    posed = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
-    questions = [Question(_posed(prompts[number]), images[prompts[number].image_id]) for number in posed]
+    there = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
+    questions = [Question(posed(prompts[number]), images[prompts[number].image_id]) for number in there]
     replies = engine.answer(questions, max_new_tokens=max_new_tokens)
-    for number, question, reply in zip(posed, questions, replies, strict=True):
+    for number, question, reply in zip(there, questions, replies, strict=True):
         rows[number] = _row(prompts[number], len(question.image.indices_K), reply, grader)
     no_image = Reply.refusal("its image has no selection in the pruned corpus")
     return [rows.get(number) or _row(prompt, 0, no_image, grader) for number, prompt in enumerate(prompts)]
 
 
-def _posed(prompt: StoredPrompt) -> Posed:
+def posed(prompt: StoredPrompt) -> Posed:
+    """A stored prompt as it is posed."""
     if prompt.messages is None:
         return prompt.prompt
     return tuple(Turn(message.role, message.text) for message in prompt.messages)

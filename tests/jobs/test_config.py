@@ -51,7 +51,8 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
     other = {
         "prune": {
             "corpus": ["a.tar", "b.jsonl"], "model": "m", "output": "o", "max_tokens": 0.25, "selector": "divprune",
-            "estimator": "directional", "seed": -3, "limit": 7, "features": "both", "feature_dtype": "int8",
+            "estimator": "directional", "seed": -3, "limit": 7, "sample": 3, "sample_seed": 2,
+            "features": "both", "feature_dtype": "int8",
             "shard_size": 3, "shard_bytes": 5, "batch_size": "auto",
             "max_error_rate": 0.125, "dtype": "bfloat16", "workers": 2, "gpus_per_worker": 0.5, "device": "cuda",
             "retries": 0, "shard_timeout": 1.5, "prompt": ["what ?", "where ?"], "caption_prompt": "describe it",
