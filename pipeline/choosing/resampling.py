@@ -48,8 +48,8 @@ def resampled(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, s
 def interval(resampled_CR: Floats, level: float = LEVEL) -> tuple[Floats, Floats]:
     """The percentile interval of each ratio, low and high."""
     tail = 100 * (1 - level) / 2
-    low_C, high_C = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
-    return low_C, high_C
+    bounds_2C: Floats = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
+    return bounds_2C[0], bounds_2C[1]
 
 
 def upper_bounds(

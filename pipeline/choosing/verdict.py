@@ -90,7 +90,7 @@ def decide(settings: ChooseSettings, trials: Trials) -> Choice:
     """The outcome."""
     runs = runs_of(settings.selector)
     order = sorted(range(len(settings.budgets)), key=lambda b: -trials.mean_tokens_B[b])
-    budgets = []
+    budgets: list[BudgetTrial] = []
     for place in order:
         budgets.append(_tried(settings, trials, runs, place, all(one.verdict == "safe" for one in budgets)))
     safe = [one for one in budgets if one.verdict == "safe"]
