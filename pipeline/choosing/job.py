@@ -1,6 +1,7 @@
 """The job that chooses a budget: prune a sample with all tokens, answer it at every budget, test, say which is safe."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,10 @@ def choose_budget(settings: ChooseSettings, say: Say) -> ChooseResult:
             raise UserError("--tokens all: all tokens are what budgets are compared with; name smaller ones")
     checkpoint, family = open_checkpoint(settings.model)
     check_generation(checkpoint)
-    with ray_session(settings.ray_address, settings.num_cpus):
+    artifact = Artifact(_inside(settings, TRIALS))
+    with ExitStack() as stack:
+        if not artifact.finished:  # else there is mostly nothing to do, for which Ray need not start
+            stack.enter_context(ray_session(settings.ray_address, settings.num_cpus))
         pruning = prune_corpus(_pruning(settings), say)
         if pruning.failures or pruning.stopped_by or pruning.left_out:
             return ChooseResult(None, pruning.failures, pruning.stopped_by, pruning.left_out)
@@ -70,7 +74,6 @@ def choose_budget(settings: ChooseSettings, say: Say) -> ChooseResult:
         found = survey(pruned)
         check_metrics(pruned, found, settings.grader)
         _check_budgets(settings, pruned, found)
-        artifact = Artifact(_inside(settings, TRIALS))
         dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
         decided = {name: value for name, value in deciding(settings).items() if name != "tolerance"}
         job = JobRecord(
@@ -92,7 +95,8 @@ def choose_budget(settings: ChooseSettings, say: Say) -> ChooseResult:
                 artifact.forget(resume.damaged)
                 progress = Progress(sum(found.posable.get(shard, 0) for shard in resume.pending), "prompts")
                 pinned = settings.model_copy(update={"model": checkpoint.pinned})
-                run = _try(pinned, dtype, pruned, artifact, resume.pending, progress, say)
+                with ray_session(settings.ray_address, settings.num_cpus):
+                    run = _try(pinned, dtype, pruned, artifact, resume.pending, progress, say)
             if run.failures or run.stopped_by is not None:
                 return ChooseResult(None, run.failures, run.stopped_by)
             if resume.pending or not artifact.manifest_holds():
