@@ -48,8 +48,8 @@ def resampled(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, s
 def interval(resampled_CR: Floats, level: float = LEVEL) -> tuple[Floats, Floats]:
     """The percentile interval of each ratio, low and high."""
     tail = 100 * (1 - level) / 2
-    bounds_2C: Floats = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
-    return bounds_2C[0], bounds_2C[1]
+    low_C, high_C = (np.percentile(resampled_CR, share, axis=1).astype(np.float64) for share in (tail, 100 - tail))
+    return low_C, high_C
 
 
 def upper_bounds(

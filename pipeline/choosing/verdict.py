@@ -268,7 +268,10 @@ def findings(choice: Choice) -> Iterator[str]:
     if choice.sample.metrics == (AGREEMENT,):
         yield "There are no references: the score is agreement with the answers at all tokens, right or wrong."
     if choice.sample.images < choice.sample.asked:
-        yield f"The corpus has {counted(choice.sample.images, 'images')} that could be measured."
+        yield (
+            f"{choice.sample.images:,} of the {choice.sample.asked:,} images asked for were measured: the corpus has "
+            "no more with prompts that count, or the errors table of pruned/ says what became of the others."
+        )
 
 
 def _named(one: BudgetTrial) -> str:
