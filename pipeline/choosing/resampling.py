@@ -78,5 +78,5 @@ def upper_bounds(
 
 def per_image(scores_CQ: Floats, image_Q: NDArray[np.int64], num_images: int) -> tuple[Floats, Floats]:
     """Sums of scores (C, I) and numbers of prompts (I,) of every image; `image_Q` says which image each is about."""
-    sums_CI = np.stack([np.bincount(image_Q, scores_Q, num_images) for scores_Q in scores_CQ])
+    sums_CI = np.stack([np.bincount(image_Q, scores_Q, num_images) for scores_Q in scores_CQ]).astype(np.float64)
     return sums_CI, np.bincount(image_Q, minlength=num_images).astype(np.float64)
