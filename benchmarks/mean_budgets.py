@@ -30,7 +30,7 @@ import pyarrow as pa
 import torch
 import transformers
 
-from benchmarks.comparison import CAPTION, MARKS, ONE_WORD, groups
+from benchmarks.comparison import BOTH, CAPTION, MARKS, ONE_WORD, groups
 from benchmarks.graded_corpus import GradedPrompt, load_corpus, spread
 from benchmarks.kept_answers import Model
 from benchmarks.ops import environment
@@ -137,6 +137,17 @@ def scores(model: Model, prompts: Sequence[GradedPrompt], kept: dict[str, list[i
             found[number] = prompts[number].score(str(reply.text))
     assert not np.isnan(found).any(), "every question is answered"
     return found
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of the table in docs/choosing.md: all kinds of one-word questions, and captions, by split."""
+    return [
+        f"| {row['selector']} | {row['tokens']} | {row['split']}, {row['kind']} | {row['mean_tokens']:.1f} "
+        f"({row['fewest']} to {row['most']}) | {row['equal']:.1f} % | {row['mean']:.1f} % | "
+        f"{row['points']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}] {MARKS[row['verdict']]} |"
+        for row in rows
+        if row["kind"] == ONE_WORD or (row["kind"] == CAPTION and row["split"] == BOTH)
+    ]
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

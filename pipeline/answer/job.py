@@ -165,7 +165,7 @@ def _settled(
             f"--tokens {settings.tokens}: by a gain of {budget.threshold:.6g}, {spent.mean:.2f} tokens on average over "
             f"the {counted(spent.images, 'images')} that prompts ask about"
         )
-    elif known.get("images") != spent.images or known.get("mean_tokens") != spent.mean:
+    elif isinstance(settings.budget, MeanBudget) and any(known.get(name) != now for name, now in came_to.items()):
         say(
             f"--tokens {settings.tokens}: {pruned.address} has changed, and the gain of {budget.threshold:.6g} that "
             f"was found before stays; it now gives {spent.mean:.2f} tokens on average; another --output finds it anew"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,14 @@ def test_both_ways_spend_as_many_tokens(tmp_path, monkeypatch, capsys):
         assert row["points"] == pytest.approx(row["mean"] - row["equal"], abs=0.02)
         assert row["low"] <= row["points"] <= row["high"]
     assert "one-word: one threshold for all" in capsys.readouterr().out
+
+
+def test_the_text_has_the_committed_figures():
+    repo = Path(__file__).resolve().parents[2]
+    result = json.loads((repo / "benchmarks" / "results" / "mean_budgets.json").read_text())
+    text = (repo / "docs" / "choosing.md").read_text()
+    lines = mean_budgets.lines_of(result["rows"])
+    assert len(lines) == 2 * 4 * len(mean_budgets.SELECTORS)
+    for line in lines:
+        assert line in text
+    assert f"{result['images']} images" in text
