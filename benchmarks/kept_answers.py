@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.graded_corpus import GradedPrompt, load_corpus
-from pipeline.answer.engine import Question, Reply
+from pipeline.answer.engine import Reply
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.budget import Budget
+from pipeline.choosing.kept_sets import KeptSet, answer_sets, set_of
 from pipeline.families.base import EncodedImage, KeptImage
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.prune.select import Selection, SelectSettings, select_tokens
@@ -79,6 +80,7 @@ def kept_image(name: str, image: EncodedImage, indices_K: Tensor, features_KO: T
         segments=[vars(segment) for segment in image.segments],
         structure=list(image.structure),
         ranking=indices_K.tolist(),
+        gain=[0.0] * len(indices_K),
     )
     return KeptImage(name, selection, indices_K, features_KO, {})
 
@@ -137,9 +139,8 @@ class Model:
     def kept(self, image_id: str, ranking: Sequence[int]) -> KeptImage:
         """An image with the tokens of a ranking, under a name that stands for exactly this set."""
         image = self.encoded[image_id]
-        indices = torch.tensor(sorted(ranking))
-        name = f"{image_id} {indices.tolist()}"
-        return kept_image(name, image, indices, image.projected_NO[indices])
+        whole = kept_image(image_id, image, torch.arange(len(image.projected_NO)), image.projected_NO)
+        return set_of(whole, ranking).kept
 
     def merged(self, image_id: str, factor: int) -> KeptImage:
         """An image whose tokens are averaged over squares, as any kept set: in raster order, numbered one by one."""
@@ -148,20 +149,19 @@ class Model:
 
     def answer(self, sets: Sequence[tuple[str, KeptImage]]) -> list[dict[int, Reply]]:
         """Replies to all questions about each image as it is kept, by the question's number."""
-        replies: list[dict[int, Reply]] = [{} for _ in sets]
-        for captions in (False, True):
-            asked = [
-                (place, number)
-                for place, (image_id, _) in enumerate(sets)
-                for number in self._questions[image_id]
-                if self.prompts[number].is_caption == captions
-            ]
-            questions = [Question(self.prompts[number].text, sets[place][1]) for place, number in asked]
-            found = self._engine.answer(questions, max_new_tokens=MAX_NEW_TOKENS)
-            for (place, number), reply in zip(asked, found, strict=True):
+        captions = {number for number, prompt in enumerate(self.prompts) if prompt.is_caption}
+        replies = answer_sets(
+            self._engine,
+            [KeptSet(image_id, kept) for image_id, kept in sets],
+            [prompt.text for prompt in self.prompts],
+            self._questions,
+            long=captions,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        for of_set in replies:
+            for number, reply in of_set.items():
                 if reply.text is None:
                     raise ValueError(f"{self.prompts[number].text!r} was refused: {reply.message}")
-                replies[place][number] = reply
         return replies
 
 

@@ -17,15 +17,12 @@ images that differ as a whole gave a false star in one table of five.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from pipeline.choosing.resampling import LEVEL, RESAMPLES, Floats, draws, interval, per_image, resampled
 
-RESAMPLES = 10_000
-LEVEL = 0.95
+__all__ = ["LEVEL", "RESAMPLES", "Estimates", "draws", "estimate", "holm", "per_image", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,6 @@ class Estimates:
     low_C: Floats
     high_C: Floats
     p_C: Floats
-
-
-@lru_cache(maxsize=64)  # bytes, since groups of questions come by turns
-def draws(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.uint8]:
-    """How often each of the images is drawn in each resample (resamples, images): always the same."""
-    shares = np.full(num_images, 1 / num_images)
-    return np.random.default_rng(seed).multinomial(num_images, shares, resamples).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -65,12 +55,8 @@ def estimate(sums_CI: Floats, asked_I: Floats, *, resamples: int = RESAMPLES, se
     if not with_questions.any():
         raise ValueError("no image has a question, so there is nothing to estimate")
     sums_CI, asked_I = sums_CI[:, with_questions], asked_I[with_questions]
-    drawn_RI = draws(len(asked_I), resamples, seed).astype(np.float64)
-    resampled_CR = sums_CI @ drawn_RI.T / (drawn_RI @ asked_I)
-    # Sums of scores such as 1/3 are zero but for rounding, which must not decide on which side of zero they lie.
-    np.round(resampled_CR, 9, out=resampled_CR)
-    tail = 100 * (1 - LEVEL) / 2
-    low_C, high_C = np.percentile(resampled_CR, [tail, 100 - tail], axis=1)
+    resampled_CR = resampled(sums_CI, asked_I, resamples=resamples, seed=seed)
+    low_C, high_C = interval(resampled_CR)
     beyond_C = 1 + np.minimum((resampled_CR <= 0).sum(1), (resampled_CR >= 0).sum(1))
     p_C = np.maximum(2 * beyond_C / (resamples + 1), flipped_p(sums_CI, resamples=resamples, seed=seed))
     return Estimates(sums_CI.sum(1) / asked_I.sum(), low_C, high_C, np.minimum(1, p_C))
@@ -81,12 +67,6 @@ def flipped_p(sums_CI: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> 
     flipped_CR = np.abs(np.round(sums_CI @ flips(sums_CI.shape[1], resamples, seed).T.astype(np.float64), 9))
     as_large_C = (flipped_CR >= np.abs(np.round(sums_CI.sum(1), 9))[:, None]).sum(1)
     return np.asarray((1 + as_large_C) / (resamples + 1))
-
-
-def per_image(scores_CQ: Floats, image_Q: NDArray[np.int64], num_images: int) -> tuple[Floats, Floats]:
-    """Sums of scores (C, I) and numbers of questions (I,) of every image; `image_Q` says which image each is about."""
-    is_about_QI = (image_Q[:, None] == np.arange(num_images)).astype(np.float64)
-    return scores_CQ @ is_about_QI, is_about_QI.sum(0)
 
 
 def verdict(low: float, high: float) -> str:

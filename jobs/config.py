@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings, key, no_such_setting, options
+from pipeline.settings import Settings, is_of_the_work, key, no_such_setting, options
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, refuse_url
 
 _FORM = "a setting a line, as in `max_tokens: 64`"
@@ -46,9 +46,8 @@ def save_config(path: str, made: Settings) -> None:
     import yaml
 
     refuse_url("--save-config", path, WRITE_INSTEAD)
-    own = type(made).__annotations__
     kept = [one for one in options(type(made)) if not one[2].once]
-    kept.sort(key=lambda one: one[0] not in own)
+    kept.sort(key=lambda one: is_of_the_work(one[0]))
     values = {key(name, option): getattr(made, name) for name, _, option in kept}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=2**20).encode()

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from jobs.config import read_config, save_config
 from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings, Option, Origin, Settings, expected, flag, options
+from pipeline.settings import ClusterSettings, Option, Origin, Settings, expected, flag, is_of_the_work, options
 from pipeline.storage.paths import is_object
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -67,9 +67,8 @@ class JobCommand(click.Command, Generic[AnySettings]):
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under the headings of their groups, what the job is about before how it works."""
         groups: dict[str, list[tuple[str, str]]] = {"": []}
-        own = {*self.settings.__annotations__}
         marks = {name: option for name, _, option in options(self.settings)}
-        for name in sorted(marks, key=lambda name: name not in own):
+        for name in sorted(marks, key=is_of_the_work):
             groups.setdefault(marks[name].group, [])
         for parameter in self.get_params(context):
             option = marks.get(str(parameter.name), Option(""))  # the latter for --help itself
@@ -89,8 +88,7 @@ class JobCommand(click.Command, Generic[AnySettings]):
 def command_of(program: str, settings: Settings) -> str:
     """The command that makes these settings; what is left at its default, or is about one call, is left out."""
     words = []
-    own = type(settings).__annotations__
-    for name, info, option in sorted(options(type(settings)), key=lambda one: one[0] not in own):
+    for name, info, option in sorted(options(type(settings)), key=lambda one: is_of_the_work(one[0])):
         value = getattr(settings, name)
         if option.once or value == info.default:
             continue

@@ -7,7 +7,7 @@ if __name__ == "__main__":  # before anything large is imported
 
 import click
 
-from jobs import answer_corpus, grade_answers, job_status, prune_corpus, query_selections
+from jobs import answer_corpus, choose_budget, grade_answers, job_status, prune_corpus, query_selections
 from jobs.console import run
 
 
@@ -28,6 +28,7 @@ COMMAND = click.version_option(package_name="zoo-prune", prog_name="zoo-prune")(
             grade_answers.COMMAND,
             query_selections.COMMAND,
             job_status.COMMAND,
+            choose_budget.COMMAND,
         ],
         help="Prune the visual tokens of an image-prompt corpus once, answer and query it ever after.",
         context_settings={"help_option_names": ["-h", "--help"]},

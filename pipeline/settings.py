@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.budget import parse_budget
+from pipeline.budget import parse_answer_budget, parse_budget
 from pipeline.errors import UserError
 from pipeline.storage.paths import READ_INSTEAD, WRITE_INSTEAD, as_address
 
@@ -181,6 +181,11 @@ def _is_budget(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _is_answer_budget(text: str, info: ValidationInfo) -> str:
+    parse_answer_budget(text, named(info))
+    return text
+
+
 def _is_share_or_whole(value: float, info: ValidationInfo) -> float:
     if not 0 <= value <= 1 and not (value > 1 and value.is_integer()):
         raise UserError(f"{named(info)} {value:g}: expected 0, a share of 1, or a whole number")
@@ -198,6 +203,7 @@ def _to_write(text: str, info: ValidationInfo) -> str:
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Ge(1)]
 BudgetText = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_budget)]
+AnswerBudgetText = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_answer_budget)]
 FolderToRead = Annotated[Text, AfterValidator(_to_read)]  # held as an absolute path, or an address
 FolderToWrite = Annotated[Text, AfterValidator(_to_write)]
 Device = Literal["auto", "cuda", "cpu"]
@@ -227,3 +233,8 @@ class ClusterSettings(Settings):
     ] = 3600.0
     ray_address: str | None = None  # the cluster's; None: a private one
     num_cpus: Count | None = None  # of a private cluster; None: all of the machine
+
+
+def is_of_the_work(name: str) -> bool:
+    """Whether a setting says how a job works, which is shown behind what the job is about."""
+    return name in ClusterSettings.model_fields

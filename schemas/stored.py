@@ -37,3 +37,4 @@ class StoredSelection:
     segments: list[dict[str, Any]] = column(_SELECTIONS["segments"])
     structure: list[int] = column(_SELECTIONS["structure"])
     ranking: list[int] = column(_SELECTIONS["ranking"])
+    gain: list[float] = column(_SELECTIONS["gain"])

@@ -20,6 +20,7 @@ FLOORS = (
     ("pipeline.grading",),
     ("pipeline.answer", "pipeline.index"),
     ("pipeline.prune",),
+    ("pipeline.choosing",),
     ("jobs",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

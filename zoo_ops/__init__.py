@@ -17,12 +17,13 @@ from zoo_ops.gather import KeptTokens, gather_tokens
 from zoo_ops.projector import NormSpec, ProjectorSpec, as_projector_spec, preferred_estimator
 from zoo_ops.ranking import Ranking, rank_tokens
 from zoo_ops.sampled import draw_directions
-from zoo_ops.selectors import CENTERED, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.selectors import CENTERED, POSITIONAL, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
 from zoo_ops.sensitivity import ESTIMATORS, estimate_sensitivity, require_informative
 
 __all__ = [
     "CENTERED",
     "ESTIMATORS",
+    "POSITIONAL",
     "SELECTORS",
     "USES_ATTENTION",
     "USES_SEEDS",

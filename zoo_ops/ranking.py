@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo_ops.grid import grid_order
 from zoo_ops.precision import full_float32
 from zoo_ops.scores import Given, Segment, scored_picks
-from zoo_ops.selectors import SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
+from zoo_ops.selectors import POSITIONAL, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
 from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
 
 
@@ -99,7 +99,7 @@ def rank_tokens(
     indices_BK = torch.full((batch, max_tokens), -1, dtype=torch.int64, device=projected_BNO.device)
     gains_BK = torch.full((batch, max_tokens), -1.0, dtype=torch.float32, device=projected_BNO.device)
     with full_float32():
-        if selector in ("random", "uniform_grid"):
+        if selector in POSITIONAL:
             finite = [all_finite(projected_BNO[image, :count]) for image, count in enumerate(counts)]
             check_finite(finite, "projected_BNO")
             seeds = seeds_B if selector == "random" else None

@@ -16,4 +16,5 @@ SELECTORS = (
 USES_SENSITIVITY = ("zoo", "zoo_centered", "zoo_coverage", "sensitivity")
 USES_ATTENTION = ("cls_attention",)
 USES_SEEDS = ("random",)
+POSITIONAL = ("random", "uniform_grid")  # without a score: their gains are the same for every image
 CENTERED = ("zoo_centered", "divprune_centered")

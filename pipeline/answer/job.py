@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.gains import StoredGains, check_gains
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact, drop_strays
-from pipeline.budget import Budget, parse_budget
+from pipeline.budget import Budget, GainBudget, MeanBudget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import place
 from pipeline.cluster.environment import environment, own_dtype
@@ -51,7 +52,6 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     Raises:
         UserError: bad input; nothing was harmed.
     """
-    budget = parse_budget(settings.tokens, "--tokens")
     pruned = Artifact(settings.pruned)
     prune_job = pruned.require_job("prune", "--pruned")
     check_features(pruned, prune_job)
@@ -74,7 +74,10 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         raise UserError(f"--pruned {pruned.address} has lost its _index; run its prune job again to make it anew")
     check_prompts(pruned, found)
     check_metrics(pruned, found, settings.grader)
-    check_stored(pruned, found, budget, settings.tokens)
+    if isinstance(settings.budget, Budget):
+        check_stored(pruned, found, settings.budget, settings.tokens)
+    else:
+        check_gains(settings.tokens, pruned, prune_job)
     artifact = Artifact(settings.output)
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
@@ -95,8 +98,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
             say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.address}; nothing to do")
             return AnswerResult(0, found.num_shards)
+    job = _settled(settings, pruned, found, artifact, job, say)
     with artifact.locked(say) as artifact:
-        artifact.adopt_job(job)
+        budget = _budget_in_force(settings, artifact.adopt_job(job))
         found = survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
         num_shards = found.num_shards
         resume = artifact.resume(num_shards, sources=found.hashes)
@@ -130,6 +134,53 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     return AnswerResult(run.done, num_shards - len(pending), prompts, refused, run.failures, run.stopped_by)
 
 
+def _settled(
+    settings: AnswerSettings,
+    pruned: Artifact,
+    found: Survey,
+    artifact: Artifact,
+    job: JobRecord,
+    say: Callable[[str], None],
+) -> JobRecord:
+    """The job record, with the threshold on gains that a mean comes to.
+
+    The threshold is found once: it stays when the pruned corpus grows, so that what was answered holds.
+
+    Raises:
+        UserError: the output is of other settings, or images would need tokens that are not stored.
+    """
+    budget = settings.budget
+    if isinstance(budget, Budget):
+        return job
+    gains = StoredGains(pruned, found)
+    old = artifact.check_job(job)
+    known = old.resolved if old is not None else {}
+    if isinstance(budget, MeanBudget):
+        threshold = known["gain_threshold"] if "gain_threshold" in known else gains.threshold(budget)
+        budget = GainBudget(float(threshold), budget.min_tokens)
+    spent = gains.check_stored(settings.tokens, budget)
+    came_to = {"gain_threshold": budget.threshold, "images": spent.images, "mean_tokens": spent.mean}
+    if old is None:
+        say(
+            f"--tokens {settings.tokens}: by a gain of {budget.threshold:.6g}, {spent.mean:.2f} tokens on average over "
+            f"the {counted(spent.images, 'images')} that prompts ask about"
+        )
+    elif isinstance(settings.budget, MeanBudget) and any(known.get(name) != now for name, now in came_to.items()):
+        say(
+            f"--tokens {settings.tokens}: {pruned.address} has changed, and the gain of {budget.threshold:.6g} that "
+            f"was found before stays; it now gives {spent.mean:.2f} tokens on average; another --output finds it anew"
+        )
+    return replace(job, resolved=came_to)
+
+
+def _budget_in_force(settings: AnswerSettings, job: JobRecord) -> Budget | GainBudget:
+    """The budget of each image, a mean by the threshold that the record in force holds."""
+    budget = settings.budget
+    if isinstance(budget, MeanBudget):
+        return GainBudget(float(job.resolved["gain_threshold"]), budget.min_tokens)
+    return budget
+
+
 def _forget_what_changed(
     pruned: Artifact, before: Survey, artifact: Artifact, run: Followed, say: Callable[[str], None]
 ) -> None:
@@ -149,7 +200,7 @@ def _forget_what_changed(
 
 def _run_shards(
     settings: AnswerSettings,
-    budget: Budget,
+    budget: Budget | GainBudget,
     dtype: str,
     pruned: Artifact,
     artifact: Artifact,

@@ -1,17 +1,29 @@
 """Settings of the answer job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, ValidationInfo, model_validator
 
+from pipeline.budget import AnswerBudget, Budget, MeanBudget, parse_answer_budget
 from pipeline.errors import UserError
 from pipeline.grading.grader import METRIC_HELP, Grader, MetricTexts, parse_metrics
-from pipeline.settings import WORK, BudgetText, ClusterSettings, Count, FolderToRead, FolderToWrite, Option, Text, named
+from pipeline.settings import (
+    WORK,
+    AnswerBudgetText,
+    ClusterSettings,
+    Count,
+    FolderToRead,
+    FolderToWrite,
+    Option,
+    Text,
+    named,
+)
 
 ANSWERED = "what is answered"
 
 
-def _one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+def one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """The texts, if their metrics score answers one by one. Raises `UserError` where one does not."""
     for text in parse_metrics(texts).over_corpus:
         raise UserError(
             f"{named(info)} {text} takes the references of all prompts, but answers are scored as they come; answer "
@@ -28,14 +40,22 @@ class AnswerSettings(ClusterSettings):
     output: Annotated[FolderToWrite, Option("where the answers lie; the same folder resumes", "FOLDER")]
 
     tokens: Annotated[
-        BudgetText,
-        Option("visual tokens of an image the model sees; all means all that are stored", "COUNT|RATIO|all", ANSWERED,
-               decides=True),
-    ] = "all"  # fmt: skip
+        AnswerBudgetText,
+        Option(
+            "visual tokens of an image the model sees; all means all that are stored, mean:64 so many on average and "
+            "gain:0.2 those that gain so much, busy images more than plain ones",
+            "COUNT|RATIO|all|mean:N|gain:G",
+            ANSWERED,
+            decides=True,
+        ),
+    ] = "all"
+    min_tokens: Annotated[
+        Count | None, Option("of an image, with --tokens mean:N or gain:G", "N", ANSWERED, decides=True)
+    ] = None
     max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
     metric: Annotated[
         MetricTexts,
-        AfterValidator(_one_by_one),
+        AfterValidator(one_by_one),
         Option(METRIC_HELP, "[TYPE=]NAME", ANSWERED, decides=True),
     ] = ()
     positions: Annotated[
@@ -54,6 +74,26 @@ class AnswerSettings(ClusterSettings):
         Count,
         Option("tokens a batch at most, or one prompt: prompts x the longest with its answer", "N", WORK, decides=True),
     ] = 32_768
+
+    @model_validator(mode="after")
+    def _least_is_of_a_threshold(self) -> Self:
+        budget = self.budget
+        if self.min_tokens is not None and isinstance(budget, Budget):
+            raise UserError(
+                f"--min-tokens {self.min_tokens}: --tokens {self.tokens} keeps the same share of every image; "
+                "give --tokens mean:N or gain:G, or leave --min-tokens out"
+            )
+        if isinstance(budget, MeanBudget) and budget.tokens < budget.min_tokens:
+            raise UserError(
+                f"--tokens {self.tokens}: images keep at least --min-tokens {self.min_tokens}, so their mean can't be "
+                "less; ask for a larger mean or a smaller minimum"
+            )
+        return self
+
+    @property
+    def budget(self) -> AnswerBudget:
+        """What `tokens` and `min_tokens` say."""
+        return parse_answer_budget(self.tokens, "--tokens", self.min_tokens or 1)
 
     @property
     def grader(self) -> Grader:

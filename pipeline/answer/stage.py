@@ -11,7 +11,7 @@ from pipeline.answer.engine import Engine, Question, Reply
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
-from pipeline.budget import Budget
+from pipeline.budget import Budget, GainBudget
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
@@ -50,7 +50,7 @@ class GenerateSettings:
     output: Path | Store  # as its holder writes to it
     model: str
     dtype: str
-    budget: Budget
+    budget: Budget | GainBudget
     batch_size: int  # prompts a batch; a shard for which memory runs out is answered with less
     batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
     max_new_tokens: int
@@ -158,16 +158,17 @@ def answer_prompts(
     A prompt whose image is not among `images` is refused without being posed.
     """
     rows: dict[int, AnswerRow] = {}
-    posed = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
-    questions = [Question(_posed(prompts[number]), images[prompts[number].image_id]) for number in posed]
+    there = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
+    questions = [Question(posed(prompts[number]), images[prompts[number].image_id]) for number in there]
     replies = engine.answer(questions, max_new_tokens=max_new_tokens)
-    for number, question, reply in zip(posed, questions, replies, strict=True):
+    for number, question, reply in zip(there, questions, replies, strict=True):
         rows[number] = _row(prompts[number], len(question.image.indices_K), reply, grader)
     no_image = Reply.refusal("its image has no selection in the pruned corpus")
     return [rows.get(number) or _row(prompt, 0, no_image, grader) for number, prompt in enumerate(prompts)]
 
 
-def _posed(prompt: StoredPrompt) -> Posed:
+def posed(prompt: StoredPrompt) -> Posed:
+    """A stored prompt as it is posed."""
     if prompt.messages is None:
         return prompt.prompt
     return tuple(Turn(message.role, message.text) for message in prompt.messages)

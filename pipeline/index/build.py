@@ -25,6 +25,7 @@ from pipeline.corpus.sample import ScanUnit
 from pipeline.corpus.scan import scan, scan_units
 from pipeline.errors import UserError
 from pipeline.index.assign import PixelBound, assign_shards
+from pipeline.index.drawing import Draw, draw_images
 from pipeline.storage import Store
 from pipeline.storage.input_file import InputReadError
 from schemas.columns import column, table_of
@@ -66,6 +67,7 @@ def extend_index(
     *,
     shard_size: int,
     limit: int | None,
+    sample: Draw | None = None,
     bound: PixelBound | None = None,
     reading: Reading = Reading(),  # noqa: B008  # it does not change
     shards_per_file: int = SHARDS_PER_FILE,
@@ -81,6 +83,7 @@ def extend_index(
         inputs: input files not indexed yet, in corpus order.
         shard_size: distinct images a shard at most.
         limit: index only the first samples of the corpus (all inputs must be new then).
+        sample: index only the images that are drawn (all inputs must be new then).
         bound: of the shards' pixels; None: only `shard_size` counts.
         reading: what the user says of the corpus.
         shards_per_file: how many shards share a file of the index.
@@ -123,6 +126,9 @@ def extend_index(
     )
     if len(unread) < len(inputs):
         units = [entry.key for entry in store.list(settings.prefix)]
+        if sample is not None:
+            units = run_on_worker(draw_images, store, units, sample, limit)
+            limit = None  # what is left are samples of the first
         parts = index.parts() if index else []
         new = run_on_worker(assign_shards, store, units, parts, new, shard_size=shard_size, limit=limit, bound=bound)
     extended = Index(store, [*old, new])

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import unpack_features
-from pipeline.budget import Budget
+from pipeline.budget import Budget, GainBudget
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage
 from pipeline.loader.payloads import payloads_in_parquet, payloads_in_tar
@@ -40,7 +40,7 @@ class ShardLoader:
         check_features(artifact, artifact.require_job("prune", "--pruned"))
         self._artifact = artifact
 
-    def load(self, shard: int, budget: Budget) -> LoadedShard:
+    def load(self, shard: int, budget: Budget | GainBudget) -> LoadedShard:
         """Read a shard's prompts and their images; each commit record and each file is opened once.
 
         Args:
@@ -71,7 +71,7 @@ class _Reading:
     """The reading of one shard, with what was found on the way."""
 
     artifact: Artifact
-    budget: Budget
+    budget: Budget | GainBudget
     sources: dict[str, str] = field(default_factory=dict)
 
     def load(self, shard: int) -> LoadedShard:
@@ -116,7 +116,7 @@ class _Reading:
         return images
 
 
-def kept_image(row: StoredSelection, payload: bytes, budget: Budget) -> KeptImage:
+def kept_image(row: StoredSelection, payload: bytes, budget: Budget | GainBudget) -> KeptImage:
     """One stored image at a budget: the first k tokens of its ranking, in raster order.
 
     Args:
@@ -124,7 +124,7 @@ def kept_image(row: StoredSelection, payload: bytes, budget: Budget) -> KeptImag
         payload: its stored features, in pick order.
         budget: the k; never more than are stored.
     """
-    k = min(budget.of(row.num_tokens), row.num_kept)
+    k = budget.kept(row.num_tokens, row.gain)
     indices, order = torch.tensor(row.ranking[:k], dtype=torch.int64).sort()
     tensors = {name: rows[:k][order] for name, rows in unpack_features(payload).items()}
     return KeptImage(row.image_id, row, indices, tensors.pop("features"), tensors)

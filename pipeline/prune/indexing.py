@@ -11,6 +11,7 @@ from pipeline.corpus.resolve import CorpusInput
 from pipeline.errors import UserError
 from pipeline.index.assign import PixelBound
 from pipeline.index.build import extend_index
+from pipeline.index.drawing import Draw
 from pipeline.prune.read import prepared_bytes
 from pipeline.prune.settings import PruneSettings
 from pipeline.prune.stages import share_that_failed, too_many_fail
@@ -49,8 +50,9 @@ def complete_index(
     if not new_inputs:
         assert index is not None, "a corpus has at least one input"
         return index
-    if index is not None and settings.limit is not None:
-        raise UserError("--limit: a corpus indexed with a limit can't grow; choose another --output")
+    if index is not None and (settings.limit is not None or settings.sample is not None):
+        option = "--limit: a corpus indexed with a limit" if settings.limit is not None else "--sample: a sample"
+        raise UserError(f"{option} can't grow; choose another --output")
     say(f"indexing {counted(len(new_inputs), 'input files')}")
     artifact.reopen()
     index = extend_index(
@@ -59,6 +61,7 @@ def complete_index(
         new_inputs,
         shard_size=settings.shard_size,
         limit=settings.limit,
+        sample=None if settings.sample is None else Draw(settings.sample, settings.sample_seed or 0),
         bound=PixelBound(settings.shard_bytes, partial(prepared_bytes, model)),
         reading=settings.reading,
         say=say,

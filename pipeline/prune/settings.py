@@ -43,8 +43,8 @@ Features = Literal["webdataset", "parquet", "both", "none"]
 FeatureDtype = Literal["model", "float32", "float16", "bfloat16", "int8"]
 
 
-class PruneSettings(ClusterSettings):
-    """Everything the prune job can be told."""
+class CorpusSettings(ClusterSettings):
+    """What every job is told that reads a corpus with a model."""
 
     corpus: Annotated[
         tuple[Text, ...],
@@ -78,6 +78,25 @@ class PruneSettings(ClusterSettings):
     image_root: Annotated[
         FolderToRead | None, Option("of image files that are named; without it that of their input", "FOLDER", READ)
     ] = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the records of the corpus are read."""
+        return Reading(
+            prompts=self.prompt,
+            caption_prompt=self.caption_prompt,
+            prompt_column=self.prompt_column,
+            reference_column=self.reference_column,
+            type_column=self.type_column,
+            id_column=self.id_column,
+            image_column=self.image_column,
+            image_root=self.image_root,
+        )
+
+
+class PruneSettings(CorpusSettings):
+    """Everything the prune job can be told."""
+
     plan: Annotated[
         bool,
         Option("say what the job would read, write and take, and the command that runs it; writes nothing",
@@ -102,6 +121,12 @@ class PruneSettings(ClusterSettings):
     limit: Annotated[
         Count | None, Option("take only the first N samples of the corpus", "N", SELECTED, decides=True)
     ] = None
+    sample: Annotated[
+        Count | None,
+        Option("prune only so many images that can be asked about, drawn by their sha256 and --sample-seed from the "
+               "whole corpus, which is read once for it", "N", SELECTED, decides=True),
+    ] = None  # fmt: skip
+    sample_seed: Annotated[int | None, Option("of --sample; 0 without it", "N", SELECTED, decides=True)] = None
 
     features: Annotated[
         Features, Option("form of the stored features; none: rankings alone, which can't be answered from", "FORM",
@@ -137,23 +162,17 @@ class PruneSettings(ClusterSettings):
         return self
 
     @model_validator(mode="after")
+    def _seed_is_of_a_sample(self) -> Self:
+        if self.sample is None and self.sample_seed is not None:
+            raise UserError(f"--sample-seed {self.sample_seed}: no sample is drawn without --sample; give it too")
+        if self.sample is not None and self.plan:
+            raise UserError(f"--sample {self.sample}: --plan looks at whole corpora; leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
     def _dtype_is_of_something(self) -> Self:
         if self.features == "none" and self.feature_dtype != "model":
             raise UserError(
                 f"--feature-dtype {self.feature_dtype}: --features none stores no features; leave one of the two out"
             )
         return self
-
-    @property
-    def reading(self) -> Reading:
-        """How the records of the corpus are read."""
-        return Reading(
-            prompts=self.prompt,
-            caption_prompt=self.caption_prompt,
-            prompt_column=self.prompt_column,
-            reference_column=self.reference_column,
-            type_column=self.type_column,
-            id_column=self.id_column,
-            image_column=self.image_column,
-            image_root=self.image_root,
-        )

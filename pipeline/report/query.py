@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 
 from pipeline.artifact.artifact import Artifact, made_from
 from pipeline.artifact.tables import dataset_of
-from pipeline.budget import Budget, parse_budget
+from pipeline.budget import AnswerBudget, parse_answer_budget
 from pipeline.errors import UserError
 from pipeline.report.forms import storable
 from pipeline.report.grades import grades_of
@@ -92,11 +92,11 @@ def _answer_files(
     artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]
 ) -> Iterator[tuple[str, Store, list[str]]]:
     """Budget, store and files of each artifact of answers, made from files that the pruned one holds now."""
-    owner_of: dict[Budget, Path | str] = {}
+    owner_of: dict[AnswerBudget, Path | str] = {}
     for path in answers:
         answered = Artifact(path)
         tokens = str(answered.require_job("answer", "--answers").settings["tokens"])
-        other = owner_of.setdefault(parse_budget(tokens, "--tokens"), path)
+        other = owner_of.setdefault(parse_answer_budget(tokens, "--tokens"), path)
         if other is not path:
             raise UserError(
                 f"--answers {other} and {path} both hold answers at --tokens {tokens}, which could not be told apart; "

@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.budget import parse_budget
+from pipeline.budget import Budget, parse_answer_budget
 from pipeline.report.query import ask
 
 
@@ -90,4 +90,7 @@ def accuracy(db: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def _title(budget: str) -> str:
-    return f"{budget} of tokens" if parse_budget(budget, "--tokens").kind == "ratio" else f"{budget} tokens"
+    asked = parse_answer_budget(budget, "--tokens")
+    if not isinstance(asked, Budget):
+        return budget
+    return f"{budget} of tokens" if asked.kind == "ratio" else f"{budget} tokens"

@@ -18,7 +18,7 @@ def kept(image_id: str, tokens: int = 2) -> KeptImage:
     """An image of 100 tokens of which the first few are kept."""
     selection = StoredSelection(
         image_id=image_id, num_tokens=100, num_kept=tokens, num_structure=0, grid={}, segments=[], structure=[],
-        ranking=list(range(tokens)),
+        ranking=list(range(tokens)), gain=[1.0] * tokens,
     )  # fmt: skip
     return KeptImage(image_id, selection, torch.arange(tokens), torch.zeros(tokens, 1), {})
 

@@ -51,7 +51,8 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
     other = {
         "prune": {
             "corpus": ["a.tar", "b.jsonl"], "model": "m", "output": "o", "max_tokens": 0.25, "selector": "divprune",
-            "estimator": "directional", "seed": -3, "limit": 7, "features": "both", "feature_dtype": "int8",
+            "estimator": "directional", "seed": -3, "limit": 7, "sample": 3, "sample_seed": 2,
+            "features": "both", "feature_dtype": "int8",
             "shard_size": 3, "shard_bytes": 5, "batch_size": "auto",
             "max_error_rate": 0.125, "dtype": "bfloat16", "workers": 2, "gpus_per_worker": 0.5, "device": "cuda",
             "retries": 0, "shard_timeout": 1.5, "prompt": ["what ?", "where ?"], "caption_prompt": "describe it",
@@ -59,7 +60,7 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "image_root": "pictures",
         },
         "answer": {
-            "pruned": "p", "model": "m", "output": "o", "tokens": 9, "max_new_tokens": 2,
+            "pruned": "p", "model": "m", "output": "o", "tokens": "mean:9", "min_tokens": 4, "max_new_tokens": 2,
             "metric": ["exact", "caption=object_f1"], "positions": "original", "batch_size": 3, "batch_tokens": 4,
             "dtype": "float16", "workers": 2, "gpus_per_worker": 2, "device": "cpu", "retries": 1,
             "shard_timeout": 60,

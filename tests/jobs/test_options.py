@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 import zoo_ops
-from jobs import answer_corpus, grade_answers, job_status, prune_corpus, query_selections, zoo_prune
+from jobs import (
+    answer_corpus,
+    choose_budget,
+    grade_answers,
+    job_status,
+    prune_corpus,
+    query_selections,
+    zoo_prune,
+)
 from jobs.options import execute
 from pipeline.prune.settings import Estimator, Selector
 from pipeline.settings import expected, flag, options
@@ -21,6 +29,7 @@ JOBS = {
     "grade": grade_answers,
     "query": query_selections,
     "status": job_status,
+    "choose": choose_budget,
 }
 NOT_OPTIONS = {"ray_address", "num_cpus"}  # of the environment, and of callers in Python
 TEXTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), REPO / "examples" / "scenes" / "README.md"]
@@ -38,7 +47,7 @@ def test_every_field_is_an_option_with_its_help_bounds_and_default(job, capsys):
     shown = help_of(job, capsys)
     fields = {name: (info, option) for name, info, option in options(command.settings)}
     assert set(command.settings.model_fields) - set(fields) == NOT_OPTIONS & set(command.settings.model_fields)
-    of_files = {"config", "save_config"} if job in ("prune", "answer") else set()
+    of_files = {"config", "save_config"} if job in ("prune", "answer", "choose") else set()
     assert {parameter.name for parameter in command.params} == set(fields) | of_files
     for name, (info, option) in fields.items():
         assert option.help in shown
@@ -94,7 +103,7 @@ def test_help_waits_for_no_large_library():
 def test_zoo_prune_alone(capsys):
     assert execute(zoo_prune.COMMAND, []) == 2
     told = capsys.readouterr().err
-    assert re.search(r"prune .*\n.*answer .*\n.*grade .*\n.*query .*\n.*status ", told)
+    assert re.search(r"prune .*\n.*answer .*\n.*grade .*\n.*query .*\n.*status .*\n.*choose ", told)
     assert execute(zoo_prune.COMMAND, ["--version"]) == 0
     assert re.fullmatch(r"zoo-prune, version \d+\.\d+\.\d+\n", capsys.readouterr().out)
 

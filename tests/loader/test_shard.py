@@ -155,7 +155,7 @@ def selection(num_kept: int) -> StoredSelection:
     ranking = [5, 0, 7, 2][:num_kept]
     return StoredSelection(
         image_id="i", num_tokens=8, num_kept=num_kept, num_structure=0, grid={}, segments=[], structure=[],
-        ranking=ranking,
+        ranking=ranking, gain=[1.0] * num_kept,
     )  # fmt: skip
 
 

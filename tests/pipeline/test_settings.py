@@ -17,12 +17,13 @@ def test_what_decides_the_bytes():
     assert deciding(PruneSettings(**PRUNE)) == {
         "max_tokens": "64", "selector": "zoo", "estimator": "closed_form", "features": "webdataset", "seed": 0,
         "feature_dtype": "model", "dtype": "auto", "shard_size": 512, "shard_bytes": 1 << 30,
-        "batch_size": 8, "limit": None, "prompt": [], "caption_prompt": "describe the image .", "prompt_column": None,
+        "batch_size": 8, "limit": None, "sample": None, "sample_seed": None, "prompt": [],
+        "caption_prompt": "describe the image .", "prompt_column": None,
         "reference_column": None, "type_column": None, "id_column": None, "image_column": None,
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER)) == {
         "tokens": "all", "dtype": "auto", "batch_size": 32, "batch_tokens": 32_768, "max_new_tokens": 64,
-        "positions": None, "metric": [],
+        "positions": None, "metric": [], "min_tokens": None,
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER, metric=("caption=object_f1",)))["metric"] == ["caption=object_f1"]
 
