@@ -138,6 +138,7 @@ class SummaryCache:
 
 def _gather(path: str, part: Part, memory_gib: float | None) -> None:
     with duckdb.connect(path) as db:
+        db.execute("set enable_progress_bar = false")
         if memory_gib is not None:
             db.execute(f"set memory_limit = '{memory_gib:f}GiB'")
         for view, (schema, _) in part.tables.items():

@@ -83,6 +83,7 @@ def connect(
     if summaries is None or not _attach(db, summaries, part, runs, memory_gib):
         _register(db, part, runs)
     db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")
+    db.execute("set enable_progress_bar = false")  # it would stand among the results on standard output
     db.execute("set python_enable_replacements = false")
     db.execute("set enable_external_access = false")
     db.execute("set lock_configuration = true")
