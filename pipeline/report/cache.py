@@ -91,7 +91,7 @@ class SummaryCache:
         """
         if sum(part.worth for part in parts) < self._worth:
             return None
-        names = []
+        names: list[str] = []
         for number, part in enumerate(parts):
             name = f"summaries_{number}"
             if not (self._open(db, part, name) or (self._make(part, memory_gib) and self._open(db, part, name))):
