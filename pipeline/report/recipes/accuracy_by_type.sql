@@ -2,7 +2,7 @@
 -- reads: summaries
 -- needs: answers
 with per_group as (
-    -- Images in up to 65,536 groups, drawn by hash: as independent as images, and fewer than these where they are millions.
+    -- Images in up to 65,536 groups by their hash: as independent as images, and fewer where these are millions.
     select type, budget, metric, count(*) as n, sum(score) as s, sum(tokens) as seen
     from answers
     where score is not null

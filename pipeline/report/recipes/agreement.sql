@@ -11,6 +11,8 @@ select
     count(*) filter (where not a.correct and b.correct) as right_at_fewer_alone,
     count(*) filter (where not a.correct and not b.correct) as neither_right
 from (select * from answers where budget = $more) as a
-join (select * from answers where budget = $fewer) as b using (prompt_id)
+join (select * from answers where budget = $fewer) as b
+    -- By the hash of the id, which takes less memory; that two of one shard have the same one does not happen.
+    on a.shard = b.shard and hash(a.prompt_id) = hash(b.prompt_id)
 group by a.type
 order by prompts desc, type
