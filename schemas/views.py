@@ -1,6 +1,6 @@
-"""What queries see beside the artifact's own tables: the views `shards` and `tokens`; and paths as SQL literals."""
+"""What queries see beside the artifact's own tables: `shards`, `tokens`, samples; and paths as SQL literals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,13 +20,13 @@ class ShardRow:
     prompts: int = column(pa.int64())
     errors: int = column(pa.int64())
     size_bytes: int = column(pa.int64())  # of all its files
+    features_bytes: int = column(pa.int64())  # of those with kept features; 0 where none are stored
     batch_size: int | None = column(pa.int32())  # that it was made with: less than asked for where memory ran out
     seconds: dict[str, float] = column(pa.struct([(stage, pa.float64()) for stage in STAGES]))
 
 
 # One row per visual token. `pick` is its place in the ranking (0 = first pick) or null when it was not kept.
 _TOKENS = """
-create view tokens as
 select image_id, token,
        (seg.tile + case when seg.tile_rows = 0 then 0 else
            (y + seg.top) // seg.tile_rows * seg.tiles_across + (x + seg.left) // seg.tile_cols
@@ -41,10 +41,15 @@ from (
         from (
             select image_id, ranking, gain, segments,
                    unnest(range(num_tokens))::integer as token, unnest(sensitivity) as sensitivity
-            from images
+            from {images}
         )
     )
 )
+"""
+# Which images a seed draws is decided by their content alone: not by their order, nor by the version of DuckDB.
+_SAMPLED = """
+create macro sampled_images(share, seed) as table
+select * from images where ('0x' || md5(image_id || seed::varchar)[:8])::bigint < share * 4294967296
 """
 
 
@@ -60,4 +65,15 @@ def parquet_files(addresses: Iterable[str]) -> str:
 
 def tokens_view() -> str:
     """SQL of the `tokens` view; needs `images`."""
-    return _TOKENS
+    return f"create view tokens as {_TOKENS.format(images='images')}"
+
+
+def sampling_macros() -> Iterator[str]:
+    """SQL of `sampled_images(share, seed)`, a share of all images that the seed draws, and of `sampled_tokens` of them.
+
+    A condition on `image_id` does as well, but DuckDB then makes every token of every image before it looks at it.
+    Needs `images`.
+    """
+    yield _SAMPLED
+    tokens = _TOKENS.format(images="sampled_images(share, seed)")
+    yield f"create macro sampled_tokens(share, seed) as table {tokens}"

@@ -4,23 +4,24 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.artifact.artifact import Artifact, made_from
-from pipeline.artifact.tables import dataset_of
 from pipeline.budget import AnswerBudget, parse_answer_budget
 from pipeline.errors import UserError
+from pipeline.report.cache import Part, SummaryCache, cached_columns
 from pipeline.report.forms import storable
 from pipeline.report.grades import grades_of
-from pipeline.storage import Store
 from schemas.columns import table_of
-from schemas.records import CommitRecord
+from schemas.records import CommitRecord, FileEntry
 from schemas.tables import ANSWERS, ERRORS, PROMPTS, SELECTIONS
-from schemas.views import STAGES, ShardRow, quoted, tokens_view
+from schemas.views import STAGES, ShardRow, quoted, sampling_macros, tokens_view
 
 _TABLES = (("images", "selections", SELECTIONS), ("prompts", "prompts", PROMPTS), ("errors", "errors", ERRORS))
 VIEWS = ("images", "tokens", "prompts", "errors", "shards", "answers", "grades")
@@ -30,68 +31,114 @@ _EXPLAIN = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Committed answers at one budget."""
+
+    budget: str
+    part: Part
+
+
 def connect(
-    pruned: Path | str, answers: Sequence[Path | str] = (), grades: Sequence[Path | str] = ()
+    pruned: Path | str,
+    answers: Sequence[Path | str] = (),
+    grades: Sequence[Path | str] = (),
+    *,
+    memory_gib: float | None = None,
+    summaries: SummaryCache | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views that `VIEWS` names, and nothing else.
 
     The committed files are read by Arrow; DuckDB itself may open no file at all, so that no statement, however it is
     put, reads or writes one. What it can't hold in memory it spills into a temporary folder of its own. Works on
-    unfinished runs.
+    unfinished runs. Beside the views there are the macros `sampled_images(share, seed)` and
+    `sampled_tokens(share, seed)`.
 
     Args:
         pruned: output of a prune job.
         answers: outputs of answer jobs over it, any number; the column `budget` of the view tells them apart.
         grades: outputs of grade jobs over these answers.
+        memory_gib: that DuckDB may hold before it spills; None: its own default, 80 % of the machine's.
+        summaries: for statements of our own that read summaries alone. Of a large output they come out of this cache:
+            the views then lack the columns that `cached_columns` leaves out, and there are no tokens. Never for
+            statements of users: a file that DuckDB has open it can also be told to write.
 
     Raises:
         UserError: a folder is no sound artifact of that kind, or the answers are not about what `pruned` holds.
     """
     artifact = Artifact(pruned)
     artifact.require_job("prune", "--pruned")
-    files: dict[str, list[str]] = {table: [] for _, table, _ in _TABLES}
+    files: dict[str, list[FileEntry]] = {table: [] for _, table, _ in _TABLES}
     listed = artifact.listing()
     shards: list[ShardRow] = []
     hashes: dict[str, str] = {}
     for record in artifact.checked_commits():
-        for table, keys in files.items():
-            keys.append(artifact.file_of(record, table, listed).path)
+        for table, entries in files.items():
+            entries.append(artifact.file_of(record, table, listed))
         shards.append(_shard_row(record))
         hashes.update((entry.path, entry.sha256) for entry in record.files.values())
+    part = Part(artifact, {view: (schema, files[table]) for view, table, schema in _TABLES})
+    runs = list(_runs(artifact, hashes, answers))
     db = duckdb.connect()
-    for view, table, schema in _TABLES:
-        db.register(view, dataset_of(artifact.store, files[table], schema))
-    db.register("answers", _answers(artifact, hashes, answers))
-    db.register("grades", grades_of(grades, answers))
+    if memory_gib is not None:
+        db.execute(f"set memory_limit = '{memory_gib:f}GiB'")
     db.register("shards", table_of(ShardRow, shards))
-    db.execute(tokens_view())
+    if summaries is None or not _attach(db, summaries, part, runs, memory_gib):
+        _register(db, part, runs)
+    db.register("grades", grades_of(grades, answers))
     db.execute(f"set temp_directory = {quoted(str(Path(tempfile.gettempdir()) / f'zoo-prune-{uuid.uuid4().hex}'))}")
+    db.execute("set enable_progress_bar = false")  # it would stand among the results on standard output
     db.execute("set python_enable_replacements = false")
     db.execute("set enable_external_access = false")
     db.execute("set lock_configuration = true")
     return db
 
 
-def _answers(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]) -> ds.Dataset:
-    """All answers, with the budget that was asked for beside what each row saw of its image.
+def _register(db: duckdb.DuckDBPyConnection, part: Part, runs: Sequence[_Run]) -> None:
+    """The views over the committed files.
 
-    The number of tokens alone does not say which answers a row belongs to: where an image has 64 tokens stored, those
-    at `64` and those at `all` have seen the same ones.
+    Answers have the budget that was asked for beside what each row saw of its image: the number of tokens alone does
+    not say which answers a row belongs to. Where an image has 64 tokens stored, those at `64` and those at `all` have
+    seen the same ones.
     """
+    for view in part.tables:
+        db.register(view, part.dataset(view))
     schema = ANSWERS.append(pa.field("budget", pa.string()))
-    return ds.UnionDataset(
-        schema,
-        [
-            dataset_of(store, keys, schema, ds.field("budget") == budget)
-            for budget, store, keys in _answer_files(artifact, hashes, answers)
-        ],
-    )
+    children = [run.part.dataset("answers", schema, ds.field("budget") == run.budget) for run in runs]
+    db.register("answers", ds.UnionDataset(schema, children))
+    db.execute(tokens_view())
+    for macro in sampling_macros():
+        db.execute(macro)
 
 
-def _answer_files(
-    artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]
-) -> Iterator[tuple[str, Store, list[str]]]:
-    """Budget, store and files of each artifact of answers, made from files that the pruned one holds now."""
+def _attach(
+    db: duckdb.DuckDBPyConnection,
+    summaries: SummaryCache,
+    part: Part,
+    runs: Sequence[_Run],
+    memory_gib: float | None,
+) -> bool:
+    """The views over cached summaries, made where there are none yet; False where there is to be no cache."""
+    attached = summaries.attach(db, [part, *(run.part for run in runs)], memory_gib)
+    if attached is None:
+        return False
+    own, *others = attached
+    for view in part.tables:
+        db.execute(f"create view {view} as select * from {own}.{view}")
+    if others:
+        union = " union all ".join(
+            f"select *, {quoted(run.budget)} as budget from {name}.answers"
+            for run, name in zip(runs, others, strict=True)
+        )
+        db.execute(f"create view answers as {union}")
+    else:
+        nothing = [ANSWERS.field(name) for name in cached_columns(ANSWERS)]
+        db.register("answers", pa.schema([*nothing, pa.field("budget", pa.string())]).empty_table())
+    return True
+
+
+def _runs(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]) -> Iterator[_Run]:
+    """The answers of each folder, made from files that the pruned artifact holds now."""
     owner_of: dict[AnswerBudget, Path | str] = {}
     for path in answers:
         answered = Artifact(path)
@@ -103,7 +150,7 @@ def _answer_files(
                 "name one of them"
             )
         listed = answered.listing()
-        keys = []
+        entries = []
         for record in answered.checked_commits():
             if not made_from(record, hashes):
                 raise UserError(
@@ -111,24 +158,27 @@ def _answer_files(
                     f"{artifact.address} holds: they belong to another artifact, or its shards were redone since; name "
                     "the other one, or run the answer job again"
                 )
-            keys.append(answered.file_of(record, "answers", listed).path)
-        yield tokens, answered.store, keys
+            entries.append(answered.file_of(record, "answers", listed))
+        yield _Run(tokens, Part(answered, {"answers": (ANSWERS, entries)}))
 
 
-def ask(db: duckdb.DuckDBPyConnection, sql: str, *, as_texts: bool = False) -> pa.Table:
+def ask(
+    db: duckdb.DuckDBPyConnection, sql: str, *, as_texts: bool = False, parameters: Mapping[str, Any] | None = None
+) -> pa.Table:
     """The result of one reading statement, in which a column name that comes again gets a number.
 
     Args:
         db: a connection of `connect`.
         sql: the statement.
         as_texts: give times and blobs as the texts that DuckDB has for them.
+        parameters: values of what stands in the statement as `$name`.
 
     Raises:
         UserError: not SQL, a statement that would write, or several statements.
     """
     reading = _reading(sql)
     try:
-        table = storable(db.sql(reading), as_texts=as_texts).to_arrow_table()
+        table = storable(db.sql(reading, params=parameters), as_texts=as_texts).to_arrow_table()
     except duckdb.CatalogException as error:
         message = _message(error).partition(" Did you mean ")[0]  # its guess is among tables that are not ours
         raise UserError(f"the SQL can't be run: {message} The views are {', '.join(VIEWS)}") from error
@@ -190,6 +240,7 @@ def _shard_row(record: CommitRecord) -> ShardRow:
         prompts=record.files["prompts"].rows,
         errors=record.files["errors"].rows,
         size_bytes=sum(entry.size_bytes for entry in record.files.values()),
+        features_bytes=sum(entry.size_bytes for name, entry in record.files.items() if name.startswith("features.")),
         batch_size=record.batch_size,
         seconds={stage: record.seconds.get(stage, 0.0) for stage in STAGES},
     )

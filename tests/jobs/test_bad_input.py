@@ -181,5 +181,5 @@ def test_what_was_left_out_or_not_quoted(tmp_path):
         prune_corpus.main(["--corpus", "a.tar", "b.tar", "c.tar", "--model", MODEL, "--output", str(tmp_path)])
     with pytest.raises(UserError, match="'--tokens' requires an argument"):
         answer_corpus.main(["--tokens"])
-    with pytest.raises(UserError, match=r"--format csv: .*give SQL to get data"):
+    with pytest.raises(UserError, match=r"--format csv: .*give SQL or a --recipe to get data"):
         query_selections.main(["--pruned", str(tmp_path), "--format", "csv"])

@@ -74,10 +74,12 @@ def call(environment: Path, cwd: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_every_module(wheel):
+def test_the_wheel_holds_every_module_and_recipe(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == {str(path.relative_to(REPO)) for package in PACKAGES for path in (REPO / package).rglob("*.py")}
+    files = [path for package in PACKAGES for kind in ("py", "sql") for path in (REPO / package).rglob(f"*.{kind}")]
+    assert held == {str(path.relative_to(REPO)) for path in files}
+    assert len([name for name in held if name.startswith("pipeline/report/recipes/")]) >= 20
 
 
 @pytest.mark.ray

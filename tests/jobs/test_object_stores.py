@@ -16,7 +16,9 @@ from pipeline.errors import UserError
 from pipeline.prune.forecast import Forecast, forecast
 from pipeline.prune.job import prune_corpus
 from pipeline.prune.settings import PruneSettings
+from pipeline.report.cache import SummaryCache
 from pipeline.report.query import ask, connect
+from pipeline.report.recipe import cook, recipe_of
 from pipeline.storage.lease import Body
 from pipeline.storage.local import LocalStore
 from pipeline.storage.places import folder_at
@@ -233,6 +235,21 @@ def test_a_listing_of_many_pages_is_one_listing(s3, object_server):
     object_server.faults = Faults()
     store.clear("a/")
     assert list(store.walk()) == []
+
+
+def test_recipes_run_over_a_bucket_and_only_read_it(s3, small_pruned, small_answers, object_server, tmp_path):
+    pruned = small_pruned(f"{s3}/out")
+    answers = [small_answers(f"{s3}/{tokens}", pruned, tokens=tokens) for tokens in ("all", "1")]
+    before = {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()}
+    cache = SummaryCache(str(tmp_path / "cache"), lambda _: None, worth=0)
+    object_server.requests.clear()
+    for db in (connect(pruned, answers), connect(pruned, answers, summaries=cache)):
+        assert cook(db, recipe_of("overview"))["images"].to_pylist() == [6]
+        assert cook(db, recipe_of("agreement"))["both_right"].to_pylist() == [2]
+    assert cook(connect(pruned), recipe_of("kept_grid"), ["k=1"])["images"].to_pylist() == [6]
+    assert object_server.requests.keys() <= {"GET", "HEAD", "LIST"}
+    assert {entry.key: entry.tag for entry in folder_at(f"{s3}/out").walk()} == before
+    assert len(list((tmp_path / "cache").rglob("*.duckdb"))) == 3
 
 
 def test_a_query_over_a_bucket_only_reads(s3, small_pruned, object_server, tmp_path):

@@ -235,6 +235,12 @@ def test_what_does_not_fit_into_memory_has_a_folder_of_its_own(small_pruned, tmp
     assert not folder.exists()
 
 
+def test_a_long_statement_prints_nothing_of_its_own(small_pruned, tmp_path):
+    """DuckDB draws a bar on standard output after two seconds, where the result goes."""
+    db = connect(small_pruned(tmp_path / "out"))
+    assert ask(db, "select current_setting('enable_progress_bar') as bar").to_pylist() == [{"bar": False}]
+
+
 def alter(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

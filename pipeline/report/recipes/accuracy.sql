@@ -1,0 +1,26 @@
+-- Accuracy by budget, with intervals of 95 %: prompts of one image are taken together.
+-- reads: summaries
+-- needs: answers
+with per_image as (
+    -- By the hash of an image, which is as good for an interval and takes an eighth of the memory.
+    select budget, metric, count(*) as n, sum(score) as s, sum(tokens) as seen
+    from answers
+    where score is not null
+    group by budget, metric, hash(image_id)
+),
+overall as (
+    select
+        budget, metric, count(*) as images, sum(n)::bigint as prompts, sum(seen) / sum(n) as tokens,
+        sum(s) / sum(n) as mean,
+        sqrt(
+            greatest(0, sum(s * s) - 2 * mean * sum(s * n) + mean * mean * sum(n * n))
+            * count(*) / nullif(count(*) - 1, 0)
+        ) / sum(n) as error
+    from per_image
+    group by budget, metric
+)
+select
+    budget, metric, round(tokens, 1) as tokens, images, prompts, round(100 * mean, 2) as accuracy,
+    round(100 * greatest(mean - 1.96 * error, 0), 2) as low, round(100 * least(mean + 1.96 * error, 1), 2) as high
+from overall
+order by tokens desc, budget, metric
