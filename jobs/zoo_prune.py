@@ -7,7 +7,7 @@ if __name__ == "__main__":  # before anything large is imported
 
 import click
 
-from jobs import answer_corpus, job_status, prune_corpus, query_selections
+from jobs import answer_corpus, job_status, prune_corpus, query_selections, report_corpus
 from jobs.console import run
 
 
@@ -22,7 +22,7 @@ class Jobs(click.Group):
 COMMAND = click.version_option(package_name="zoo-prune", prog_name="zoo-prune")(
     Jobs(
         "zoo-prune",
-        commands=[prune_corpus.COMMAND, answer_corpus.COMMAND, query_selections.COMMAND, job_status.COMMAND],
+        commands=[job.COMMAND for job in (prune_corpus, answer_corpus, query_selections, report_corpus, job_status)],
         help="Prune the visual tokens of an image-prompt corpus once, answer and query it ever after.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
