@@ -26,9 +26,9 @@ MAX_PROMPTS = 24  # of a card
 MAX_TEXT = 600  # characters of a prompt or an answer
 MAX_REFERENCES = 5
 MAX_REFERENCE = 120
-MAX_RASTERS = 128
 _PROMPT_BYTES = 900  # of markup around one prompt, its answers not counted
 _ANSWER_BYTES = 420  # of markup around one answer
+_RASTER_BYTES = 64
 _CARD_BYTES = 1_600  # of markup around one card
 
 
@@ -139,12 +139,13 @@ def make_gallery(
         )
     for card in cards:
         card.ranking = card.ranking[: allotment // 8 * 3 // (16 if card.num_tokens > 1 << 16 else 8)]
-        if len(card.rasters) > MAX_RASTERS:
-            card.rasters, card.ranking = (), ()
+        if len(card.rasters) > allotment // 8 // _RASTER_BYTES:
+            card.rasters, card.ranking = (), ()  # nothing is drawn over such a picture
         _take_prompts(card, asked.get(card.image_id, ()), allotment // 2)
     made = thumbnails(chosen, index, allotment // 4, say)
     for card in cards:
-        card.thumbnail, card.problem = made[card.image_id]
+        card.thumbnail, problem = made[card.image_id]
+        card.problem = None if problem is None else clipped(problem, MAX_TEXT)
     notes += _unread(cards)
     types = dict.fromkeys(prompt.type for card in cards for prompt in card.prompts)
     return Gallery(cards=cards, lost=lost, notes=notes, types=sorted(types), budgets=budgets)
@@ -164,11 +165,12 @@ def _chosen(
 ) -> tuple[dict[str, int], int]:
     """The shard of each image that is chosen, by its id, and how many were chosen because an answer about it is lost.
 
-    At most half are; the others are drawn from all images.
+    At most half are, and none where all images are shown; the others are drawn from all images.
     """
     order = f"order by md5(concat('{seed}', '/', image_id)), image_id"
     lost: list[tuple[str, int]] = []
-    if len(budgets) > 1:
+    (images,) = db.sql("select count(*) from images").fetchall()[0]
+    if len(budgets) > 1 and images > count:
         lost = db.execute(
             f"""
             with lost as (
@@ -274,7 +276,7 @@ def _asked(
 
 def _take_prompts(card: Card, asked: Sequence[Asked], most: int) -> None:
     """As many prompts as have room in these bytes."""
-    left = most - _CARD_BYTES - bytes_of(card.source) - bytes_of(card.problem or "")
+    left = most - _CARD_BYTES - 2 * bytes_of(card.source)
     for prompt in asked[:MAX_PROMPTS]:
         left -= _PROMPT_BYTES + 2 * bytes_of(prompt.type) + bytes_of(prompt.prompt)
         left -= sum(40 + bytes_of(one) for one in prompt.references)

@@ -27,9 +27,10 @@ from pipeline.report.runs import Failed, JobRun, failed_inputs, job_run
 from pipeline.report.settings import ReportSettings
 from pipeline.report.verdict import Verdict, read_verdict
 from pipeline.storage.places import at
-from schemas.wording import clock, counted, visible
+from schemas.wording import clipped, clock, counted, visible
 
 MAX_BYTES = 20_000_000
+MAX_LABEL = 160  # characters of a name
 MARK = "<!-- written by zoo-prune report -->"
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "report.js")
 _LICENSES = ("vendor/d3.LICENSE", "vendor/plot.LICENSE")
@@ -88,7 +89,7 @@ def gather(settings: ReportSettings, say: Callable[[str], None]) -> Report:
     pruned = Artifact(settings.pruned)
     job = pruned.require_job("prune", "--pruned")
     selector = str(job.settings.get("selector", "the selector"))
-    verdict = read_verdict(settings.choice) if settings.choice is not None else None
+    verdict = read_verdict(settings.choice, selector) if settings.choice is not None else None
     db = connect(settings.pruned, settings.answers)
     say("reading what was kept and answered")
     selectors = register_controls(db, settings.answers, settings.control, selector)
@@ -137,7 +138,7 @@ def render(report: Report) -> bytes:
         return loader.get_source(templates, name)[0]
 
     templates.filters.update(
-        visible=visible, shown=_shown, percent=_percent, points=_points, seconds=_seconds, size=_size
+        visible=visible, label=_label, shown=_shown, percent=_percent, points=_points, seconds=_seconds, size=_size
     )
     scripts = [file(name) for name in _SCRIPTS]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -180,7 +181,7 @@ def charts(report: Report) -> dict[str, Any]:
             "accuracy": _accuracy_data(report.accuracy),
             "kept": _kept_data(report.kept),
             "stages": [
-                {"job": visible(run.title), "stage": stage, "seconds": seconds}
+                {"job": _label(run.title), "stage": stage, "seconds": seconds}
                 for run in report.runs
                 for stage, seconds in run.stages.items()
             ],
@@ -197,9 +198,9 @@ def _accuracy_data(accuracy: Accuracy | None) -> dict[str, Any] | None:
         run = accuracy.runs[point.run]
         rows.append(
             {
-                "type": None if point.type is None else visible(point.type),
-                "series": visible(run.selector),
-                "budget": run.budget,
+                "type": None if point.type is None else _label(point.type),
+                "series": _label(run.selector),
+                "budget": _label(run.budget),
                 "tokens": run.tokens,
                 "control": run.is_control,
                 "value": point.value,
@@ -211,7 +212,7 @@ def _accuracy_data(accuracy: Accuracy | None) -> dict[str, Any] | None:
                 "prompts": point.prompts,
             }
         )
-    return {"points": rows, "runs": [run.budget for run in accuracy.runs if not run.is_control]}
+    return {"points": rows, "runs": [_label(run.budget) for run in accuracy.runs if not run.is_control]}
 
 
 def _kept_data(kept: Kept | None) -> dict[str, Any] | None:
@@ -244,6 +245,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return value
+
+
+def _label(text: str) -> str:
+    """A name in one line."""
+    return visible(clipped(text, MAX_LABEL))
 
 
 def _shown(text: str) -> str:

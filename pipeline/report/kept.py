@@ -84,6 +84,7 @@ class Kept:
     overview: Overview
     sampled: int  # images whose tokens were looked at
     levels: Sequence[Level]
+    main: str  # name of the level that is shown first, and whose picks the histogram tells apart
     grid: tuple[int, int] | None  # rows and columns of every image; None: they differ
     sensitivity: Histogram | None  # None where the projector is linear
     gains: Gains | None
@@ -137,6 +138,7 @@ def kept_tokens(db: duckdb.DuckDBPyConnection, budgets: Sequence[tuple[str, floa
         overview=overview,
         sampled=len(sample),
         levels=[_level(sample, name, share, shape) for name, share in wanted],
+        main=main,
         grid=grid,
         sensitivity=_histogram(sample, main, dict(wanted)[main]),
         gains=_gains(sample),

@@ -69,7 +69,7 @@ def job_run(artifact: Artifact, job: JobRecord, title: str) -> JobRun:
     devices: Counter[str] = Counter()
     for record in artifact.commits():
         shards += 1
-        done += record.counts.get(unit, 0)
+        done += record.files["selections"].rows if job.kind == "prune" else record.counts.get(unit, 0)
         for stage, seconds in record.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
         size += sum(entry.size_bytes for entry in record.files.values())
@@ -97,7 +97,7 @@ def job_run(artifact: Artifact, job: JobRecord, title: str) -> JobRun:
         feature_bytes=features,
         devices=sorted(devices),
         failures=failures[:MAX_FAILURES],
-        notes=[clipped(note, MAX_TEXT) for note in job.notes],
+        notes=[clipped(note, MAX_TEXT) for note in job.notes[:MAX_FAILURES]],
         settings=[(name, _shown(value)) for name, value in _flat(job.settings)],
         versions=[(name, _shown(value)) for name, value in sorted(job.environment.items())],
         model=job.environment.get("model"),

@@ -77,7 +77,10 @@ def call(environment: Path, cwd: Path, *command: str) -> str:
 def test_the_wheel_holds_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == {str(path.relative_to(REPO)) for package in PACKAGES for path in (REPO / package).rglob("*.py")}
+    modules = {str(path.relative_to(REPO)) for package in PACKAGES for path in (REPO / package).rglob("*.py")}
+    page = {str(path.relative_to(REPO)) for path in (REPO / "pipeline/report/page").rglob("*") if path.is_file()}
+    assert len(page) == 8, "template, style and script of a report, its libraries and their licences"
+    assert held == modules | page
 
 
 @pytest.mark.ray

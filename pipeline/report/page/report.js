@@ -32,14 +32,14 @@
   // ---- charts
 
   const drawn = new Map();
-  function chart(id, draw) {
+  function chart(id, draw, legend) {
     const place = byId(id);
     if (!place) return;
     const again = () => {
       const width = Math.floor(place.clientWidth);
       if (!width) return;
       const plot = draw(width, place.dataset.label);
-      place.replaceChildren(plot);
+      place.replaceChildren(...(legend ? [legend] : []), plot);
       const svg = plot.tagName === "svg" ? plot : plot.querySelector(":scope > svg");
       if (svg) {
         svg.setAttribute("role", "img");
@@ -50,24 +50,39 @@
     again();
   }
   const plain = (width, options) =>
-    Plot.plot({ width, marginLeft: 52, style: { background: "none", fontFamily: "inherit", fontSize: "12px" }, ...options });
+    Plot.plot({ width, marginLeft: 52, marginBottom: 46, marginTop: 26, style: { background: "none", fontFamily: "inherit", fontSize: "12px" }, ...options });
 
-  function colours(names) {
-    return {
-      color: { domain: names, range: SERIES.slice(0, names.length), legend: names.length > 1 },
-      symbol: { domain: names, range: SYMBOLS.slice(0, names.length) },
-    };
+  const SHAPES = { circle: d3.symbolCircle, square: d3.symbolSquare, triangle: d3.symbolTriangle, diamond: d3.symbolDiamond, star: d3.symbolStar, cross: d3.symbolCross };
+  function legendOf(names, fills = SERIES, symbols = SYMBOLS) {
+    if (names.length < 2) return null;
+    const list = d3.create("ul").attr("class", "legend");
+    names.forEach((name, place) => {
+      const item = list.append("li");
+      item.append("svg").attr("viewBox", "-8 -8 16 16").attr("width", 14).attr("height", 14).attr("aria-hidden", "true")
+        .append("path").attr("d", d3.symbol(SHAPES[symbols[place % symbols.length]], 110)()).style("fill", fills[place % fills.length]);
+      item.append("span").text(name);
+    });
+    return list.node();
   }
+  const colours = (names) => ({
+    color: { domain: names, range: SERIES.slice(0, names.length) },
+    symbol: { domain: names, range: SYMBOLS.slice(0, names.length) },
+  });
 
   if (charts.accuracy) {
     const { points } = charts.accuracy;
     const all = points.filter((point) => point.type === null);
+    const own = points.filter((point) => point.type !== null && !point.control && point.loss !== null);
+    const budgets = charts.accuracy.runs.filter((budget) => own.some((point) => point.budget === budget));
+    const worst = d3.rollup(own, (of) => d3.max(of, (point) => point.loss), (point) => point.type);
+    const types = [...worst.keys()].sort((one, other) => worst.get(other) - worst.get(one));
+    const tall = Math.max(300, 76 + Math.max(18, 6 + 7 * budgets.length) * types.length);
     const names = [...new Set(all.map((point) => point.series))].slice(0, SERIES.length);
     chart("c-accuracy", (width) =>
       plain(width, {
-        height: 340,
+        height: Math.min(tall, 460),
         ...colours(names),
-        x: { type: "log", label: "tokens an image \u2192", ticks: [...new Set(all.map((point) => point.tokens))], tickFormat: short, inset: 14 },
+        x: { type: "log", label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(all.map((point) => point.tokens))], tickFormat: short, inset: 14 },
         y: { label: "\u2191 accuracy, %", grid: true, nice: true, zero: false },
         marks: [
           Plot.areaY(all, { x: "tokens", y1: "low", y2: "high", fill: "series", fillOpacity: 0.14, sort: "tokens" }),
@@ -77,20 +92,16 @@
             tip: { fill: "var(--surface)", stroke: "var(--line)" },
             title: (point) => `${point.series} at ${point.budget}: ${point.value.toFixed(1)} %\n[${point.low.toFixed(1)}, ${point.high.toFixed(1)}], ${count(point.prompts)} prompts` }),
         ],
-      }));
-    const own = points.filter((point) => point.type !== null && !point.control && point.loss !== null);
-    const budgets = charts.accuracy.runs.filter((budget) => own.some((point) => point.budget === budget));
-    const worst = d3.rollup(own, (of) => d3.max(of, (point) => point.loss), (point) => point.type);
-    const types = [...worst.keys()].sort((one, other) => worst.get(other) - worst.get(one));
-    const step = Math.max(18, 6 + 7 * budgets.length);
+      }), legendOf(names));
     chart("c-types", (width) =>
       types.length
         ? plain(width, {
-            height: 60 + step * types.length,
+            height: tall,
+            marginTop: 8,
             marginLeft: Math.min(170, 20 + 7 * d3.max(types, (name) => name.length)),
-            color: { domain: budgets, range: SERIES, legend: budgets.length > 1 },
+            color: { domain: budgets, range: SERIES },
             symbol: { domain: budgets, range: SYMBOLS },
-            x: { label: "change, points \u2192", grid: true, nice: true, tickFormat: (value) => signed(value).replace(".0", "") },
+            x: { label: "change, points \u2192", labelOffset: 42, grid: true, nice: true, tickFormat: (value) => signed(value).replace(".0", "") },
             y: { domain: types, label: null, padding: 0.1 },
             marks: [
               Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.5 }),
@@ -106,7 +117,7 @@
               }),
             ],
           })
-        : Object.assign(document.createElement("p"), { className: "note", textContent: "A second budget would tell which types lose." }));
+        : Object.assign(document.createElement("p"), { className: "note", textContent: "A second budget would tell which types lose." }), legendOf(budgets));
   }
 
   if (charts.verdict) {
@@ -116,7 +127,7 @@
       plain(width, {
         height: 320,
         ...colours(names),
-        x: { type: "log", label: "tokens an image \u2192", ticks: [...new Set(points.map((point) => point.tokens))], tickFormat: short, inset: 14 },
+        x: { type: "log", label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(points.map((point) => point.tokens))], tickFormat: short, inset: 14 },
         y: { label: "\u2191 loss, points", grid: true, nice: true },
         marks: [
           Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.4 }),
@@ -128,7 +139,7 @@
             tip: { fill: "var(--surface)", stroke: "var(--line)" },
             title: (point) => `${point.series} at ${point.budget}: ${signed(point.loss)} points lost` }),
         ],
-      }));
+      }), legendOf(names));
   }
 
   if (charts.kept) {
@@ -137,18 +148,23 @@
       const level = levels[Number(document.querySelector("#levels input:checked").value)];
       const cells = level.rate.flatMap((row, y) => row.map((value, x) => ({ x, y, value }))).filter((cell) => cell.value !== null);
       const rows = level.rate.length, cols = level.rate[0].length;
+      const most = Math.max(d3.max(cells, (cell) => cell.value), 1e-9);
+      const scale = d3.select("#heat-scale");
+      scale.select(".ramp").style("background", `linear-gradient(to right, ${d3.range(0, 1.01, 0.1).map(d3.interpolateCividis)})`);
+      scale.select(".most").text(`${(100 * most).toFixed(0)} %`);
       chart("c-heat", (width) => {
-        const inner = Math.min(width, 600) - 16;
-        return plain(Math.min(width, 600), {
-          height: (inner * rows) / cols + 16,
-          margin: 8, marginLeft: 8,
-          x: { axis: null, domain: d3.range(cols) }, y: { axis: null, domain: d3.range(rows) },
-          color: { scheme: "cividis", domain: [0, Math.max(d3.max(cells, (cell) => cell.value), 1e-9)], legend: true, percent: true, label: "images that keep the token, %" , width: 280},
+        const side = Math.min(width, (560 * cols) / rows);
+        return plain(side, {
+          height: (side * rows) / cols,
+          margin: 0, marginLeft: 0, marginTop: 0, marginBottom: 0,
+          x: { axis: null, domain: d3.range(cols), padding: 0 }, y: { axis: null, domain: d3.range(rows), padding: 0 },
+          color: { type: "linear", scheme: "cividis", domain: [0, most] },
           marks: [
-            Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: 0.4, rx: 1.5, title: (cell) => `row ${cell.y + 1}, column ${cell.x + 1}: ${(100 * cell.value).toFixed(1)} %`, tip: { fill: "var(--surface)", stroke: "var(--line)" } }),
+            Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: 0.6, rx: 2, title: (cell) => `row ${cell.y + 1}, column ${cell.x + 1}: ${(100 * cell.value).toFixed(1)} %`, tip: { fill: "var(--surface)", stroke: "var(--line)" } }),
           ],
         });
       });
+      document.querySelectorAll("#levels-told tbody tr").forEach((row, place) => row.classList.toggle("current", charts.kept.levels[place] === level));
     };
     byId("levels").hidden = false;
     byId("levels").addEventListener("change", heat);
@@ -161,22 +177,22 @@
       chart("c-sensitivity", (width) =>
         plain(width, {
           height: 280,
-          color: { domain: names, range: ["var(--grey)", "var(--s0)"], legend: true },
-          x: { type: log ? "log" : "linear", label: "sensitivity \u2192", tickFormat: short, ticks: 6 },
+          color: { domain: names, range: ["var(--grey)", "var(--s0)"] },
+          x: { type: log ? "log" : "linear", label: "sensitivity \u2192", labelOffset: 42, tickFormat: short, ticks: 6 },
           y: { label: "\u2191 share, %", percent: true, grid: true },
           marks: [
             Plot.rect(bins.filter((bin) => bin.of === names[0]), { x1: "x1", x2: "x2", y1: 0, y2: "share", fill: "of", fillOpacity: 0.55, inset: 0.3 }),
             Plot.lineY(bins.filter((bin) => bin.of === names[1]), { x: (bin) => (log ? Math.sqrt(bin.x1 * bin.x2) : (bin.x1 + bin.x2) / 2), y: "share", stroke: "of", strokeWidth: 2.2, curve: "step" }),
             Plot.ruleY([0]),
           ],
-        }));
+        }), legendOf(names, ["var(--grey)", "var(--s0)"], ["square"]));
     }
     if (gains) {
       const rows = gains.picks.map((pick, place) => ({ pick, q: gains.quantiles[place] }));
       chart("c-gains", (width) =>
         plain(width, {
           height: 280,
-          x: { type: "log", label: "number of the pick \u2192", tickFormat: short, ticks: 6 },
+          x: { type: "log", label: "number of the pick \u2192", labelOffset: 42, tickFormat: short, ticks: 6 },
           y: { label: "\u2191 gain", grid: true, zero: true },
           marks: [
             Plot.areaY(rows, { x: "pick", y1: (row) => row.q[0], y2: (row) => row.q[4], fill: "var(--s0)", fillOpacity: 0.13 }),
@@ -194,16 +210,17 @@
     const palette = ["#88ccee", "#ddaa33", "#0072b2", "#cc79a7", "#009e73", "#999999", "#d55e00", "#6a5acd", "#b7a27c"];
     chart("c-stages", (width) =>
       plain(width, {
-        height: 50 + 34 * jobs.length,
+        height: 54 + 34 * jobs.length,
+        marginTop: 4,
         marginLeft: Math.min(200, 20 + 7 * d3.max(jobs, (job) => job.length)),
-        color: { domain: stages, range: stages.map((_, place) => palette[place % palette.length]), legend: true },
-        x: { label: "seconds \u2192", grid: true },
+        color: { domain: stages, range: stages.map((_, place) => palette[place % palette.length]) },
+        x: { label: "seconds \u2192", labelOffset: 42, grid: true },
         y: { domain: jobs, label: null },
         marks: [
           Plot.barX(charts.stages, Plot.stackX({ x: "seconds", y: "job", fill: "stage", inset: 0.5, rx: 1, title: (row) => `${row.job}, ${row.stage}: ${row.seconds.toPrecision(3)} s`, tip: { fill: "var(--surface)", stroke: "var(--line)" } })),
           Plot.ruleX([0]),
         ],
-      }));
+      }), legendOf(stages, palette, ["square"]));
   }
 
   let waiting = 0;
