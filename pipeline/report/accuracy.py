@@ -164,7 +164,7 @@ def accuracy_of(
     ]
     answered = " union all ".join(parts)
     runs = [*own, *_control_runs(db, answered, len(own), controls)]
-    sums, clusters, types, images = _sums(db, answered, len(runs), scored)
+    sums, types, images = _sums(db, answered, len(runs), scored)
     kinds = [None, *types[:MAX_TYPES]]
     points = []
     for place, kind in enumerate(kinds):
@@ -195,10 +195,8 @@ def _control_runs(
     ]  # fmt: skip
 
 
-def _sums(
-    db: duckdb.DuckDBPyConnection, answered: str, num_runs: int, scored: bool
-) -> tuple[Floats, list[str], list[str], int]:
-    """Sums (types, 4, runs, clusters), the clusters, the types with the most prompts first, and how many images.
+def _sums(db: duckdb.DuckDBPyConnection, answered: str, num_runs: int, scored: bool) -> tuple[Floats, list[str], int]:
+    """Sums (types, 4, runs, clusters), the types with the most prompts first, and how many images.
 
     The four are: the sum of scores, their number, the sum of what a run loses against run 0, and the number of prompts
     that both have scored.
@@ -209,7 +207,7 @@ def _sums(
         else f"avg((answer = theirs)::double) filter (where run = {run}) as s{run}"
         for run in range(num_runs)
     )
-    beside = "" if scored else ", first(answer) filter (where run = 0) over (partition by prompt_id) as theirs"
+    beside = "" if scored else ", max(answer) filter (where run = 0) over (partition by prompt_id) as theirs"
     images = int(db.sql(f"select count(distinct image_id) from ({answered})").fetchall()[0][0])
     cluster = "image_id" if images <= MAX_CLUSTERS else f"image_id[1:{_DIGITS}]"
     aggregates = ", ".join(
@@ -233,7 +231,7 @@ def _sums(
     sums = np.zeros((len(types), 4, num_runs, len(clusters)))
     for kind, cluster, *values in rows:
         sums[type_at[kind], :, :, cluster_at[cluster]] = np.asarray(values, float).reshape(num_runs, 4).T
-    return sums, clusters, types, images
+    return sums, types, images
 
 
 def _points(kind: str | None, sums: Floats, seed: int) -> list[Point]:

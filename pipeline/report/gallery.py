@@ -1,7 +1,7 @@
 """The gallery of a report: a sample of the images with what was asked and answered about them.
 
-Every card has the same allotment of bytes: texts take up to half of it, the ranking an eighth, and the thumbnail is made
-small enough for the rest. So the size of the gallery is bounded whatever the corpus holds.
+Every card has the same allotment of bytes: texts take up to half of it, the ranking and the grid an eighth each, and
+the thumbnail is made small enough for the rest. So the size of the gallery is bounded whatever the corpus holds.
 """
 
 import base64
@@ -29,6 +29,7 @@ MAX_REFERENCE = 120
 _PROMPT_BYTES = 900  # of markup around one prompt, its answers not counted
 _ANSWER_BYTES = 420  # of markup around one answer
 _RASTER_BYTES = 64
+_MOST_NARROW = 1 << 16  # tokens whose numbers take two bytes
 _CARD_BYTES = 1_600  # of markup around one card
 
 
@@ -79,7 +80,7 @@ class Card:
 
     def drawing(self) -> dict[str, Any]:
         """What draws the overlay: numbers alone, and the ranking as base64 of little-endian integers."""
-        wide = self.num_tokens > 1 << 16
+        wide = self.num_tokens > _MOST_NARROW
         ranking = np.asarray(self.ranking, "<u4" if wide else "<u2").tobytes()
         return {
             "n": self.num_tokens,
@@ -87,7 +88,12 @@ class Card:
             "wide": wide,
             "ranking": base64.b64encode(ranking).decode(),
             "rasters": [
-                [one.rows, one.cols, *(round(v, 6) for v in (one.x, one.y, one.width, one.height)), int(one.is_overview)]
+                [
+                    one.rows,
+                    one.cols,
+                    *(round(v, 6) for v in (one.x, one.y, one.width, one.height)),
+                    int(one.is_overview),
+                ]
                 for one in self.rasters
             ],
             "seen": [round(value, 6) for value in (self.seen.x, self.seen.y, self.seen.width, self.seen.height)],
@@ -128,8 +134,8 @@ def make_gallery(
     """
     budgets = [run.budget for run in accuracy.runs if not run.is_control] if accuracy is not None else []
     chosen, lost = _chosen(db, count, seed, budgets)
-    cards = _cards(db, chosen, budgets, seen or (lambda _width, _height: WHOLE))
-    allotment = min(MAX_CARD_BYTES, GALLERY_BYTES // max(1, len(cards)))
+    allotment = min(MAX_CARD_BYTES, GALLERY_BYTES // max(1, len(chosen)))
+    cards = _cards(db, chosen, budgets, seen or (lambda _width, _height: WHOLE), allotment // 8)
     asked = _asked(db, chosen, budgets)
     notes = []
     if seen is None and cards:
@@ -138,7 +144,6 @@ def make_gallery(
             "pictures; if the processor crops them, the tokens lie closer to the centre than is drawn."
         )
     for card in cards:
-        card.ranking = card.ranking[: allotment // 8 * 3 // (16 if card.num_tokens > 1 << 16 else 8)]
         if len(card.rasters) > allotment // 8 // _RASTER_BYTES:
             card.rasters, card.ranking = (), ()  # nothing is drawn over such a picture
         _take_prompts(card, asked.get(card.image_id, ()), allotment // 2)
@@ -156,13 +161,13 @@ def _unread(cards: Sequence[Card]) -> list[str]:
     problems = [card.problem for card in cards if card.problem is not None]
     if not problems:
         return []
-    which = "No picture" if len(problems) == len(cards) else f"{len(cards) - len(problems):,} of {len(cards):,} pictures"
+    which = (
+        "No picture" if len(problems) == len(cards) else f"{len(cards) - len(problems):,} of {len(cards):,} pictures"
+    )
     return [f"{which} could be read from the corpus again. The first reason: {visible(problems[0])}"]
 
 
-def _chosen(
-    db: duckdb.DuckDBPyConnection, count: int, seed: int, budgets: Sequence[str]
-) -> tuple[dict[str, int], int]:
+def _chosen(db: duckdb.DuckDBPyConnection, count: int, seed: int, budgets: Sequence[str]) -> tuple[dict[str, int], int]:
     """The shard of each image that is chosen, by its id, and how many were chosen because an answer about it is lost.
 
     At most half are, and none where all images are shown; the others are drawn from all images.
@@ -189,19 +194,25 @@ def _chosen(
     return chosen, len(lost)
 
 
+def _picks_in(size_bytes: int, is_wide: bool = False) -> int:
+    """How many picks of a ranking take so many bytes in base64."""
+    return size_bytes * 3 // (16 if is_wide else 8)
+
+
 def _named(chosen: Mapping[str, int]) -> str:
     """A list of images in SQL; an id is a sha256 in hex, but that of a damaged artifact may be any text."""
     return ", ".join(map(quoted, chosen))
 
 
 def _cards(
-    db: duckdb.DuckDBPyConnection, chosen: Mapping[str, int], budgets: Sequence[str], seen: SeenPart
+    db: duckdb.DuckDBPyConnection, chosen: Mapping[str, int], budgets: Sequence[str], seen: SeenPart, most: int
 ) -> list[Card]:
     if not chosen:
         return []
     images, shards = _named(chosen), ", ".join(map(str, sorted(set(chosen.values()))))
     rows = db.sql(
-        "select image_id, source, width, height, num_tokens, num_kept, grid, segments, ranking from images "
+        "select image_id, source, width, height, num_tokens, num_kept, grid, segments, "
+        f"ranking[1:{_picks_in(most)}] from images "
         f"where shard in ({shards}) and image_id in ({images})"
     ).fetchall()
     tokens: dict[tuple[str, str], int] = {}
@@ -219,7 +230,7 @@ def _cards(
             num_tokens=num_tokens,
             num_kept=num_kept,
             rasters=rasters_of(segments, grid),
-            ranking=ranking,
+            ranking=ranking[: _picks_in(most, is_wide=num_tokens > _MOST_NARROW)],
             seen=seen(width, height),
             tokens=[tokens.get((image_id, budget), 0) for budget in budgets],
         )
@@ -228,9 +239,7 @@ def _cards(
     return [cards[image_id] for image_id in sorted(chosen)]
 
 
-def _asked(
-    db: duckdb.DuckDBPyConnection, chosen: Mapping[str, int], budgets: Sequence[str]
-) -> dict[str, list[Asked]]:
+def _asked(db: duckdb.DuckDBPyConnection, chosen: Mapping[str, int], budgets: Sequence[str]) -> dict[str, list[Asked]]:
     """The prompts of each image, those with an answer that is lost first."""
     if not chosen:
         return {}

@@ -8,7 +8,7 @@ three scripts that may run.
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,14 @@ def render(report: Report) -> bytes:
         return loader.get_source(templates, name)[0]
 
     templates.filters.update(
-        visible=visible, label=_label, shown=_shown, percent=_percent, points=_points, seconds=_seconds, size=_size
+        visible=visible,
+        label=_label,
+        tokens=_tokens,
+        shown=_shown,
+        percent=_percent,
+        points=_points,
+        seconds=_seconds,
+        size=_size,
     )
     scripts = [file(name) for name in _SCRIPTS]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -252,6 +259,14 @@ def _label(text: str) -> str:
     return visible(clipped(text, MAX_LABEL))
 
 
+def _tokens(budget: str) -> str:
+    """A budget as `--tokens` was given, in words: `64 tokens`, `0.125 of the tokens`."""
+    shown = _label(budget)
+    if budget == "all" or budget.isdigit():
+        return f"{shown} tokens"
+    return f"{shown} of the tokens" if budget.replace(".", "", 1).isdigit() else shown
+
+
 def _shown(text: str) -> str:
     """A text of several lines, each of which does nothing to what stands around it."""
     return "\n".join(visible(line) for line in text.split("\n"))
@@ -279,4 +294,3 @@ def _size(value: int) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value} bytes"
-

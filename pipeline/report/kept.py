@@ -122,8 +122,11 @@ def kept_tokens(db: duckdb.DuckDBPyConnection, budgets: Sequence[tuple[str, floa
     sample = _sample(db, seed)
     mean_tokens = overview.tokens / overview.images
     wanted = [(name, tokens / mean_tokens) for name, tokens in budgets if tokens < 0.999 * mean_tokens]
-    taken = [share for _, share in wanted]
-    wanted += [(f"{100 * share:g} %", share) for share in SHARES if all(abs(share - one) > 0.01 for one in taken)]
+    taken = {_count(share, mean_tokens) for _, share in wanted}
+    for share in SHARES:
+        if _count(share, mean_tokens) not in taken:
+            taken.add(_count(share, mean_tokens))
+            wanted.append((f"{100 * share:g} %", share))
     wanted = sorted(
         ((name, share) for name, share in wanted if share <= overview.share + 1e-9), key=lambda one: -one[1]
     )[:MAX_LEVELS]
@@ -143,6 +146,11 @@ def kept_tokens(db: duckdb.DuckDBPyConnection, budgets: Sequence[tuple[str, floa
         sensitivity=_histogram(sample, main, dict(wanted)[main]),
         gains=_gains(sample),
     )
+
+
+def _count(share: float, tokens: float) -> int:
+    """How many of so many tokens a share is."""
+    return max(1, int(share * tokens + 0.5))
 
 
 def _sample(db: duckdb.DuckDBPyConnection, seed: int) -> list[_Sampled]:
@@ -175,7 +183,7 @@ def _sample(db: duckdb.DuckDBPyConnection, seed: int) -> list[_Sampled]:
 
 
 def _picks(one: _Sampled, share: float) -> int:
-    return min(len(one.ranking), max(1, int(share * one.num_tokens + 0.5)))
+    return min(len(one.ranking), _count(share, one.num_tokens))
 
 
 def _level(sample: Sequence[_Sampled], name: str, share: float, shape: tuple[int, ...]) -> Level:
@@ -201,9 +209,7 @@ def _histogram(sample: Sequence[_Sampled], name: str, share: float) -> Histogram
     every = [one.sensitivity for one in sample if one.sensitivity is not None]
     if not every:
         return None
-    picked = [
-        one.sensitivity[one.ranking[: _picks(one, share)]] for one in sample if one.sensitivity is not None
-    ]
+    picked = [one.sensitivity[one.ranking[: _picks(one, share)]] for one in sample if one.sensitivity is not None]
     values, first = np.concatenate(every), np.concatenate(picked)
     least, most = np.quantile(values, [0.001, 0.999])
     is_log = bool(least > 0 and most > 20 * least)

@@ -154,4 +154,3 @@ def _file_of(model: str, name: str) -> str | None:
     repository, _, revision = model.partition("@")
     found = try_to_load_from_cache(repository, name, revision=revision or None)
     return found if isinstance(found, str) else None
-

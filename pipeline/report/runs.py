@@ -108,9 +108,7 @@ def job_run(artifact: Artifact, job: JobRecord, title: str) -> JobRun:
 def failed_inputs(db: duckdb.DuckDBPyConnection) -> list[Failed]:
     """Failed inputs by reason with the first examples of each, then prompts that were refused; the frequent first."""
     inputs = "select reason, source, message from errors"
-    refused = (
-        "select 'refused (' || budget || ')', prompt_id, message from answers where finish_reason = 'refused'"
-    )
+    refused = "select 'refused (' || budget || ')', prompt_id, message from answers where finish_reason = 'refused'"
     return [*_failed(db, inputs), *_failed(db, refused)]
 
 

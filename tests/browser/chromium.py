@@ -149,10 +149,9 @@ class Chromium:
             "Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}]
         )
 
-    def picture(self, path: Path, whole: bool = False) -> None:
-        """A screenshot of the window, or of the whole page, as PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def picture(self) -> bytes:
+        """A screenshot of the window, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def printed(self) -> bytes:
         """The page as PDF."""

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import zoo_ops
-from jobs import answer_corpus, job_status, prune_corpus, query_selections, zoo_prune
+from jobs import answer_corpus, job_status, prune_corpus, query_selections, report_corpus, zoo_prune
 from jobs.options import execute
 from pipeline.prune.settings import Estimator, Selector
 from pipeline.settings import expected, flag, options
 
 REPO = Path(__file__).resolve().parents[2]
-JOBS = {"prune": prune_corpus, "answer": answer_corpus, "query": query_selections, "status": job_status}
+JOBS = {"prune": prune_corpus, "answer": answer_corpus, "query": query_selections, "report": report_corpus,
+        "status": job_status}  # fmt: skip
 NOT_OPTIONS = {"ray_address", "num_cpus"}  # of the environment, and of callers in Python
 TEXTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), REPO / "examples" / "scenes" / "README.md"]
 
@@ -88,7 +89,7 @@ def test_help_waits_for_no_large_library():
 def test_zoo_prune_alone(capsys):
     assert execute(zoo_prune.COMMAND, []) == 2
     told = capsys.readouterr().err
-    assert re.search(r"prune .*\n.*answer .*\n.*query .*\n.*status ", told)
+    assert re.search(r"prune .*\n.*answer .*\n.*query .*\n.*report .*\n.*status ", told)
     assert execute(zoo_prune.COMMAND, ["--version"]) == 0
     assert re.fullmatch(r"zoo-prune, version \d+\.\d+\.\d+\n", capsys.readouterr().out)
 

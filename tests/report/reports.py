@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.answer.grade import EXACT
@@ -15,9 +15,9 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.report.html import Report, gather, render
 from pipeline.report.settings import ReportSettings
-from schemas.columns import table_of
 from schemas.answers import AnswerRow, FinishReason
 from schemas.choice import BudgetTrial, Choice, ControlTrial, Difference, GroupLoss, Sampled
+from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord, to_json
 from schemas.tables import SCHEMA_VERSION
 
@@ -50,11 +50,12 @@ def write_answers(
     job = source.require_job("prune", "--pruned")
     settings = {**job.settings, "corpus": "one", **({"selector": selector} if selector else {})}
     artifact.adopt_job(JobRecord("answer", SCHEMA_VERSION, {"tokens": tokens, "pruned": settings}, {}, {}))
+    kept: dict[str, int] = {}
     for record in source.commits():
         with source.opened(record, "selections") as stream:
-            kept = {row["image_id"]: row["num_kept"] for row in pa.parquet.read_table(stream).to_pylist()}
+            kept |= {row["image_id"]: row["num_kept"] for row in pq.read_table(stream).to_pylist()}
         with source.opened(record, "prompts") as stream:
-            prompts = [row for row in pa.parquet.read_table(stream).to_pylist() if row["status"] == "ok"]
+            prompts = [row for row in pq.read_table(stream).to_pylist() if row["status"] == "ok"]
         rows = []
         for prompt in prompts:
             text, score = given(prompt)
@@ -65,7 +66,7 @@ def write_answers(
                     answer=text,
                     answer_tokens=[],
                     finish_reason=FinishReason.STOP if text is not None else FinishReason.REFUSED,
-                    tokens=seen or kept.get(prompt["image_id"], 1),
+                    tokens=seen or kept[prompt["image_id"]],
                     seconds=0.001 * (seen or 4),
                     type=prompt["type"],
                     references=prompt["references"],

@@ -63,5 +63,5 @@ def test_without_one_it_is_refused(small_pruned, tmp_path):
             report_on(pruned, choice=str(choice))
         assert "\n" not in str(caught.value)
     (choice / "choice.json").write_text("{")
-    with pytest.raises(UserError, match="its text: .*run choose_budget again"):
+    with pytest.raises(UserError, match=r"its text: .*run choose_budget again"):
         report_on(pruned, choice=str(choice))
