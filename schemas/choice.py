@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-CHOICE_VERSION = 1
 Verdict = Literal["safe", "not safe", "not tested"]
 
 
@@ -73,7 +72,7 @@ class Sampled(_Record):
 class Choice(_Record):
     """The outcome."""
 
-    version: Literal[1] = CHOICE_VERSION
+    version: Literal[1] = 1
     corpus: tuple[str, ...]
     model: str
     selector: str

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from pipeline.artifact.artifact import Artifact
+from pipeline.storage.paths import is_url
 from schemas.records import JobRecord
 from schemas.wording import clipped
 
@@ -45,8 +46,14 @@ class JobRun:
     notes: Sequence[str]
     settings: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]
-    model: str | None
+    model: str | None  # as its record has it
     selector: str
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model without the folders that it lies in; a hub's id is one by itself."""
+        model = self.model or ""
+        return model.rstrip("/").rpartition("/")[2] if model.startswith("/") or is_url(model) else model
 
 
 @dataclass(frozen=True, kw_only=True)
