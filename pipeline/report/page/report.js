@@ -132,7 +132,6 @@
         marks: [
           Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.4 }),
           Plot.ruleY([tolerance], { stroke: "var(--bad)", strokeDasharray: "5 4", strokeWidth: 1.6 }),
-          Plot.text([tolerance], { y: (value) => value, text: (value) => `tolerance ${value}`, frameAnchor: "left", dx: 6, dy: -8, textAnchor: "start", fill: "var(--bad)" }),
           Plot.lineY(points, { x: "tokens", y: "loss", stroke: "series", strokeWidth: 2, sort: "tokens" }),
           Plot.ruleX(points, { x: "tokens", y1: "low", y2: "high", stroke: "series", strokeWidth: 1.6 }),
           Plot.dot(points, { x: "tokens", y: "loss", fill: "series", symbol: "series", r: 4.5, stroke: "var(--surface)", strokeWidth: 1.2,
