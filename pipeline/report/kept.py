@@ -198,9 +198,9 @@ def _level(sample: Sequence[_Sampled], name: str, share: float, shape: tuple[int
         rate = (kept / there).reshape(rows, cols)
     inner = np.zeros((rows, cols), bool)
     inner[rows // 4 : rows - rows // 4, cols // 4 : cols - cols // 4] = True
-    kept, there = kept.reshape(rows, cols), there.reshape(rows, cols)
     centre, border = (
-        float(kept[part].sum() / there[part].sum()) if there[part].sum() else float("nan") for part in (inner, ~inner)
+        float(kept[part].sum() / there[part].sum()) if there[part].sum() else float("nan")
+        for part in (inner.ravel(), ~inner.ravel())
     )
     return Level(name=name, share=share, rate_RC=rate, centre=centre, border=border)
 

@@ -38,7 +38,7 @@ def take(browser: Chromium, path: Path) -> None:
     """A picture of the window in 256 colours."""
     browser.js(SETTLED)
     whole = Image.open(io.BytesIO(browser.picture())).convert("RGB")
-    whole.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    whole.quantize(256, kmeans=1).save(path, optimize=True)
 
 
 if __name__ == "__main__":
