@@ -13,7 +13,7 @@ STAMP       := $(VENV)/.installed
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
+.PHONY: help install test test-fast test-browser test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -31,10 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: $(STAMP)   ## run the whole suite (without the slow marker)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 test-fast: $(STAMP) ## the tests of parts, without Ray and whole jobs: the inner loop
-	$(PYTEST) -m "not slow and not ray and not long"
+	$(PYTEST) -m "not slow and not browser and not ray and not long"
+
+test-browser: $(STAMP) ## the report in Debian's chromium, which is installed where that is allowed
+	.ci/chromium
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: $(STAMP) ## the long forms of tests, but for the fault suite (`make faults`)
 	$(PYTEST) -m slow --ignore=tests/faults

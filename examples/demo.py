@@ -85,6 +85,8 @@ def show(output: Path, seconds: dict[str, float]) -> None:
         )  # fmt: skip
     options = [part for folder in answers.values() for part in ("--answers", folder)]
     run("look: what was selected, what failed, how accurate it is", "query", "--pruned", scenes, *options)
+    report = str(output / "report.html")
+    run("all of it in one HTML file, with a gallery", "report", "--pruned", scenes, *options, "--output", report)
 
     print("Captions are scored by object F1: which objects they name, in whatever order. In cluttered scenes much that")
     print("is salient is asked about by nobody, and numbers stand in small print.\n")

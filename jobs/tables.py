@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import unicodedata
 from decimal import Decimal
 
 import pyarrow as pa
@@ -11,9 +10,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
+from schemas.wording import visible
+
 MAX_WIDTH = 60  # columns of a terminal that one cell may take; what is piped is not cut
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories that move the cursor, turn the direction of text or end a line
-_JOINERS = "\u200c\u200d"  # they shape the letters and emoji beside them
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
@@ -26,7 +25,7 @@ def print_table(table: pa.Table, title: str | None = None) -> None:
     if title:
         print(title)
     columns = [
-        (_visible(name), [_cell(value, limit) for value in table[name].to_pylist()], _is_number(table[name].type))
+        (visible(name), [_cell(value, limit) for value in table[name].to_pylist()], _is_number(table[name].type))
         for name in table.column_names
     ]
     widths = [max(map(cell_len, (name, *cells))) for name, cells, _ in columns]
@@ -88,15 +87,8 @@ def _cell(value: object, limit: int | None) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-    text = _visible(str(value))
+    text = visible(str(value))
     return text if limit is None or cell_len(text) <= limit else set_cell_size(text, limit - 3).rstrip(" ") + "..."
-
-
-def _visible(text: str) -> str:
-    """The text with everything that a terminal would act upon written out: a new line as `\\n`, ESC as `\\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _UNSEEN and c not in _JOINERS else c for c in text)
 
 
 def _is_number(kind: pa.DataType) -> bool:

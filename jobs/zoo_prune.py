@@ -7,7 +7,15 @@ if __name__ == "__main__":  # before anything large is imported
 
 import click
 
-from jobs import answer_corpus, choose_budget, grade_answers, job_status, prune_corpus, query_selections
+from jobs import (
+    answer_corpus,
+    choose_budget,
+    grade_answers,
+    job_status,
+    prune_corpus,
+    query_selections,
+    report_corpus,
+)
 from jobs.console import run
 
 
@@ -27,8 +35,9 @@ COMMAND = click.version_option(package_name="zoo-prune", prog_name="zoo-prune")(
             answer_corpus.COMMAND,
             grade_answers.COMMAND,
             query_selections.COMMAND,
-            job_status.COMMAND,
+            report_corpus.COMMAND,
             choose_budget.COMMAND,
+            job_status.COMMAND,
         ],
         help="Prune the visual tokens of an image-prompt corpus once, answer and query it ever after.",
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,13 +7,14 @@ Inputs added to a corpus later form a new generation: new shards, the old ones s
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.fetch import Place
 from pipeline.corpus.resolve import CorpusInput
 from pipeline.corpus.sample import PROMPTS_FORM
 from pipeline.errors import UserError
@@ -172,11 +173,25 @@ class Index:
                 return part_key(g.first_file + file), group
         raise ValueError(f"shard {shard} is not in the index, which has {self.num_shards} shards")
 
-    def read_shard(self, shard: int) -> pa.Table:
-        """One shard as a table of `schemas.samples.IndexRow`, ordered by input position."""
+    def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One shard as a table of `schemas.samples.IndexRow`, or of some of its columns, ordered by input position."""
         key, group = self.part_of(shard)
         with self.store.open(key) as stream:
-            return pq.ParquetFile(stream).read_row_group(group)
+            return pq.ParquetFile(stream).read_row_group(group, columns=columns)
+
+    def places(self, shards: Mapping[str, int]) -> dict[str, Place]:
+        """Where the encoded bytes of images lie, by their ids; an image that the index does not have is left out.
+
+        Args:
+            shards: the shard of each image, by its id.
+        """
+        found: dict[str, Place] = {}
+        columns = ["image_id", "slot", "path", "offset", "size", "within"]
+        for shard in sorted(set(shards.values())):
+            for row in self.read_shard(shard, columns).to_pylist():
+                if row["slot"] is not None and shards.get(row["image_id"]) == shard:
+                    found[row["image_id"]] = Place(row["path"], row["offset"], row["size"], row["within"])
+        return found
 
 
 def part_key(number: int) -> str:

@@ -1,13 +1,13 @@
-"""Settings of a query."""
+"""Settings of a query and of a report."""
 
 from typing import Annotated, Literal, Self
 
-from annotated_types import Gt
-from pydantic import model_validator
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, ValidationInfo, model_validator
 
 from pipeline.errors import UserError
-from pipeline.settings import FolderToRead, Option, Settings, Text
-from pipeline.storage.paths import is_url
+from pipeline.settings import FolderToRead, Option, Settings, Text, named
+from pipeline.storage.paths import WRITE_INSTEAD, as_address, is_url
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -60,3 +60,27 @@ class QuerySettings(Settings):
         if self.cache is not None and is_url(self.cache):
             raise UserError(f"--cache {self.cache}: summaries are kept on a local disk; name a folder, or none")
         return self
+
+
+def _is_html(text: str, info: ValidationInfo) -> str:
+    address = as_address(named(info), text, WRITE_INSTEAD)
+    if not address.endswith((".html", ".htm")):
+        raise UserError(f"{named(info)} {text}: a report is one file of HTML; give it a name that ends in .html")
+    return address
+
+
+class ReportSettings(Settings):
+    """Everything a report can be told."""
+
+    pruned: Annotated[FolderToRead, Option("the output of a prune job", "FOLDER")]
+    output: Annotated[Text, AfterValidator(_is_html), Option("the report; an older report there is replaced", "FILE")]
+    answers: Annotated[
+        tuple[FolderToRead, ...], Option("the output of an answer job over it; repeatable", "FOLDER")
+    ] = ()
+    control: Annotated[
+        tuple[FolderToRead, ...],
+        Option("answers over the same corpus pruned by another selector, such as random; repeatable", "FOLDER"),
+    ] = ()
+    choice: Annotated[FolderToRead | None, Option("the output of choose_budget", "FOLDER")] = None
+    images: Annotated[int, Ge(0), Le(1000), Option("in the gallery", "N")] = 200
+    seed: Annotated[int, Option("of the samples", "N")] = 0

@@ -78,7 +78,9 @@ def test_the_wheel_holds_every_module_and_recipe(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = [path for package in PACKAGES for kind in ("py", "sql") for path in (REPO / package).rglob(f"*.{kind}")]
-    assert held == {str(path.relative_to(REPO)) for path in files}
+    page = {str(path.relative_to(REPO)) for path in (REPO / "pipeline/report/page").rglob("*") if path.is_file()}
+    assert len(page) == 8, "template, style and script of a report, its libraries and their licences"
+    assert held == {str(path.relative_to(REPO)) for path in files} | page
     assert len([name for name in held if name.startswith("pipeline/report/recipes/")]) >= 20
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import job_status, query_selections, start
+from jobs import job_status, query_selections, report_corpus, start
 from pipeline.answer.job import AnswerSettings, answer_corpus
 from pipeline.artifact.artifact import Artifact
 from pipeline.errors import UserError
@@ -21,7 +21,7 @@ from pipeline.report.query import ask, connect
 from pipeline.report.recipe import cook, recipe_of
 from pipeline.storage.lease import Body
 from pipeline.storage.local import LocalStore
-from pipeline.storage.places import folder_at
+from pipeline.storage.places import at, folder_at
 from schemas.records import CommitRecord
 from tests.object_server import FAULTS, Faults, ObjectServer
 
@@ -112,6 +112,11 @@ def test_everything_in_a_bucket_gives_the_bytes_that_it_gives_on_disk(
     assert (status["state"], status["output"]) == ("finished", in_store["output"])
     assert query_selections.main(["--pruned", in_store["output"], "--answers", in_store["answers"]]) == 0
     assert "accuracy" in capsys.readouterr().out
+    report = f"{in_store['output']}-report.html"
+    asked = ["--pruned", in_store["output"], "--answers", in_store["answers"], "--images", "4", "--output", report]
+    assert report_corpus.main(asked) == 0
+    store, key = at(report)
+    assert store.read(key).count(b'src="data:image/jpeg') == 4, "pictures are read from the corpus in the bucket"
     assert faults.made.keys() == (set(FAULTS) if share else set())
 
 

@@ -16,6 +16,7 @@ from jobs import (
     job_status,
     prune_corpus,
     query_selections,
+    report_corpus,
     zoo_prune,
 )
 from jobs.options import execute
@@ -28,8 +29,9 @@ JOBS = {
     "answer": answer_corpus,
     "grade": grade_answers,
     "query": query_selections,
-    "status": job_status,
+    "report": report_corpus,
     "choose": choose_budget,
+    "status": job_status,
 }
 NOT_OPTIONS = {"ray_address", "num_cpus"}  # of the environment, and of callers in Python
 TEXTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), REPO / "examples" / "scenes" / "README.md"]
@@ -103,7 +105,8 @@ def test_help_waits_for_no_large_library():
 def test_zoo_prune_alone(capsys):
     assert execute(zoo_prune.COMMAND, []) == 2
     told = capsys.readouterr().err
-    assert re.search(r"prune .*\n.*answer .*\n.*grade .*\n.*query .*\n.*status .*\n.*choose ", told)
+    names = ("prune", "answer", "grade", "query", "report", "choose", "status")
+    assert re.search(r".*\n.*".join(f"{name} " for name in names), told)
     assert execute(zoo_prune.COMMAND, ["--version"]) == 0
     assert re.fullmatch(r"zoo-prune, version \d+\.\d+\.\d+\n", capsys.readouterr().out)
 

@@ -1,5 +1,6 @@
 """The index: ownership, shards, growth."""
 
+import hashlib
 import io
 import json
 import re
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Index, read_index, unindexed_inputs
+from pipeline.corpus.fetch import Fetcher
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
 from pipeline.index import build as build_module
@@ -354,3 +357,19 @@ except UserError as error:
         done.stderr
     )
     assert done.stdout.count("\n") == 1
+
+
+def test_places_are_those_of_the_images_that_own_a_slot(pruned_64):
+    index = read_index(Artifact(pruned_64).store)
+    rows = [row for shard in range(index.num_shards) for row in index.read_shard(shard).to_pylist()]
+    owners = {row["image_id"]: row for row in rows if row["slot"] is not None}
+    asked = {image_id: owners[image_id]["shard"] for image_id in [*owners][::7]}
+    found = index.places({**asked, "no such image": 0})
+    assert found.keys() == asked.keys()
+    for image_id, place in found.items():
+        row = owners[image_id]
+        assert (place.path, place.offset, place.size, place.within) == (
+            row["path"], row["offset"], row["size"], row["within"],
+        )  # fmt: skip
+        with Fetcher() as fetcher:
+            assert hashlib.sha256(fetcher.bytes_at(place)).hexdigest() == image_id
