@@ -40,7 +40,10 @@ WAITING = {
     aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive, aten.bincount,
 }  # fmt: skip
 # Made of other operations, and yet taken whole, so that the bits are those of the CPU.
-WHOLE = {aten.linear, aten.matmul, aten.conv2d, aten.conv3d, aten.scaled_dot_product_attention, aten.layer_norm}
+WHOLE = {
+    aten.linear, aten.matmul, aten.conv2d, aten.conv3d, aten.scaled_dot_product_attention, aten.layer_norm,
+    aten.upsample_bilinear2d,
+}  # fmt: skip
 UNCOUNTED = {
     aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view,
     aten.lift_fresh, aten.detach, aten.alias, aten._reshape_alias, aten.resize_, aten.set_, aten.split_with_sizes,
