@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)
 import argparse
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,18 @@ from pipeline.corpus.decode import decode_image
 from pipeline.corpus.fetch import Place, read_bytes
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
-from pipeline.prune.encode import EncodeSettings, decision_of, image_id_of, kept_features, load_encoder, size_of
+from pipeline.prune.ahead import Laps
+from pipeline.prune.encode import (
+    EncodeSettings,
+    decision_of,
+    feature_row,
+    image_id_of,
+    kept_rows,
+    load_encoder,
+    size_of,
+)
 from pipeline.prune.rows import DecodedRow
-from pipeline.prune.select import SelectSettings, select_tokens
+from pipeline.prune.select import SelectSettings, TokenSelector
 from pipeline.prune.write import prompt_rows
 from pipeline.storage import LocalStore
 from schemas.columns import rows_of, table_of
@@ -89,10 +98,11 @@ def bare_loop(
         model, own_dtype(checkpoint), batch_size, "model", SelectSettings(parse_budget(max_tokens, ""))
     )
     encoder = load_encoder(settings, torch.device("cpu"))
+    selector = TokenSelector(encoder.projector, settings.select)
     loader = DataLoader(
         Images(rows, model), batch_size=batch_size, num_workers=decoders, collate_fn=list, prefetch_factor=8
     )
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     waiting = iter(tables)
     table = next(waiting)
     selections: list[SelectionRow] = []
@@ -101,7 +111,6 @@ def bare_loop(
     began = 0.0
     for batch in loader:
         began = began or time.time()
-        mark = time.perf_counter()
         some = [
             DecodedRow(
                 shard=row.shard, source=row.source, image_id=row.image_id, reason=None, message=None,
@@ -109,13 +118,15 @@ def bare_loop(
             )
             for row, (_, width, height) in zip(rows[done : done + len(batch)], batch, strict=True)
         ]  # fmt: skip
-        images = encoder.encode([image.numpy() for image, _, _ in batch], [size_of(row) for row in some])
-        seconds["encode"] += time.perf_counter() - mark
-        ids = [image_id_of(row) for row in some]
-        ranked = select_tokens(images, ids, encoder.projector, settings.select, seconds)
-        for one in zip(some, images, ranked, strict=True):
-            selections.append(decision_of(*one))
-            features.append(kept_features(*one, "model"))
+        laps = Laps(torch.device("cpu"))
+        images = encoder.encode(encoder.pack([image.numpy() for image, _, _ in batch], [size_of(row) for row in some]))
+        laps.lap("encode")
+        ranked = selector.rank(images, [image_id_of(row) for row in some], laps)
+        laps.add_to(seconds)
+        chosen = ranked.selections(ranked.tensors())
+        for row, image, selection in zip(some, images, chosen, strict=True):
+            selections.append(decision_of(row, image, selection))
+            features.append(feature_row(row, kept_rows(image, selection), "model"))
         done += len(batch)
         if len(selections) == len(table):
             mark = time.perf_counter()

@@ -122,7 +122,7 @@ class Model:
         self.encoded: dict[str, EncodedImage] = {}
         for image_id, image in images.items():
             pixels, size = preparer.prepare(image), (image.height, image.width)
-            (self.encoded[image_id],) = encoder.encode([pixels], [size])
+            (self.encoded[image_id],) = encoder.encode(encoder.pack([pixels], [size]))
         self.prompts = prompts
         self._questions: dict[str, list[int]] = {image_id: [] for image_id in images}
         for number, prompt in enumerate(prompts):
@@ -132,7 +132,7 @@ class Model:
         """The order in which a selector keeps the tokens of each image."""
         settings = SelectSettings(Budget("all"), selector=selector, seed=seed)
         return {
-            image_id: select_tokens([image], [image_id], self._projector, settings, {})[0]
+            image_id: select_tokens([image], [image_id], self._projector, settings)[0]
             for image_id, image in self.encoded.items()
         }
 

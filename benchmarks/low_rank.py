@@ -128,7 +128,8 @@ def of_bundled_model() -> tuple[ProjectorSpec, Tensor, Tensor]:
     preparer = family.preparer(checkpoint)
     encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
     images = corpus_images(IMAGES)
-    encoded = encoder.encode([preparer.prepare(one) for one in images], [(one.height, one.width) for one in images])
+    pixels, sizes = [preparer.prepare(one) for one in images], [(one.height, one.width) for one in images]
+    encoded = encoder.encode(encoder.pack(pixels, sizes))
     features, projected = zip(*((one.features_ND, one.projected_NO) for one in encoded), strict=True)
     return encoder.projector, torch.stack(features), torch.stack(projected)
 

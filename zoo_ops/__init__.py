@@ -18,7 +18,15 @@ from zoo_ops.projector import NormSpec, ProjectorSpec, as_projector_spec, prefer
 from zoo_ops.ranking import Ranking, rank_tokens
 from zoo_ops.sampled import draw_directions
 from zoo_ops.selectors import CENTERED, POSITIONAL, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
-from zoo_ops.sensitivity import ESTIMATORS, estimate_sensitivity, require_informative
+from zoo_ops.sensitivity import (
+    ESTIMATORS,
+    PreparedEstimator,
+    estimate_sensitivity,
+    prepare_estimator,
+    require_informative,
+)
+from zoo_ops.transfer import host_buffer, upload
+from zoo_ops.validate import Findings
 
 __all__ = [
     "CENTERED",
@@ -29,9 +37,11 @@ __all__ = [
     "USES_SEEDS",
     "USES_SENSITIVITY",
     "Agreement",
+    "Findings",
     "KeptTokens",
     "MeanBudget",
     "NormSpec",
+    "PreparedEstimator",
     "ProjectorSpec",
     "Ranking",
     "as_projector_spec",
@@ -44,9 +54,12 @@ __all__ = [
     "estimate_sensitivity",
     "estimator_agreement",
     "gather_tokens",
+    "host_buffer",
     "preferred_estimator",
+    "prepare_estimator",
     "rank_tokens",
     "ranked_tokens",
     "require_informative",
     "spearman",
+    "upload",
 ]

@@ -23,20 +23,18 @@ def coverage_picks(similarity_NN: Tensor, weight_N: Tensor, *, num_picks: int) -
     weight stay the same. On a GPU all gains are recomputed at every pick: looking at them would wait for the device.
     """
     size = weight_N.shape[0]
-    order_N = torch.arange(size, device=weight_N.device)
     covered_N = torch.zeros_like(weight_N)
     gain_N = _gains(similarity_NN, weight_N, covered_N)
     taken_N = torch.zeros(size, dtype=torch.bool, device=weight_N.device)
     picks, gains = [], []
     for pick in range(num_picks):
         if pick:
-            if weight_N.is_cuda:
+            if weight_N.device.type != "cpu":
                 gain_N = _gains(similarity_NN, weight_N, covered_N)
             else:
                 _settle(gain_N, taken_N, similarity_NN, weight_N, covered_N)
-        open_N = gain_N.masked_fill(taken_N, -torch.inf)
-        best = open_N.amax()
-        chosen = torch.where(open_N == best, order_N, size).amin()
+        # Of several maxima it names the first.
+        best, chosen = gain_N.masked_fill(taken_N, -torch.inf).max(0)
         picks.append(chosen)
         gains.append(best)
         taken_N.index_fill_(0, chosen, True)

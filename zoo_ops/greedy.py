@@ -49,7 +49,7 @@ def pairwise_distances(directions: Directions, out_NN: Tensor) -> None:
     """1 - cos between all rows, written to `out_NN`; exactly symmetric, duplicates at exactly 0."""
     size = out_NN.shape[0]
     # A GPU has the product sooner than the launches of several.
-    step = size if out_NN.is_cuda else -(-size // MIRROR_BLOCKS)
+    step = size if out_NN.device.type != "cpu" else -(-size // MIRROR_BLOCKS)
     for start in range(0, size, step):
         stop = min(start + step, size)
         block = directions.cosines(slice(start, size), slice(start, stop))
@@ -81,29 +81,34 @@ def _as_distances(cosines: Tensor) -> Tensor:
 
 
 def greedy_picks(
-    first_RN: Tensor, weight_RN: Tensor, distance_to: Callable[[Tensor], Tensor], *, num_picks: int
+    first_RN: Tensor, scores_after: Callable[[Tensor, Tensor], None], *, num_picks: int
 ) -> tuple[Tensor, Tensor]:
     """Picks and their scores, (R, num_picks) each, of R independent rows side by side.
 
         first pick   argmax_i first_i
-        next picks   argmax_i  weight_i * min_{j picked} distance(i, j),  never a token twice
+        next picks   argmax_i  min_{j picked} score_ij,    score_ij = weight_i * distance(i, j), -inf for i = j
 
-    first_RN: -inf where a row has no token.  distance_to: picks (R,) -> distances of all tokens to them (R, N).
+    which is argmax_i  weight_i * min_{j picked} distance(i, j), never a token twice, to the last bit: rounding keeps
+    the order of products with the same weight. So a pick is three launches, whatever R is: the largest scores, the
+    scores after these picks, and the smaller ones of those and the ones before.
+
+    first_RN: -inf where a row has no token.  scores_after: writes the scores of all tokens (R, N), -inf where a row has
+    no token, after picks (R,) into its second argument.
     Ties go to the smaller index. A row with fewer tokens than num_picks repeats itself at score -inf.
     """
-    picks, gains = [], []
-    order_N = torch.arange(first_RN.shape[1], device=first_RN.device)
-    closed_RN = torch.zeros_like(first_RN).masked_fill_(first_RN == -torch.inf, -torch.inf)
-    nearest_RN = torch.full_like(first_RN, torch.inf)
-    score_RN = first_RN
+    rows = first_RN.shape[0]
+    picks_KR = torch.empty(num_picks, rows, dtype=torch.int64, device=first_RN.device)
+    gains_KR = first_RN.new_empty(num_picks, rows)
+    score_RN, after_RN = first_RN, torch.empty_like(first_RN)
     for pick in range(num_picks):
-        best_R1 = score_RN.amax(1, keepdim=True)
-        # Not argmax, which may name any of several maxima.
-        pick_R = torch.where(score_RN == best_R1, order_N, order_N.shape[0]).amin(1)
-        picks.append(pick_R)
-        gains.append(best_R1)
-        if pick + 1 < num_picks:
-            torch.minimum(nearest_RN, distance_to(pick_R), out=nearest_RN)
-            closed_RN.scatter_(1, pick_R.unsqueeze(1), -torch.inf)
-            score_RN = torch.addcmul(closed_RN, weight_RN, nearest_RN)
-    return torch.stack(picks, dim=1), torch.cat(gains, dim=1)
+        # Of several maxima it names the first.
+        torch.max(score_RN, dim=1, out=(gains_KR[pick], picks_KR[pick]))
+        if pick + 1 == num_picks:
+            break
+        if pick == 0:
+            score_RN = torch.empty_like(first_RN)
+            scores_after(picks_KR[0], score_RN)
+        else:
+            scores_after(picks_KR[pick], after_RN)
+            torch.minimum(score_RN, after_RN, out=score_RN)
+    return picks_KR.T, gains_KR.T

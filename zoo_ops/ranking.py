@@ -1,5 +1,7 @@
 """One ordered ranking of an image's tokens: the selection at every budget is a prefix of it."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -7,9 +9,10 @@ from torch import Tensor
 
 from zoo_ops.grid import grid_order
 from zoo_ops.precision import full_float32
-from zoo_ops.scores import Given, Segment, scored_picks
+from zoo_ops.scores import Given, Picks, Segment, scored_picks
 from zoo_ops.selectors import POSITIONAL, SELECTORS, USES_ATTENTION, USES_SEEDS, USES_SENSITIVITY
-from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
+from zoo_ops.transfer import upload
+from zoo_ops.validate import Findings, all_finite, check_finite, check_floating, check_integer, image_rows
 
 
 class Ranking(NamedTuple):
@@ -25,7 +28,7 @@ class Ranking(NamedTuple):
 
 @torch.no_grad()
 def rank_tokens(
-    projected_BNO: Tensor,
+    projected_BNO: Tensor | Sequence[Tensor],
     sensitivity_BN: Tensor | None,
     *,
     max_tokens: int,
@@ -36,6 +39,7 @@ def rank_tokens(
     positions_BNC: Tensor | None = None,
     attention_BN: Tensor | None = None,
     patch_means_BNd: Tensor | None = None,
+    findings: Findings | None = None,
 ) -> Ranking:
     """Ranking of up to `max_tokens` tokens of each image; its first k entries are the selection at budget k.
 
@@ -62,11 +66,12 @@ def rank_tokens(
     The last two have no score: their gain is the share of the tokens that was still free at the pick. The coverages are
     non-increasing from t = 1 on.
 
-    projected_BNO: z, (B, N, O), any floating dtype.  sensitivity_BN: s, (B, N); None for a selector without it.
+    projected_BNO: z, (B, N, O), any floating dtype, or a sequence of B tensors (N_b, O), N the largest of the N_b.
+    sensitivity_BN: s, (B, N); None for a selector without it.
     num_tokens_B: (B,) integers, valid tokens of each image; those beyond are never read and may hold anything.
     groups_BN: (B, N) integers; tokens of one group id are weighed and ranked among themselves, the groups interleaved
     round-robin by ascending id, exhausted ones skipped; any prefix k holds k // groups of each, give or take one.
-    Tokens of group -1 are left out.
+    Tokens of group -1 are left out. Best on the CPU, whatever device z is on: it is read there.
     seeds_B: (B,) int64, for `random`: one seed per image, taken from the image's id alone, is what makes its ranking
     the same in every batch, shard and run.
     positions_BNC: (B, N, 1 or 2) coordinates of the tokens (row, column), for `uniform_grid`; without it, the index.
@@ -78,6 +83,8 @@ def rank_tokens(
         g~_i = sigmoid((g_i - mean g) / sd g)         1/2 where all g are equal
     take the place of the distances and of g~ above (Cen-Prune, appendix A.3 and A.4, equations 9, 10 and 12; its small
     constants beside sigma and sd are left out).
+    findings: is told of NaN and Inf in place of a ValueError; with it, and with groups, counts, seeds and positions on
+    the CPU, the call does not wait for a GPU. The ranking of an image of which something is found means nothing.
     Returns Ranking(indices_BK int64, gains_BK float32), K = max_tokens; rows of images with fewer tokens end in -1.
 
     Ties go to the smaller index. Two tokens whose cosine distance is below 1e-6 (rounding, in float32) count as
@@ -89,49 +96,90 @@ def rank_tokens(
     Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, what the selector needs missing,
     NaN or Inf in a valid token (names the image).
     """
-    check_floating(projected_BNO, "projected_BNO", "BNO")
-    batch, width, _ = projected_BNO.shape
-    counts = token_counts(num_tokens_B, batch, width)
-    given = Given(projected_BNO, sensitivity_BN, attention_BN, patch_means_BNd)
-    _check_arguments(given, max_tokens, selector, groups_BN, seeds_B, positions_BNC)
+    projected = image_rows(projected_BNO, "projected_BNO", num_tokens_B)
+    counts = [rows.shape[0] for rows in projected]
+    width = projected_BNO.shape[1] if isinstance(projected_BNO, Tensor) else max(counts)
+    given = Given(projected, sensitivity_BN, attention_BN, patch_means_BNd)
+    _check_arguments(given, width, max_tokens, selector, groups_BN, seeds_B, positions_BNC)
+    groups_BN = None if groups_BN is None else groups_BN.cpu()
     segments = [_segments(image, count, groups_BN, max_tokens) for image, count in enumerate(counts)]
     flat = [segment for of_image in segments for segment in of_image]
-    indices_BK = torch.full((batch, max_tokens), -1, dtype=torch.int64, device=projected_BNO.device)
-    gains_BK = torch.full((batch, max_tokens), -1.0, dtype=torch.float32, device=projected_BNO.device)
+    positions_T = torch.cat([*map(_positions, flat), torch.tensor([-1])])
+    device = projected[0].device
     with full_float32():
         if selector in POSITIONAL:
-            finite = [all_finite(projected_BNO[image, :count]) for image, count in enumerate(counts)]
-            check_finite(finite, "projected_BNO")
-            seeds = seeds_B if selector == "random" else None
-            results = [_positional(segment, counts[segment.image], seeds, positions_BNC) for segment in flat]
-        else:
-            results = scored_picks(flat, given, selector)
-    done = 0
+            check_finite([all_finite(rows) for rows in projected], "projected_BNO", findings=findings)
+            seeds_B = seeds_B if selector == "random" else None
+            ranked = [_positional(segment, counts[segment.image], seeds_B, positions_BNC) for segment in flat]
+            ranking = _dealt_out(segments, ranked, positions_T, max_tokens)
+            return Ranking(upload(ranking.indices_BK, device), upload(ranking.gains_BK, device))
+        positions_T = upload(positions_T, device)
+        ranked = scored_picks(_moved(flat, positions_T), given, selector, findings)
+        return _dealt_out(segments, ranked, positions_T, max_tokens)
+
+
+def _positions(segment: Segment) -> Tensor:
+    """Positions of a segment's tokens in the image, where these are known."""
+    run = segment.tokens
+    return torch.arange(run.start, run.stop) if isinstance(run, slice) else run
+
+
+def _moved(segments: Sequence[Segment], positions_T: Tensor) -> list[Segment]:
+    """The segments with their positions taken from `positions_T`, which lie on the device."""
+    moved, begin = [], 0
+    for segment in segments:
+        of_segment = positions_T[begin : begin + segment.size]
+        moved.append(segment if isinstance(segment.tokens, slice) else segment._replace(tokens=of_segment))
+        begin += segment.size
+    return moved
+
+
+def _dealt_out(
+    segments: Sequence[Sequence[Segment]], ranked: Sequence[Picks], positions_T: Tensor, max_tokens: int
+) -> Ranking:
+    """The ranking of each image, the picks of its segments in turn.
+
+    segments: of each image.  ranked: picks of all of them, in their order.  positions_T: of all their tokens in the
+    image, and -1 behind.
+    """
+    starts, done = [], 0
+    for picks in ranked:
+        rows, width = picks.tokens_RK.shape
+        starts += [done + row * width for row in range(rows)]
+        done += rows * width
+    # For each entry of the ranking: its place among all picks, and where the positions of its segment begin.
+    places_2BK = torch.empty(2, len(segments), max_tokens, dtype=torch.int64)
+    places_2BK[0], places_2BK[1] = done, positions_T.shape[0] - 1
+    numbers, begin = iter(starts), 0
     for image, of_image in enumerate(segments):
-        parts = results[done : done + len(of_image)]
-        done += len(of_image)
-        if not parts:
-            continue
-        picks = torch.cat([part[0] for part in parts])
-        gains = torch.cat([part[1] for part in parts])
-        if len(parts) > 1:
-            turn = _round_robin(tuple(segment.picks for segment in of_image)).to(picks.device)
-            picks, gains = picks[turn], gains[turn]
-        indices_BK[image, : picks.shape[0]] = picks
-        gains_BK[image, : picks.shape[0]] = gains
-    return Ranking(indices_BK, gains_BK)
+        parts = []
+        for segment in of_image:
+            start = next(numbers)
+            picks_K = torch.arange(start, start + segment.picks)
+            parts.append(torch.stack([picks_K, torch.full_like(picks_K, begin)]))
+            begin += segment.size
+        if parts:
+            places_2K = torch.cat(parts, dim=1)
+            if len(parts) > 1:
+                places_2K = places_2K[:, _round_robin(tuple(segment.picks for segment in of_image))]
+            places_2BK[:, image, : places_2K.shape[1]] = places_2K
+    places_2BK = upload(places_2BK, positions_T.device)
+    tokens_F = torch.cat([*(picks.tokens_RK.flatten() for picks in ranked), positions_T.new_zeros(1)])
+    none = torch.full((1,), -1.0, device=positions_T.device)
+    gains_F = torch.cat([*(picks.gains_RK.flatten() for picks in ranked), none])
+    return Ranking(positions_T[tokens_F[places_2BK[0]] + places_2BK[1]], gains_F[places_2BK[0]])
 
 
 def _check_arguments(
     given: Given,
+    width: int,
     max_tokens: int,
     selector: str,
     groups_BN: Tensor | None,
     seeds_B: Tensor | None,
     positions_BNC: Tensor | None,
 ) -> None:
-    projected_BNO = given.projected_BNO
-    batch, width, _ = projected_BNO.shape
+    batch = len(given.projected)
     if selector not in SELECTORS:
         raise ValueError(f"selector is {selector!r}, expected one of {', '.join(SELECTORS)}")
     check_integer(max_tokens, "max_tokens", 1)
@@ -148,7 +196,7 @@ def _check_arguments(
             raise ValueError(f"{name} is None, but selector {selector!r} needs it; see {source}")
         if needed and tensor is not None:
             check_floating(tensor, name, "BN")
-            _check_device(tensor, name, projected_BNO)
+            _check_device(tensor, name, given.projected[0])
     if selector in USES_SEEDS and seeds_B is None:
         raise ValueError(
             f"seeds_B is None, but selector {selector!r} needs a seed per image; take it from the image id"
@@ -159,18 +207,18 @@ def _check_arguments(
     for name, (tensor, shape) in arguments.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {shape} for projected_BNO of shape "
-                f"{tuple(projected_BNO.shape)}; pass one value per {'image' if name == 'seeds_B' else 'token'}"
+                f"{name} has shape {tuple(tensor.shape)}, expected {shape} for projected_BNO of {batch} images of "
+                f"up to {width} tokens; pass one value per {'image' if name == 'seeds_B' else 'token'}"
             )
         if tensor is not None and name in ("groups_BN", "seeds_B") and tensor.is_floating_point():
             raise ValueError(f"{name} has dtype {tensor.dtype}, expected integers; convert it with .long()")
     if given.patch_means_BNd is not None:
         check_floating(given.patch_means_BNd, "patch_means_BNd", "BNd")
-        _check_device(given.patch_means_BNd, "patch_means_BNd", projected_BNO)
+        _check_device(given.patch_means_BNd, "patch_means_BNd", given.projected[0])
         if tuple(given.patch_means_BNd.shape[:2]) != per_token:
             raise ValueError(
                 f"patch_means_BNd has shape {tuple(given.patch_means_BNd.shape)}, expected ({batch}, {width}, d) for "
-                f"projected_BNO of shape {tuple(projected_BNO.shape)}; pass one row per token"
+                f"projected_BNO of {batch} images of up to {width} tokens; pass one row per token"
             )
     if positions_BNC is not None:
         place = tuple(positions_BNC.shape)
@@ -178,19 +226,25 @@ def _check_arguments(
             raise ValueError(f"positions_BNC has shape {place}, expected ({batch}, {width}, 1 or 2): row, column")
 
 
-def _check_device(tensor: Tensor, name: str, projected_BNO: Tensor) -> None:
-    if tensor.device != projected_BNO.device:
-        raise ValueError(f"{name} is on {tensor.device}, expected {projected_BNO.device} as projected_BNO")
+def _check_device(tensor: Tensor, name: str, projected_NO: Tensor) -> None:
+    if tensor.device != projected_NO.device:
+        raise ValueError(f"{name} is on {tensor.device}, expected {projected_NO.device} as projected_BNO")
 
 
 def _segments(image: int, count: int, groups_BN: Tensor | None, max_tokens: int) -> list[Segment]:
     if groups_BN is None:
-        return [Segment(image, None, count, min(count, max_tokens))]
+        return [Segment(image, slice(0, count), count, min(count, max_tokens))]
     groups_N = groups_BN[image, :count]
     tokens = [torch.nonzero(groups_N == group).squeeze(1) for group in groups_N.unique().tolist() if group >= 0]
     quotas = _quotas([part.shape[0] for part in tokens], max_tokens)
     pairs = zip(tokens, quotas, strict=True)
-    return [Segment(image, part, part.shape[0], quota) for part, quota in pairs if quota]
+    return [Segment(image, _as_run(part), part.shape[0], quota) for part, quota in pairs if quota]
+
+
+def _as_run(tokens: Tensor) -> slice | Tensor:
+    """A slice, where the ascending tokens are one run: it is read without a copy."""
+    first, last = int(tokens[0]), int(tokens[-1])
+    return slice(first, last + 1) if last + 1 - first == tokens.shape[0] else tokens
 
 
 def _quotas(sizes: list[int], total: int) -> list[int]:
@@ -208,17 +262,16 @@ def _quotas(sizes: list[int], total: int) -> list[int]:
     return quotas
 
 
+@lru_cache(maxsize=256)
 def _round_robin(picks: tuple[int, ...]) -> Tensor:
     """Order of the concatenated picks of all groups: every first pick, then every second one, ..."""
     turns = torch.cat([torch.arange(count) for count in picks])
     return turns.sort(stable=True).indices
 
 
-def _positional(
-    segment: Segment, count: int, seeds_B: Tensor | None, positions_BNC: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _positional(segment: Segment, count: int, seeds_B: Tensor | None, positions_BNC: Tensor | None) -> Picks:
     """Picks of `random` (with seeds) or `uniform_grid`, on the CPU, with the share of tokens free at each."""
-    tokens = torch.arange(count) if segment.tokens is None else segment.tokens.cpu()
+    tokens = _positions(segment)
     if seeds_B is not None:
         draw = torch.rand(count, generator=torch.Generator().manual_seed(int(seeds_B[segment.image])))
         order = draw[tokens].sort(stable=True).indices
@@ -227,4 +280,4 @@ def _positional(
     else:
         order = grid_order(positions_BNC[segment.image].cpu()[tokens], num_picks=segment.picks)
     gains = torch.arange(segment.size, 0, -1, dtype=torch.float32) / segment.size
-    return tokens[order[: segment.picks]], gains[: segment.picks]
+    return Picks(order[None, : segment.picks], gains[None, : segment.picks])

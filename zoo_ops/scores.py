@@ -1,6 +1,6 @@
 """From features and sensitivities to picks: the weights and distances of each selector."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,14 +10,15 @@ from zoo_ops.coverage import coverage_picks
 from zoo_ops.greedy import Directions, greedy_picks, nearest_distances, pairwise_distances
 from zoo_ops.precision import arithmetic_dtype, own_rows
 from zoo_ops.selectors import CENTERED, USES_ATTENTION, USES_SENSITIVITY
-from zoo_ops.validate import check_finite
+from zoo_ops.validate import Findings, check_finite
 
 # Up to here all distances of an image are computed at once; larger images compute a row of them per pick. By the
-# image's size alone, so that neither the batch nor the budget changes the arithmetic.
-MATRIX_TOKENS = 4096
+# image's size and the kind of device alone, so that neither the batch nor the budget changes the arithmetic.
+MATRIX_TOKENS, MATRIX_TOKENS_OF_GPU = 4096, 16384
 EQUAL_WITHIN = 1e-6
-# Distances of the segments ranked side by side; bounds memory, and picks do not depend on it.
-SIDE_BY_SIDE_BYTES = 64 * 2**20
+# Distances of the segments ranked side by side; bounds memory, and picks do not depend on it. On a GPU what counts is
+# that all segments of a batch are ranked in one loop.
+SIDE_BY_SIDE_BYTES, SIDE_BY_SIDE_BYTES_OF_GPU = 64 * 2**20, 2 * 2**30
 # By one score for each token, which no pick changes.
 BY_SCORE = ("sensitivity", "cls_attention")
 # Without a score of their own; they begin at the token whose nearest neighbour is farthest.
@@ -26,58 +27,72 @@ BY_COVERAGE = ("coverage", "zoo_coverage")
 
 
 class Segment(NamedTuple):
-    """Tokens ranked together: one group of one image. tokens: their positions in the image, None for 0 .. size - 1."""
+    """Tokens ranked together: one group of one image.
+
+    tokens: their positions in the image, which are a run of it or, on its device, (size,) int64.
+    """
 
     image: int
-    tokens: Tensor | None
+    tokens: slice | Tensor
     size: int
     picks: int
 
-    def take(self, values: Tensor) -> Tensor:
-        """The segment's rows of a padded batch."""
-        of_image = values[self.image]
-        return of_image[: self.size] if self.tokens is None else of_image[self.tokens]
+    def take(self, values: Tensor | Sequence[Tensor]) -> Tensor:
+        """The segment's rows of what is given for each image."""
+        return values[self.image][self.tokens]
 
 
 class Given(NamedTuple):
     """What `rank_tokens` was given to score with; None for what the selector does without."""
 
-    projected_BNO: Tensor
+    projected: Sequence[Tensor]  # (N, O) of each image
     sensitivity_BN: Tensor | None
     attention_BN: Tensor | None
     patch_means_BNd: Tensor | None
 
 
+class Picks(NamedTuple):
+    """Picks of segments ranked side by side: (R, K) of which the first ones of each row count.
+
+    tokens_RK: places within the segment.  gains_RK: float32.
+    """
+
+    tokens_RK: Tensor
+    gains_RK: Tensor
+
+
 class _Prepared(NamedTuple):
-    """What the picks of one segment are made from. finite: of each argument that was read, as scalar tensors."""
+    """What the picks of one segment are made from."""
 
     directions: Directions
     score: Tensor
     weight: Tensor
-    finite: dict[str, Tensor]
 
 
-def scored_picks(segments: Sequence[Segment], given: Given, selector: str) -> list[tuple[Tensor, Tensor]]:
-    """Picks (positions in the image) and float32 gains of every segment, for the selectors that score tokens."""
-    results: list[tuple[Tensor, Tensor]] = []
+def scored_picks(segments: Sequence[Segment], given: Given, selector: str, findings: Findings | None) -> list[Picks]:
+    """Picks of all segments, in their order, for the selectors that score tokens."""
     alone = selector in BY_SCORE + BY_COVERAGE
-    chunks = ([segment] for segment in segments) if alone else _side_by_side(segments)
-    for chunk in chunks:
-        prepared = (_prepare(segment, given, selector) for segment in chunk)
+    on_cpu = given.projected[0].device.type == "cpu"
+    results = []
+    for chunk in ([segment] for segment in segments) if alone else _side_by_side(segments, on_cpu=on_cpu):
+        finite: list[dict[str, Tensor]] = []
         if selector in BY_SCORE:
-            pairs: Iterable[tuple[Tensor, Tensor]] = [_by_score(chunk, *prepared)]
+            tokens, gains = _by_score(_prepare(chunk[0], given, selector, finite))
         elif selector in BY_COVERAGE:
-            pairs = [_by_coverage(chunk, *prepared)]
+            tokens, gains = _by_coverage(_prepare(chunk[0], given, selector, finite), chunk[0].picks)
         else:
-            pairs = _greedy(chunk, prepared, selector)
-        for segment, (picks, gains) in zip(chunk, pairs, strict=True):
-            picks, gains = picks[: segment.picks], gains[: segment.picks].float()
-            results.append((picks if segment.tokens is None else segment.tokens[picks], gains))
+            tokens, gains = _greedy(chunk, given, selector, finite)
+        # Behind the picks, which among NaNs mean nothing but do no harm: on a GPU nobody waits here.
+        images = [segment.image for segment in chunk]
+        for name in finite[0]:
+            check_finite([flags[name] for flags in finite], name, images, findings)
+        results.append(Picks(tokens, gains.float()))
     return results
 
 
-def _prepare(segment: Segment, given: Given, selector: str) -> _Prepared:
-    rows_NO = own_rows(segment.take(given.projected_BNO), arithmetic_dtype(given.projected_BNO))
+def _prepare(segment: Segment, given: Given, selector: str, finite_of_each: list[dict[str, Tensor]]) -> _Prepared:
+    """Of one segment; what of it is finite is added to `finite_of_each`."""
+    rows_NO = own_rows(segment.take(given.projected), arithmetic_dtype(given.projected[0]))
     norms_N = torch.linalg.vector_norm(rows_NO, dim=-1)
     # The norm carries NaN and Inf along, without a pass over the features of its own.
     finite = {"projected_BNO": norms_N.sum().isfinite()}
@@ -106,71 +121,74 @@ def _prepare(segment: Segment, given: Given, selector: str) -> _Prepared:
     if selector in CENTERED:
         rows_NO = rows_NO - rows_NO.mean(0)
         directions = Directions.of(rows_NO, torch.linalg.vector_norm(rows_NO, dim=-1))
-    return _Prepared(directions, score_N, weight_N, finite)
+    finite_of_each.append(finite)
+    return _Prepared(directions, score_N, weight_N)
 
 
-def _by_score(chunk: Sequence[Segment], prepared: _Prepared) -> tuple[Tensor, Tensor]:
-    _check_finite(chunk, [prepared.finite])
+def _by_score(prepared: _Prepared) -> tuple[Tensor, Tensor]:
     # By the score itself, as the weight may round two of them to one; unless all count as equal.
     key_N = torch.where(prepared.weight.amin() == 1, prepared.weight, prepared.score)
     order_N = key_N.sort(descending=True, stable=True).indices
-    return order_N, prepared.weight[order_N]
+    return order_N[None], prepared.weight[order_N][None]
 
 
-def _by_coverage(chunk: Sequence[Segment], prepared: _Prepared) -> tuple[Tensor, Tensor]:
-    # Before the picks: among NaNs there is no largest gain.
-    _check_finite(chunk, [prepared.finite])
+def _by_coverage(prepared: _Prepared, num_picks: int) -> tuple[Tensor, Tensor]:
     size = prepared.weight.shape[0]
     similarity_NN = prepared.weight.new_empty(size, size)
     pairwise_distances(prepared.directions, similarity_NN)
     torch.sub(1.0, similarity_NN, out=similarity_NN)
-    return coverage_picks(similarity_NN, prepared.weight, num_picks=chunk[0].picks)
+    tokens_K, gains_K = coverage_picks(similarity_NN, prepared.weight, num_picks=num_picks)
+    return tokens_K[None], gains_K[None]
 
 
-def _greedy(chunk: Sequence[Segment], prepared: Iterable[_Prepared], selector: str) -> Iterable[tuple[Tensor, Tensor]]:
-    """Picks of all segments of `chunk`, side by side. `prepared` is consumed one by one: their rows are large."""
+def _greedy(
+    chunk: Sequence[Segment], given: Given, selector: str, finite: list[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Picks of all segments of `chunk`, side by side."""
     widest = max(segment.size for segment in chunk)
-    keep_matrix = widest <= MATRIX_TOKENS
-    finite = []
-    for r, one in enumerate(prepared):
-        size = one.weight.shape[0]
+    keep_matrix = widest <= _matrix_tokens(on_cpu=given.projected[0].device.type == "cpu")
+    for r, segment in enumerate(chunk):
+        one = _prepare(segment, given, selector, finite)
+        size = segment.size
         if r == 0:
             first_RN = one.weight.new_full((len(chunk), widest), -torch.inf)
-            weight_RN = torch.zeros_like(first_RN)
-            # Zeros where a shorter segment leaves room: there, too, distances must be finite.
-            distance_RNN = one.weight.new_zeros((len(chunk), widest, widest) if keep_matrix else (0, 0, 0))
-        matrix_NN = distance_RNN[r, :size, :size] if keep_matrix else None
+            score_RNN = one.weight.new_empty((len(chunk), widest, widest) if keep_matrix else (0, 0, 0))
+        matrix_NN = score_RNN[r, :size, :size] if keep_matrix else None
         if matrix_NN is not None:
             pairwise_distances(one.directions, matrix_NN)
-        weight_RN[r, :size] = one.weight
         first_RN[r, :size] = nearest_distances(one.directions, matrix_NN) if selector in BY_DISTANCE else one.weight
-        finite.append(one.finite)
-    # Before the picks: among NaNs there is no largest score.
-    _check_finite(chunk, finite)
-    rows_R = torch.arange(len(chunk), device=first_RN.device)
+        if matrix_NN is not None:
+            if selector != "divprune":  # its weights are all one
+                matrix_NN.mul_(one.weight)
+            matrix_NN.fill_diagonal_(-torch.inf)
+            if size < widest:
+                score_RNN[r, :, size:] = -torch.inf
 
-    def distance_to(pick_R: Tensor) -> Tensor:
+    def from_matrix(pick_R: Tensor, out_RN: Tensor) -> None:
+        picks_R1N = pick_R.view(-1, 1, 1).expand(-1, 1, widest)
+        torch.gather(score_RNN, 1, picks_R1N, out=out_RN.unsqueeze(1))
+
+    def anew(pick_1: Tensor, out_1N: Tensor) -> None:
         # Without the matrix, a chunk is one segment.
-        return distance_RNN[rows_R, pick_R] if keep_matrix else one.directions.distances_from(pick_R).T
+        torch.mul(one.directions.distances_from(pick_1).T, one.weight, out=out_1N)
+        out_1N.scatter_(1, pick_1.unsqueeze(1), -torch.inf)
 
     num_picks = max(segment.picks for segment in chunk)
-    picks_RK, gains_RK = greedy_picks(first_RN, weight_RN, distance_to, num_picks=num_picks)
-    return zip(picks_RK, gains_RK, strict=True)
+    return greedy_picks(first_RN, from_matrix if keep_matrix else anew, num_picks=num_picks)
 
 
-def _check_finite(chunk: Sequence[Segment], finite: Sequence[dict[str, Tensor]]) -> None:
-    images = [segment.image for segment in chunk]
-    for name in finite[0]:
-        check_finite([flags[name] for flags in finite], name, images)
+def _matrix_tokens(*, on_cpu: bool) -> int:
+    return MATRIX_TOKENS if on_cpu else MATRIX_TOKENS_OF_GPU
 
 
-def _side_by_side(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+def _side_by_side(segments: Sequence[Segment], *, on_cpu: bool) -> Iterator[list[Segment]]:
     """Runs of segments whose distance matrices, padded to the largest, fit SIDE_BY_SIDE_BYTES together."""
+    most_bytes = SIDE_BY_SIDE_BYTES if on_cpu else SIDE_BY_SIDE_BYTES_OF_GPU
     chunk: list[Segment] = []
     widest = 0
     for segment in segments:
         widest = max(widest, segment.size)
-        alone = widest > MATRIX_TOKENS or (len(chunk) + 1) * widest**2 * 4 > SIDE_BY_SIDE_BYTES
+        alone = widest > _matrix_tokens(on_cpu=on_cpu) or (len(chunk) + 1) * widest**2 * 4 > most_bytes
         if chunk and alone:
             yield chunk
             chunk, widest = [], segment.size

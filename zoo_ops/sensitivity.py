@@ -1,7 +1,8 @@
 """How much a token's projected feature moves when its vision feature does: the zeroth-order sensitivity."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,14 @@ from zoo_ops.precision import arithmetic_dtype, full_float32, own_rows, tf32_on_
 from zoo_ops.projector import ProjectorSpec, as_projector_spec
 from zoo_ops.sampled import directional_rows, draw_directions, finite_difference_rows
 from zoo_ops.selectors import SELECTORS, USES_ATTENTION, USES_SENSITIVITY
-from zoo_ops.validate import all_finite, check_finite, check_floating, check_integer, token_counts
+from zoo_ops.validate import Findings, all_finite, check_finite, check_integer, image_rows
 
 ESTIMATORS = ("closed_form", "directional", "finite_difference")
 
 
 @torch.no_grad()
 def estimate_sensitivity(
-    features_BND: Tensor,
+    features_BND: Tensor | Sequence[Tensor],
     projector: ProjectorSpec | nn.Module | Callable[[Tensor], Tensor],
     *,
     estimator: str = "closed_form",
@@ -35,7 +36,8 @@ def estimate_sensitivity(
         directional:        s_i = (1/m) sum_j || J_i u_j ||                                   its limit h -> 0
         closed_form:        s_i = sqrt( E_u || J_i u ||^2 ) = || J_i ||_F / sqrt(D)           exact, no directions
 
-    features_BND: what the projector reads, (B, N, D), any floating dtype; D = P d where P patches are merged.
+    features_BND: what the projector reads, (B, N, D), any floating dtype; D = P d where P patches are merged. Or a
+    sequence of B tensors (N_b, D), which are not padded; N is then the largest of the N_b.
     projector: nn.Sequential(Linear, activation, Linear), a ProjectorSpec, or any row-wise map (not closed_form).
     num_directions: m; step_size: h, in units of the features; seed: of the bank, drawn on the CPU. closed_form
     uses none of the three.
@@ -51,38 +53,86 @@ def estimate_sensitivity(
     (`preferred_estimator` chooses).
     Source: arXiv 2509.24837, section 3 and Proposition 3.1.
     """
-    check_floating(features_BND, "features_BND", "BND")
+    images = image_rows(features_BND, "features_BND", num_tokens_B)
+    prepared = prepare_estimator(
+        projector,
+        images[0],
+        estimator=estimator,
+        num_directions=num_directions,
+        step_size=step_size,
+        seed=seed,
+    )
+    sensitivity_BN = prepared(images)
+    width = features_BND.shape[1] if isinstance(features_BND, Tensor) else sensitivity_BN.shape[1]
+    return torch.nn.functional.pad(sensitivity_BN, (0, width - sensitivity_BN.shape[1]))
+
+
+@torch.no_grad()
+def prepare_estimator(
+    projector: ProjectorSpec | nn.Module | Callable[[Tensor], Tensor],
+    features_ND: Tensor,
+    *,
+    estimator: str = "closed_form",
+    num_directions: int = 64,
+    step_size: float = 0.01,
+    seed: int = 0,
+) -> "PreparedEstimator":
+    """What `estimate_sensitivity` makes of its arguments before it reads a feature: for many calls with one projector.
+
+    features_ND: some features, (N, D), whose width, dtype and device are those of all that follow.
+    The other arguments, and what is raised, as of `estimate_sensitivity`. The projector's weights are read here, and
+    must stay as they are.
+    """
     _check_settings(estimator, num_directions, step_size)
-    batch, width, depth = features_BND.shape
     spec = as_projector_spec(projector)
-    counts = token_counts(num_tokens_B, batch, width)
-    _check_projector(spec, features_BND, estimator)
-    dtype = arithmetic_dtype(features_BND)
-    directions_MD = torch.empty(0, depth)
+    _check_projector(spec, features_ND, estimator)
+    dtype = arithmetic_dtype(features_ND)
+    directions_MD = torch.empty(0, features_ND.shape[1])
     if estimator != "closed_form":
-        directions_MD = draw_directions(num_directions, depth, seed=seed).to(features_BND.device, dtype)
-    # Once a call: on a GPU each look at the cache waits for the device.
-    constants = _constants(spec, estimator, dtype)
-    sensitivity_BN = torch.zeros(batch, width, dtype=dtype, device=features_BND.device)
-    finite = []
+        directions_MD = draw_directions(num_directions, features_ND.shape[1], seed=seed)
     with full_float32():
-        for image, count in enumerate(counts):
-            rows_ND = own_rows(features_BND[image, :count], dtype)
-            finite.append(all_finite(rows_ND))
-            if image == 0:
-                _refuse_hidden_linear(spec, rows_ND)
-            if estimator == "closed_form":
-                assert constants is not None
-                with tf32_on_cuda():
-                    values_N = closed_form_rows(rows_ND, spec, constants)
-            elif estimator == "directional":
-                values_N = directional_rows(rows_ND, spec, constants, directions_MD)
-            else:
-                values_N = finite_difference_rows(rows_ND, spec, constants, directions_MD, step_size)
-            sensitivity_BN[image, :count] = values_N
-    check_finite(finite, "features_BND")
-    check_finite([all_finite(row) for row in sensitivity_BN], "the sensitivity")
-    return sensitivity_BN
+        _refuse_hidden_linear(spec, own_rows(features_ND[:1], dtype))
+    directions_MD = directions_MD.to(features_ND.device, dtype)
+    return PreparedEstimator(estimator, spec, _constants(spec, estimator, dtype), directions_MD, step_size)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedEstimator:
+    """See `prepare_estimator`."""
+
+    estimator: str
+    spec: ProjectorSpec
+    constants: ProjectorConstants | None
+    directions_MD: Tensor
+    step_size: float
+
+    @torch.no_grad()
+    def __call__(self, features: Sequence[Tensor], *, findings: Findings | None = None) -> Tensor:
+        """Sensitivity of every token, (B, N), of images' features (N_b, D); 0 behind an image's last token.
+
+        findings: is told of NaN and Inf in place of a ValueError; with it, the call does not wait for a GPU.
+        """
+        dtype = arithmetic_dtype(features[0])
+        width = max(rows.shape[0] for rows in features)
+        sensitivity_BN = torch.zeros(len(features), width, dtype=dtype, device=features[0].device)
+        finite = []
+        with full_float32():
+            for image, rows in enumerate(features):
+                rows_ND = own_rows(rows, dtype)
+                finite.append(all_finite(rows_ND))
+                sensitivity_BN[image, : rows.shape[0]] = self._of_rows(rows_ND)
+        check_finite(finite, "features_BND", findings=findings)
+        check_finite([all_finite(row) for row in sensitivity_BN], "the sensitivity", findings=findings)
+        return sensitivity_BN
+
+    def _of_rows(self, rows_ND: Tensor) -> Tensor:
+        if self.estimator == "closed_form":
+            assert self.constants is not None
+            with tf32_on_cuda():
+                return closed_form_rows(rows_ND, self.spec, self.constants)
+        if self.estimator == "directional":
+            return directional_rows(rows_ND, self.spec, self.constants, self.directions_MD)
+        return finite_difference_rows(rows_ND, self.spec, self.constants, self.directions_MD, self.step_size)
 
 
 def require_informative(projector: ProjectorSpec | nn.Module, selector: str) -> None:
@@ -107,7 +157,7 @@ def _check_settings(estimator: str, num_directions: int, step_size: float) -> No
         raise ValueError(f"step_size is {step_size}, expected a positive number; the published one is 0.01")
 
 
-def _check_projector(spec: ProjectorSpec, features_BND: Tensor, estimator: str) -> None:
+def _check_projector(spec: ProjectorSpec, features_ND: Tensor, estimator: str) -> None:
     if spec.is_linear:
         raise ValueError(_linear_message("estimate_sensitivity"))
     if estimator == "closed_form" and spec.closed_form_obstacle is not None:
@@ -116,15 +166,15 @@ def _check_projector(spec: ProjectorSpec, features_BND: Tensor, estimator: str) 
         )
     if spec.linear_in is None:
         return
-    depth, weight = features_BND.shape[-1], spec.linear_in.weight
+    depth, weight = features_ND.shape[-1], spec.linear_in.weight
     if depth != spec.linear_in.in_features:
         raise ValueError(
             f"features_BND has width {depth}, expected {spec.linear_in.in_features}, the projector's input width "
             f"({spec.num_patches} patches); pass what the projector reads, patches of a token one behind the other"
         )
-    if weight.device != features_BND.device:
+    if weight.device != features_ND.device:
         raise ValueError(
-            f"features_BND is on {features_BND.device}, the projector on {weight.device}; move one to the other"
+            f"features_BND is on {features_ND.device}, the projector on {weight.device}; move one to the other"
         )
 
 

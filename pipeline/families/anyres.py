@@ -5,7 +5,8 @@ place of their features, and NaN as the newline; the result says which token lie
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from pipeline.families import llava
-from pipeline.families.base import Checkpoint, EncodedImage, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Packed, Segment
 from pipeline.families.class_attention import ClassAttention
 from pipeline.families.loading import captured, load_part
-from pipeline.families.processing import image_processor, normalised
+from pipeline.families.processing import TilePacker, image_processor
+from zoo_ops import upload
 
-# (model, one image's rows (tiles, n, width), its size (1, 2), newline (width,), whether a grid that is too large is
-# resized as the model does) -> its packed sequence (N + S, width)
-Pack = Callable[[Any, Tensor, Tensor, Tensor, bool], Tensor]
+LAYOUTS = 1024  # of images of different sizes that are remembered
+# (model, rows of each image (tiles, n, width), their sizes (B, 2) on the host, newline (width,), whether a grid that is
+# too large is resized as the model does) -> the packed sequence of each (N + S, width)
+Pack = Callable[[Any, Sequence[Tensor], Tensor, Tensor, bool], Sequence[Tensor]]
 
 
 def num_tiles(processor: Any, width: int, height: int) -> int:
@@ -49,10 +52,16 @@ def refusal(config: Any) -> str | None:
 class Layout:
     """How the tokens of one image are packed into a sequence."""
 
-    tokens_N: Tensor | None  # number of each visual token among the tiles' tokens; None: the model resized the grid
+    order_N: Tensor  # place of each visual token among the tiles' tokens; where the model resized, in the sequence
+    resized: bool  # the model shrank the projected grid of the tiles
     structure: tuple[int, ...]
     segments: tuple[Segment, ...]
     grid: tuple[int, int, int]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Tile, row and column of every visual token."""
+        return torch.cat([segment.places() for segment in self.segments])
 
 
 class AnyresEncoder:
@@ -77,7 +86,7 @@ class AnyresEncoder:
             kinds: of image processors.
             group_by_tile: tokens are ranked within their tile.
         """
-        self._processor = image_processor(checkpoint, kinds)
+        self._packer = TilePacker(image_processor(checkpoint, kinds), device, dtype)
         self._model = load_part(part, checkpoint, device, dtype).model
         self._pack, self._group_by_tile = pack, group_by_tile
         self.projector = llava.spec_of(self._model.multi_modal_projector)
@@ -86,57 +95,80 @@ class AnyresEncoder:
         self._side = vision.image_size // vision.patch_size
         self._tile_size = vision.image_size
         self._pinpoints = checkpoint.config.image_grid_pinpoints
+        self._layout = lru_cache(maxsize=LAYOUTS)(self._find_layout)
+
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`."""
+        return self._packer.pack(pixels, sizes)
 
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+    def encode(self, packed: Packed) -> list[EncodedImage]:
         """Encode all images in one pass of the tower over their tiles."""
-        device = self._model.device
-        tiles = torch.cat([normalised(self._processor, one) for one in pixels])
-        sizes_B2 = torch.tensor(sizes, dtype=torch.int64, device=device)
+        # On the host: there the model reads the sizes, number by number.
+        sizes_B2 = torch.tensor(packed.sizes, dtype=torch.int64)
         with captured(self._model.multi_modal_projector) as seen, self._attention.recorded() as attention:
-            output = self._model.get_image_features(tiles.to(device, self._model.dtype), sizes_B2)
-        counts = [len(one) for one in pixels]
-        inputs = seen.input.split(counts)
+            output = self._model.get_image_features(self._packer.inputs(packed), sizes_B2)
+        counts = [shape[0] for shape in packed.shapes]
+        per_tile, device = seen.input.shape[1], seen.input.device
+        layouts = [self._layout(tiles, per_tile, size) for tiles, size in zip(counts, packed.sizes, strict=True)]
+        orders = upload(torch.cat([layout.order_N for layout in layouts]), device)
         attentions = [None] * len(counts) if attention is None else attention.of_each(counts)
-        packed = zip(inputs, output.pooler_output, sizes_B2.split(1), attentions, strict=True)
-        return [self._image(*one) for one in packed]
+        parts = zip(
+            layouts,
+            orders.split([len(layout.order_N) for layout in layouts]),
+            seen.input.split(counts),
+            seen.output.split(counts),
+            output.pooler_output,
+            attentions,
+            self._resized(seen.input.split(counts), sizes_B2, layouts),
+            strict=True,
+        )
+        return [self._image(*part) for part in parts]
+
+    def _resized(self, rows: Sequence[Tensor], sizes_B2: Tensor, layouts: Sequence[Layout]) -> list[Tensor | None]:
+        """The features of the images whose projected grid the model resized, resized alike; None for the others."""
+        some = [number for number, layout in enumerate(layouts) if layout.resized]
+        features: list[Tensor | None] = [None] * len(layouts)
+        if some:
+            newline_D = rows[0].new_zeros(rows[0].shape[-1])
+            packed = self._pack(self._model, [rows[number] for number in some], sizes_B2[some], newline_D, True)
+            for number, sequence_LD in zip(some, packed, strict=True):
+                features[number] = sequence_LD
+        return features
 
     def _image(
-        self, rows_TnD: Tensor, sequence_LO: Tensor, size_12: Tensor, attention: Callable[[], Tensor] | None
+        self,
+        layout: Layout,
+        order_N: Tensor,
+        rows_TnD: Tensor,
+        projected_TnO: Tensor,
+        sequence_LO: Tensor,
+        attention: Callable[[], Tensor] | None,
+        resized_LD: Tensor | None,
     ) -> EncodedImage:
-        layout = self._layout(rows_TnD.shape[0], rows_TnD.shape[1], size_12)
-        visual = torch.ones(len(sequence_LO), dtype=torch.bool, device=sequence_LO.device)
-        visual[list(layout.structure)] = False
+        def in_order(values_Tn: Tensor) -> Tensor:
+            return values_Tn.flatten(0, 1)[order_N]
 
-        def packed(values: Tensor) -> Tensor:
-            """Rows (N, width) of what the tokens of all tiles have, as the sequence has them."""
-            values_Tnd = values.reshape(*rows_TnD.shape[:2], -1)
-            if layout.tokens_N is not None:
-                return values_Tnd.flatten(0, 1)[layout.tokens_N.to(values.device)]
-            # The model resized the projected grid; what goes along with it is resized alike.
-            newline_d = values_Tnd.new_zeros(values_Tnd.shape[-1])
-            return self._pack(self._model, values_Tnd, size_12, newline_d, True)[visual]
-
-        def packed_attention() -> Tensor:
+        def attention_in_order() -> Tensor:
             assert attention is not None
-            return packed(attention()).squeeze(1)
+            assert not layout.resized, "towers with a class token are those of LLaVA-NeXT, which resizes nothing"
+            return in_order(attention().unsqueeze(0))
 
-        image = EncodedImage(
-            packed(rows_TnD),
-            sequence_LO[visual],
+        return EncodedImage(
+            in_order(rows_TnD) if resized_LD is None else resized_LD[order_N],
+            in_order(projected_TnO) if resized_LD is None else sequence_LO[order_N],
             layout.segments,
             layout.grid,
+            groups_N=layout.places[:, 0] if self._group_by_tile else None,
             structure=layout.structure,
-            class_attention=None if attention is None else packed_attention,
+            class_attention=None if attention is None else attention_in_order,
         )
-        if not self._group_by_tile:
-            return image
-        return replace(image, groups_N=image.places()[:, 0].to(sequence_LO.device))
 
-    def _layout(self, tiles: int, per_tile: int, size_12: Tensor) -> Layout:
-        numbers = torch.arange(tiles * per_tile, dtype=torch.float64, device=size_12.device).view(tiles, per_tile, 1)
+    def _find_layout(self, tiles: int, per_tile: int, size: tuple[int, int]) -> Layout:
+        sizes_12 = torch.tensor([size], dtype=torch.int64)
+        numbers = torch.arange(tiles * per_tile, dtype=torch.float64).view(tiles, per_tile, 1)
         newline = numbers.new_full((1,), torch.nan)
-        packed_L = self._pack(self._model, numbers, size_12, newline, True).squeeze(1).cpu()
+        packed_L = self._pack(self._model, [numbers], sizes_12, newline, True)[0].squeeze(1)
         structure = tuple(packed_L.isnan().nonzero().squeeze(1).tolist())
         rows, cols = len(structure), 0
         if rows:
@@ -144,11 +176,12 @@ class AnyresEncoder:
         overview = Segment(0, 0, self._side, self._side)
         tokens_N = packed_L[~packed_L.isnan()]
         if not rows * cols:  # unpadding left nothing of the tiles
-            return Layout(tokens_N.long(), structure, (overview,), (self._side, self._side, 1))
+            return Layout(tokens_N.long(), False, structure, (overview,), (self._side, self._side, 1))
         grid = (rows, cols, tiles)
-        if len(packed_L) != len(self._pack(self._model, numbers, size_12, newline, False)):
-            return Layout(None, structure, (overview, Segment(per_tile, 1, rows, cols)), grid)
-        _, across = get_anyres_image_grid_shape(size_12[0], self._pinpoints, self._tile_size)
+        if len(packed_L) != len(self._pack(self._model, [numbers], sizes_12, newline, False)[0]):
+            visual_N = (~packed_L.isnan()).nonzero().squeeze(1)
+            return Layout(visual_N, True, structure, (overview, Segment(per_tile, 1, rows, cols)), grid)
+        _, across = get_anyres_image_grid_shape(size, self._pinpoints, self._tile_size)
         tile, within = divmod(int(tokens_N[per_tile]) - per_tile, per_tile)
         tile_row, tile_col = divmod(tile, across)
         row, col = divmod(within, self._side)
@@ -163,4 +196,4 @@ class AnyresEncoder:
             top=tile_row * self._side + row,
             left=tile_col * self._side + col,
         )
-        return Layout(tokens_N.long(), structure, (overview, merged), grid)
+        return Layout(tokens_N.long(), False, structure, (overview, merged), grid)

@@ -10,7 +10,7 @@ structure tokens (newlines) between them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -65,11 +65,21 @@ class EncodedImage:
     projected_NO: Tensor  # projector output, in the model's dtype
     segments: Sequence[Segment]  # cover all N tokens, in order
     grid: tuple[int, int, int]  # rows, cols, tiles
-    groups_N: Tensor | None = None  # tokens are ranked within their group (tile); None: one group
+    groups_N: Tensor | None = None  # on the CPU; tokens are ranked within their group (tile); None: one group
     structure: Sequence[int] = ()  # places of the structure tokens in the packed sequence of N + S
     image_grid_thw: tuple[int, int, int] | None = None  # patches before merging, as Qwen-VL counts them
     extras_NO: Mapping[str, Tensor] = field(default_factory=dict)  # further rows per token, stored under their name
     class_attention: Callable[[], Tensor] | None = None  # () -> (N,), what the class token pays; None: there is none
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return sum(segment.rows * segment.cols for segment in self.segments)
+
+    def without_rows(self) -> "EncodedImage":
+        """What is known of the image on the host, without the rows that take the device's memory."""
+        no_rows = torch.empty(self.num_tokens, 0)
+        return replace(self, features_ND=no_rows, projected_NO=no_rows, extras_NO={}, class_attention=None)
 
     def places(self) -> Tensor:
         """Tile, row and column (N, 3) of every token, int64."""
@@ -97,6 +107,16 @@ class Preparer(Protocol):
         """How many bytes `prepare` makes of an image of this size; some number where it refuses such an image."""
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Prepared images of a batch, one behind the other: what is brought to the device to encode them."""
+
+    pixels: Tensor  # uint8 on the host, all tiles or patches of all images
+    shapes: Sequence[tuple[int, ...]]  # of what each image brought: (tiles, 3, height, width), or as the family says
+    sizes: Sequence[tuple[int, int]]  # height and width of each image before preparation
+    facts: Mapping[str, Tensor] = field(default_factory=dict)  # what else the family's tower must be told, on the host
+
+
 class Encoder(Protocol):
     """Makes tokens of pixels.
 
@@ -105,8 +125,16 @@ class Encoder(Protocol):
 
     projector: ProjectorSpec
 
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """Encode prepared images, whose height and width before preparation are `sizes`."""
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """Lay prepared images side by side. It leaves the device alone, so a thread may do it while a batch computes.
+
+        Args:
+            pixels: prepared images.
+            sizes: their height and width before preparation.
+        """
+
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        """Encode a batch; nothing in it waits for the device but what the stock tower itself waits for."""
 
 
 @dataclass(frozen=True, slots=True)

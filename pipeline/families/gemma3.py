@@ -17,9 +17,9 @@ from transformers.models.gemma3.modeling_gemma3 import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Packed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form
-from pipeline.families.processing import UintPreparer, image_processor, normalised
+from pipeline.families.processing import TilePacker, UintPreparer, image_processor
 from zoo_ops import ProjectorSpec
 
 PROCESSORS = ("Gemma3ImageProcessor",)
@@ -46,19 +46,23 @@ class Gemma3Encoder:
     """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._packer = TilePacker(image_processor(checkpoint, PROCESSORS), device, dtype)
         self._model = load_part(
             part_of(Gemma3ForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
         ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`; all images have the same prepared size."""
+        return self._packer.pack(pixels, sizes)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """Encode all images in one pass of the tower; they all have the same prepared size."""
-        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        """Encode all images in one pass of the tower."""
+        inputs = self._packer.inputs(packed)
         projector = self._model.multi_modal_projector
         with captured(projector.mm_soft_emb_norm) as norm, captured(projector) as whole:
-            self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
+            self._model.get_image_features(pixel_values=inputs)
         side = projector.tokens_per_side
         return [
             EncodedImage(features, projected, [Segment(0, 0, side, side)], (side, side, 1))

@@ -1,6 +1,6 @@
 """What the Qwen-VL families share: images of any size, patches merged two by two, positions on the image's grid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,18 +9,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.vision_utils import get_vision_position_ids
 
 from pipeline.errors import UserError
 from pipeline.families.answering import around_image
-from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Posed, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Packed, Posed, Segment
 from pipeline.families.loading import captured, load_part, shares_beginnings, takes_padding
-from pipeline.families.processing import image_processor, unusable
+from pipeline.families.processing import NormalisingTable, image_processor, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
-from zoo_ops import ProjectorSpec
+from zoo_ops import ProjectorSpec, host_buffer, upload
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
 PLACEHOLDER, VIDEO = "<|image_pad|>", "<|video_pad|>"
 INLINE = "<|vision_start|><|image_pad|><|vision_end|>"
+# What the tower is told and reads on the host; the rest goes to the device.
+ON_THE_HOST = ("cu_window_seqlens",)
 TEMPLATE = f"<|im_start|>user\n{INLINE}{{prompt}}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -65,40 +68,69 @@ class GridEncoder:
         *,
         part: type[Any],
         spec_of: Callable[[Any], ProjectorSpec],
-        order: Callable[[Any, Tensor], Tensor] | None = None,
+        facts: Callable[[Any, Tensor], Mapping[str, Tensor]] = lambda _tower, _grid_B3: {},
     ) -> None:
         """Load.
 
         Args:
             part: the vision side, see `part_of`.
             spec_of: the merger's form.
-            order: (tower, image_grid_thw) -> for each token in raster order its place in what the merger reads; None:
-                the merger reads them in raster order.
+            facts: (tower, image_grid_thw) -> arguments of the tower beside the position ids, which it would make itself
+                of values that it asks the device for; among them `window_index` where the merger reads the tokens in
+                another order than that of the image's raster.
         """
         self._processor = image_processor(checkpoint, PROCESSORS)
+        self._table = NormalisingTable(self._processor, device, dtype)
+        self._device = device
         self._model = load_part(part, checkpoint, device, dtype).model
-        self._order = order
+        self._facts = facts
         self._tower = self._model.visual
         self._merge = self._tower.spatial_merge_size
         self.projector = spec_of(self._tower.merger)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`; the pixels are patches (P, 3, side * side), the shapes the images' grids of patches.
+
+        A patch of the model has several times the same pixels, one behind the other, as if the image were a film; here
+        it has them once.
+        """
+        side, patches, grids = self._processor.patch_size, [], []
+        for image in pixels:
+            flat, height, width = self._processor.patchify(
+                image, patch_size=side, merge_size=self._processor.merge_size, temporal_patch_size=1
+            )
+            patches.append(flat)
+            grids.append((1, height, width))
+        buffer = host_buffer((sum(map(len, patches)), 3, side * side), torch.uint8, self._device)
+        np.concatenate(patches, out=buffer.view(len(buffer), -1).numpy(), casting="unsafe")
+        grid_B3 = torch.tensor(grids)
+        position_ids = get_vision_position_ids(grid_B3, self._merge)
+        return Packed(buffer, grids, list(sizes), {"position_ids": position_ids, **self._facts(self._tower, grid_B3)})
+
+    def _inputs(self, packed: Packed) -> Tensor:
+        patches = self._table(upload(packed.pixels, self._device), 1)
+        frames = self._processor.temporal_patch_size
+        return patches.unsqueeze(2).expand(-1, -1, frames, -1).reshape(len(patches), -1)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+    def encode(self, packed: Packed) -> list[EncodedImage]:
         """Encode all images in one pass of the tower over their patches."""
-        inputs = self._processor(
-            list(pixels), do_resize=False, input_data_format="channels_first", return_tensors="pt"
-        ).to(self._model.device)
-        grid_B3 = inputs["image_grid_thw"]
+        inputs = self._inputs(packed)
+        # The grid stays on the host, where the model reads it, number by number.
+        grid_B3 = torch.tensor(packed.shapes)
+        facts = {
+            name: fact if name in ON_THE_HOST else upload(fact, self._device) for name, fact in packed.facts.items()
+        }
         with captured(self._tower.merger) as seen:
-            output = self._model.get_image_features(inputs["pixel_values"].to(self._model.dtype), grid_B3)
+            output = self._model.get_image_features(inputs, grid_B3, **facts)
         features = seen.input.reshape(-1, self._merge**2 * seen.input.shape[-1])
-        if self._order is not None:
-            features = features[self._order(self._tower, grid_B3)]
+        if "window_index" in facts:
+            features = features[facts["window_index"].argsort()]
         images = []
         parts = features.split([len(rows) for rows in output.pooler_output])
         levels = getattr(output, "deepstack_features", None) or []
         for number, (features_ND, projected_NO) in enumerate(zip(parts, output.pooler_output, strict=True)):
-            frames, height, width = (int(side) for side in grid_B3[number])
+            _, height, width = packed.shapes[number]
             rows, cols = height // self._merge, width // self._merge
             images.append(
                 EncodedImage(
@@ -106,7 +138,7 @@ class GridEncoder:
                     projected_NO,
                     [Segment(0, 0, rows, cols)],
                     (rows, cols, 1),
-                    image_grid_thw=(frames, height, width),
+                    image_grid_thw=(1, height, width),
                     extras_NO={f"deepstack.{level}": rows_of[number] for level, rows_of in enumerate(levels)},
                 )
             )

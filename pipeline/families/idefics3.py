@@ -5,6 +5,7 @@ are refused. The tags are text of the prompt and stay there, even that of a tile
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,9 +20,9 @@ from transformers.models.idefics3.modeling_idefics3 import (
 )
 
 from pipeline.errors import UserError
-from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Posed, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Packed, Posed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form, shares_beginnings, takes_padding
-from pipeline.families.processing import image_processor, normalised, tile_bytes, unusable
+from pipeline.families.processing import TilePacker, image_processor, tile_bytes, unusable
 from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
@@ -77,21 +78,34 @@ class TileEncoder:
         part: type[Any],
         kinds: Sequence[str],
     ) -> None:
-        self._processor = image_processor(checkpoint, kinds)
+        self._packer = TilePacker(image_processor(checkpoint, kinds), device, dtype)
         self._model = load_part(part, checkpoint, device, dtype).model
+        self._patch_size = checkpoint.config.vision_config.patch_size
         self.projector = spec_of(self._model.connector)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`; the shapes are those of the prepared images, which begin with rows and columns of tiles."""
+        tiles = [image.reshape(-1, *image.shape[2:])[: _num_tiles(image.shape)] for image in pixels]
+        return replace(self._packer.pack(tiles, sizes), shapes=[image.shape for image in pixels])
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+    def encode(self, packed: Packed) -> list[EncodedImage]:
         """Encode all images in one pass of the tower over their tiles. Tokens are ranked within their tile."""
-        shapes = [one.shape[:2] for one in pixels]
-        counts = [(below - 1) * across + 1 for below, across in shapes]
-        tiles = [one.reshape(-1, *one.shape[2:])[:count] for one, count in zip(pixels, counts, strict=True)]
-        inputs = torch.cat([normalised(self._processor, one) for one in tiles])
+        inputs = self._packer.inputs(packed)
+        # What `get_image_features` does, without its search for tiles that are padding, for which it waits.
+        height, width = (side // self._patch_size for side in inputs.shape[-2:])
+        whole = torch.ones(len(inputs), height, width, dtype=torch.bool, device=inputs.device)
         with captured(self._model.connector.modality_projection) as seen:
-            self._model.get_image_features(inputs[None].to(self._model.device, self._model.dtype))
-        parts = zip(seen.input.split(counts), seen.output.split(counts), shapes, strict=True)
-        return [_image(features, projected, below - 1, across) for features, projected, (below, across) in parts]
+            output = self._model.vision_model(pixel_values=inputs, patch_attention_mask=whole, return_dict=True)
+            self._model.connector(output.last_hidden_state)
+        counts = [_num_tiles(shape) for shape in packed.shapes]
+        parts = zip(seen.input.split(counts), seen.output.split(counts), packed.shapes, strict=True)
+        return [_image(features, projected, shape[0] - 1, shape[1]) for features, projected, shape in parts]
+
+
+def _num_tiles(shape: tuple[int, ...]) -> int:
+    """The tiles of a prepared image of this shape, the overview included and the padding of its last row not."""
+    return (shape[0] - 1) * shape[1] + 1
 
 
 def _image(features_TnD: Tensor, projected_TnO: Tensor, rows: int, cols: int) -> EncodedImage:
@@ -107,7 +121,7 @@ def _image(features_TnD: Tensor, projected_TnO: Tensor, rows: int, cols: int) ->
         projected_TnO.flatten(0, 1),
         segments,
         (max(rows, 1) * side, cols * side, tiles),
-        groups_N=torch.arange(tiles, device=features_TnD.device).repeat_interleave(per_tile),
+        groups_N=torch.arange(tiles).repeat_interleave(per_tile),
     )
 
 

@@ -13,9 +13,9 @@ from transformers.models.internvl.modeling_internvl import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Packed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form
-from pipeline.families.processing import UintPreparer, image_processor, normalised
+from pipeline.families.processing import TilePacker, UintPreparer, image_processor
 from zoo_ops import NormSpec, ProjectorSpec
 
 PROCESSORS = ("GotOcr2ImageProcessor",)
@@ -37,19 +37,23 @@ class InternVLEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._processor = image_processor(checkpoint, PROCESSORS)
+        self._packer = TilePacker(self._processor, device, dtype)
         self._model = load_part(
             part_of(InternVLForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
         ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`."""
+        return self._packer.pack(pixels, sizes)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+    def encode(self, packed: Packed) -> list[EncodedImage]:
         """Encode all images in one pass of the tower over their tiles. Tokens are ranked within their tile."""
-        inputs = torch.cat([normalised(self._processor, one) for one in pixels])
         with captured(self._model.multi_modal_projector) as seen:
-            self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
-        counts = [len(one) for one in pixels]
-        parts = zip(seen.input.split(counts), seen.output.split(counts), sizes, strict=True)
+            self._model.get_image_features(self._packer.inputs(packed))
+        counts = [shape[0] for shape in packed.shapes]
+        parts = zip(seen.input.split(counts), seen.output.split(counts), packed.sizes, strict=True)
         return [self._image(features, projected, size) for features, projected, size in parts]
 
     def _image(self, features_TnD: torch.Tensor, projected_TnO: torch.Tensor, size: tuple[int, int]) -> EncodedImage:
@@ -68,7 +72,7 @@ class InternVLEncoder:
             projected_TnO.flatten(0, 1),
             segments,
             (down * side, across * side, tiles),
-            groups_N=torch.arange(tiles, device=features_TnD.device).repeat_interleave(per_tile),
+            groups_N=torch.arange(tiles).repeat_interleave(per_tile),
         )
 
     def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:

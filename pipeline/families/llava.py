@@ -12,10 +12,10 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Packed, Segment
 from pipeline.families.class_attention import ClassAttention, attention_refusal
 from pipeline.families.loading import captured, load_part, part_of, projector_form
-from pipeline.families.processing import UintPreparer, image_processor, normalised
+from pipeline.families.processing import TilePacker, UintPreparer, image_processor
 from zoo_ops import ProjectorSpec
 
 PROCESSORS = ("LlavaImageProcessor", "CLIPImageProcessor", "SiglipImageProcessor")
@@ -47,7 +47,7 @@ class LlavaEncoder:
     """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._packer = TilePacker(image_processor(checkpoint, PROCESSORS), device, dtype)
         self._model = load_part(
             part_of(LlavaForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
         ).model
@@ -55,18 +55,23 @@ class LlavaEncoder:
         self._patch_size = checkpoint.config.vision_config.patch_size
         self._attention = ClassAttention(self._model.vision_tower, checkpoint.config)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`; all images have the same prepared size."""
+        return self._packer.pack(pixels, sizes)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """Encode all images in one pass of the tower; they all have the same prepared size."""
-        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        """Encode all images in one pass of the tower."""
+        inputs = self._packer.inputs(packed)
         with captured(self._model.multi_modal_projector) as seen, self._attention.recorded() as attention:
-            self._model.get_image_features(pixel_values=inputs.to(self._model.device, self._model.dtype))
+            self._model.get_image_features(pixel_values=inputs)
         rows, cols = (side // self._patch_size for side in inputs.shape[-2:])
         segments = [Segment(0, 0, rows, cols)]
         if seen.input.shape[1] == rows * cols - 1:
             # The model leaves out the first token, which is a patch where the tower has no class token.
             segments = [Segment(0, 0, 1, cols - 1, col=1), Segment(cols - 1, 0, rows - 1, cols, row=1)]
-        attentions = [None] * len(pixels) if attention is None else attention.of_each([1] * len(pixels))
+        count = len(packed.shapes)
+        attentions = [None] * count if attention is None else attention.of_each([1] * count)
         return [
             EncodedImage(features, projected, segments, (rows, cols, 1), class_attention=paid)
             for features, projected, paid in zip(seen.input, seen.output, attentions, strict=True)

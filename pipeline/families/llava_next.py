@@ -1,5 +1,6 @@
 """LLaVA-NeXT (1.6): an overview and anyres tiles, unpadded, a newline after every row; tokens compete in their tile."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,15 @@ from pipeline.families.processing import UintPreparer
 PROCESSORS = ("LlavaNextImageProcessor",)
 
 
-def _pack(model: Any, rows_TnD: Tensor, size_12: Tensor, newline_D: Tensor, _resize: bool) -> Tensor:
+def _pack(model: Any, rows: Sequence[Tensor], sizes_B2: Tensor, newline_D: Tensor, _resize: bool) -> Sequence[Tensor]:
+    packed: Sequence[Tensor]
     packed, _ = model.pack_image_features(
-        [rows_TnD],
-        size_12,
+        rows,
+        sizes_B2,
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         image_newline=newline_D,
     )
-    return packed[0]
+    return packed
 
 
 FAMILY = Family(

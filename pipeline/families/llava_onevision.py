@@ -1,5 +1,6 @@
 """LLaVA-OneVision, images: an overview and anyres tiles; the model shrinks a projected grid that is too large."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,14 +22,15 @@ PROCESSORS = ("LlavaOnevisionImageProcessor",)
 NEVER_RESIZED = "anyres_max_1000000"
 
 
-def _pack(model: Any, rows_TnD: Tensor, size_12: Tensor, newline_D: Tensor, resize: bool) -> Tensor:
+def _pack(model: Any, rows: Sequence[Tensor], sizes_B2: Tensor, newline_D: Tensor, resize: bool) -> Sequence[Tensor]:
+    packed: Sequence[Tensor]
     packed, _ = model.pack_image_features(
-        [rows_TnD],
-        size_12,
+        rows,
+        sizes_B2,
         image_newline=newline_D,
         vision_aspect_ratio=model.config.vision_aspect_ratio if resize else NEVER_RESIZED,
     )
-    return packed[0]
+    return packed
 
 
 FAMILY = Family(

@@ -16,9 +16,9 @@ from transformers.models.paligemma.modeling_paligemma import (
 )
 
 from pipeline.families.answering import PackedAnswerer
-from pipeline.families.base import Checkpoint, EncodedImage, Family, Posed, Segment
+from pipeline.families.base import Checkpoint, EncodedImage, Family, Packed, Posed, Segment
 from pipeline.families.loading import captured, load_part, part_of, projector_form
-from pipeline.families.processing import UintPreparer, image_processor, normalised
+from pipeline.families.processing import TilePacker, UintPreparer, image_processor
 from pipeline.families.prompting import render_prompt
 from zoo_ops import ProjectorSpec
 
@@ -34,18 +34,22 @@ class PaliGemmaEncoder:
     """Runs the vision tower and the projector."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._processor = image_processor(checkpoint, PROCESSORS)
+        self._packer = TilePacker(image_processor(checkpoint, PROCESSORS), device, dtype)
         self._model = load_part(
             part_of(PaliGemmaForConditionalGeneration, "model.language_model", "lm_head"), checkpoint, device, dtype
         ).model
         self.projector = _spec_of(self._model.multi_modal_projector)
 
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder`; all images have the same prepared size."""
+        return self._packer.pack(pixels, sizes)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
-        """Encode all images in one pass of the tower; they all have the same prepared size."""
-        inputs = torch.stack([normalised(self._processor, one) for one in pixels])
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        """Encode all images in one pass of the tower."""
+        inputs = self._packer.inputs(packed)
         with captured(self._model.multi_modal_projector) as seen:
-            self._model.get_image_features(inputs.to(self._model.device, self._model.dtype))
+            self._model.get_image_features(inputs)
         side = int(seen.input.shape[1] ** 0.5)
         return [
             EncodedImage(features, projected, [Segment(0, 0, side, side)], (side, side, 1))

@@ -1,7 +1,8 @@
 """Images to pixels with the checkpoint's own image processor, whose work is done in two halves.
 
-Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint8. The model actor does the arithmetic
-in float. Both halves call the processor's own methods, and together they give the same bits as the processor.
+Decode tasks do the geometry (resize, crop, tile), so that pixels travel as uint8, to the device too. There a table
+gives each of the 256 values of a channel what the processor's own arithmetic made of it. So both halves are the
+processor's own methods, and together they give its bits.
 """
 
 import math
@@ -17,8 +18,9 @@ from transformers import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from pipeline.errors import UserError
-from pipeline.families.base import Checkpoint, UnusableImageError
+from pipeline.families.base import Checkpoint, Packed, UnusableImageError
 from pipeline.families.loading import first_line
+from zoo_ops import host_buffer, upload
 
 MAX_RESIZED_PIXELS = 64 << 20  # of an image as its processor would resize it; beyond lie only absurd aspect ratios
 MAX_PADDED_PIXELS = 178_956_970  # of an image padded to a square: as many as an image may have to be decoded
@@ -134,14 +136,44 @@ def unusable(image: Image.Image, error: Exception) -> UnusableImageError:
 
 
 def normalised(processor: Any, pixels: np.ndarray) -> Tensor:
-    """Rescale and normalise uint8 pixels to float pixels of the same shape."""
-    tiles = pixels if pixels.ndim == 4 else pixels[None]
-    done = []
-    for tile in tiles:
-        if processor.do_rescale:
-            tile = processor.rescale(tile, processor.rescale_factor)
-        if processor.do_normalize:
-            tile = processor.normalize(tile, processor.image_mean, processor.image_std)
-        done.append(np.ascontiguousarray(tile, dtype=np.float32))
-    stacked = torch.from_numpy(np.stack(done))
-    return stacked if pixels.ndim == 4 else stacked[0]
+    """Rescale and normalise the uint8 pixels (3, height, width) of a tile as the processor does."""
+    tile = pixels
+    if processor.do_rescale:
+        tile = processor.rescale(tile, processor.rescale_factor)
+    if processor.do_normalize:
+        tile = processor.normalize(tile, processor.image_mean, processor.image_std)
+    return torch.from_numpy(np.ascontiguousarray(tile, dtype=np.float32))
+
+
+class NormalisingTable:
+    """What a processor's rescaling and normalising make of the 256 values of each channel, on a device."""
+
+    def __init__(self, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
+        values = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 16, 16))
+        self._values = upload(normalised(processor, values).flatten().to(dtype), device)
+        self._begin_of_channel = upload(torch.tensor([0, 256, 512], dtype=torch.int32), device)
+
+    def __call__(self, pixels: Tensor, channel_axis: int) -> Tensor:
+        """The model's input of uint8 pixels, on the table's device and in its dtype, in the shape of the pixels."""
+        begins = self._begin_of_channel.view(3, *[1] * (pixels.dim() - 1 - channel_axis))
+        return self._values.index_select(0, (pixels + begins).flatten()).view(pixels.shape)
+
+
+class TilePacker:
+    """Tiles of images, packed in uint8 and normalised on the device."""
+
+    def __init__(self, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._table = NormalisingTable(processor, device, dtype)
+
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
+        """See `Encoder.pack`: images (3, height, width) or (tiles, 3, height, width), all tiles of one size."""
+        tiles = [image if image.ndim == 4 else image[None] for image in pixels]
+        shapes = [image.shape for image in tiles]
+        buffer = host_buffer((sum(shape[0] for shape in shapes), *shapes[0][1:]), torch.uint8, self._device)
+        np.concatenate(tiles, out=buffer.numpy())
+        return Packed(buffer, shapes, list(sizes))
+
+    def inputs(self, packed: Packed) -> Tensor:
+        """The tower's input (tiles, 3, height, width) on the device."""
+        return self._table(upload(packed.pixels, self._device), 1)

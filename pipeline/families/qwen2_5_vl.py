@@ -1,5 +1,6 @@
 """Qwen2.5-VL: as Qwen2-VL with an RMSNorm in the merger. The tower works in windows, whose order is undone."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -28,14 +29,14 @@ def _merger(config: Any) -> nn.Module:
     return Qwen2_5_VLPatchMerger(vision.out_hidden_size, vision.hidden_size, vision.spatial_merge_size)
 
 
-def _raster_order(tower: Any, grid_B3: Tensor) -> Tensor:
-    window_index, _ = get_vision_window_index(
+def _windows(tower: Any, grid_B3: Tensor) -> Mapping[str, Tensor]:
+    window_index, cu_window_seqlens = get_vision_window_index(
         grid_B3,
         spatial_merge_size=tower.spatial_merge_size,
         window_size=tower.window_size,
         patch_size=tower.patch_size,
     )
-    return window_index.argsort()
+    return {"window_index": window_index, "cu_window_seqlens": cu_window_seqlens}
 
 
 FAMILY = Family(
@@ -45,7 +46,7 @@ FAMILY = Family(
         GridEncoder,
         part=part_of(Qwen2_5_VLForConditionalGeneration, "model.language_model", "lm_head"),
         spec_of=_spec_of,
-        order=_raster_order,
+        facts=_windows,
     ),
     answerer=partial(GridAnswerer, part=part_of(Qwen2_5_VLForConditionalGeneration, "model.visual")),
     projector=lambda config: _spec_of(projector_form(_merger, config)),

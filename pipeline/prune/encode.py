@@ -1,7 +1,7 @@
 """Stage encode, score and select: the model actor. A shard's prepared pixels in, its selections and features out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,10 @@ from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import Status, ended_shard, passed_on, stopped_shard
 from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
-from pipeline.families.base import EncodedImage, Encoder, torch_dtype
+from pipeline.families.base import EncodedImage, Encoder, Packed, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.loading import limit_threads
+from pipeline.prune.ahead import Download, Laps, worked_ahead
 from pipeline.prune.rows import (
     ENCODED,
     DecodedRow,
@@ -27,7 +28,7 @@ from pipeline.prune.rows import (
     same_in_each,
     stage_table,
 )
-from pipeline.prune.select import Selection, SelectSettings, select_tokens
+from pipeline.prune.select import Ranked, Selection, SelectSettings, TokenSelector
 from schemas.columns import structs_of, table_of
 from schemas.selections import FeatureRow, Grid, Position, SegmentRow, SelectionRow
 
@@ -55,6 +56,28 @@ def load_encoder(settings: EncodeSettings, device: torch.device) -> Encoder:
     return family.encoder(checkpoint, device, torch_dtype(settings.dtype))
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch before the device knows of it."""
+
+    places: Sequence[int]  # of its rows in the shard
+    rows: Sequence[DecodedRow]
+    packed: Packed
+    seconds: float  # that preparing took
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch on the device, whose results are on their way."""
+
+    batch: _Prepared
+    images: Sequence[EncodedImage]  # without their rows
+    ranked: Ranked
+    kept: Sequence[str]  # names of the members of the features, in the order of the download
+    download: Download
+    laps: Laps
+
+
 class EncodeShards:
     """Loads vision tower and projector once; each call encodes, scores and ranks one shard in mini-batches."""
 
@@ -65,6 +88,7 @@ class EncodeShards:
         try:
             self._device = worker_device(settings.device)
             self._encoder = self._runner.load(lambda: load_encoder(settings, self._device))
+            self._selector = TokenSelector(self._encoder.projector, settings.select)
         except UserError as error:
             self.refused = str(error)
 
@@ -89,10 +113,12 @@ class EncodeShards:
         encoded = [_without_selection(row.reason, row.message) for row in rows]
         seconds = {"encode": 0.0, "score": 0.0, "select": 0.0}
         owners = [(n, row, image) for n, (row, image) in enumerate(zip(rows, pixels, strict=True)) if image is not None]
-        for begin in range(0, len(owners), batch_size):
-            numbers, some, images = zip(*owners[begin : begin + batch_size], strict=True)
-            for number, row in zip(numbers, self._encode_batch(some, images, seconds), strict=True):
-                encoded[number] = row
+        batches = [owners[begin : begin + batch_size] for begin in range(0, len(owners), batch_size)]
+        for launched, done in worked_ahead(batches, self._prepare, self._launch, self._finish, self._device):
+            launched.laps.add_to(seconds)
+            seconds["encode"] += launched.batch.seconds
+            for place, row in zip(launched.batch.places, done, strict=True):
+                encoded[place] = row
         facts = EncodeFacts(
             device=self._device.type,
             batch_size=batch_size,
@@ -103,33 +129,52 @@ class EncodeShards:
         )
         return stage_table(ENCODED, batch, table_of(EncodedRow, encoded), same_in_each(facts, len(rows)))
 
-    def _encode_batch(
-        self, rows: Sequence[DecodedRow], pixels: Sequence[np.ndarray], seconds: dict[str, float]
-    ) -> list[EncodedRow]:
+    def _prepare(self, batch: Sequence[tuple[int, DecodedRow, np.ndarray]]) -> _Prepared:
         started = time.perf_counter()
-        images = self._encoder.encode(pixels, [size_of(row) for row in rows])
-        good = [n for n, image in enumerate(images) if _is_finite(image)]
-        seconds["encode"] += time.perf_counter() - started
-        message = f"the vision tower gave NaN or Inf in {self._settings.dtype}; try --dtype float32"
-        encoded = [_without_selection("non_finite_features", message) for _ in rows]
-        if not good:
-            return encoded
-        selections = select_tokens(
-            [images[n] for n in good],
-            [image_id_of(rows[n]) for n in good],
-            self._encoder.projector,
-            self._settings.select,
-            seconds,
-        )
-        for n, selection in zip(good, selections, strict=True):
-            encoded[n] = self._encoded(rows[n], images[n], selection)
-        return encoded
+        places, rows, pixels = zip(*batch, strict=True)
+        packed = self._encoder.pack(pixels, [size_of(row) for row in rows])
+        return _Prepared(places, rows, packed, time.perf_counter() - started)
 
-    def _encoded(self, row: DecodedRow, image: EncodedImage, selection: Selection) -> EncodedRow:
+    def _launch(self, batch: _Prepared) -> _Launched:
+        """Encode, score and rank a batch. On a GPU this returns before any of it is done."""
+        laps = Laps(self._device)
+        images = self._encoder.encode(batch.packed)
+        finite_B = torch.stack([_are_finite(image) for image in images])
+        laps.lap("encode")
+        ranked = self._selector.rank(images, [image_id_of(row) for row in batch.rows], laps)
+        kept: dict[str, list[torch.Tensor]] = {}
+        if self._settings.keep_features:
+            kept["features"] = ranked.kept([image.projected_NO for image in images])
+            for name in images[0].extras_NO:
+                kept[name] = ranked.kept([image.extras_NO[name] for image in images])
+        tensors = [finite_B, *ranked.tensors(), *(rows_KO for of_all in kept.values() for rows_KO in of_all)]
+        download = Download(tensors, self._device)
+        return _Launched(batch, [image.without_rows() for image in images], ranked, list(kept), download, laps)
+
+    def _finish(self, launched: _Launched) -> tuple[_Launched, list[EncodedRow]]:
+        """The rows of a batch, when its results have come."""
+        finite_B, *tensors = launched.download.wait()
+        count, members = len(launched.images), len(launched.kept)
+        few = len(tensors) - count * members
+        spoilt = [number for number, finite in enumerate(finite_B.tolist()) if not finite]
+        selections = launched.ranked.selections(tensors[:few], ignoring=spoilt)
+        message = f"the vision tower gave NaN or Inf in {self._settings.dtype}; try --dtype float32"
+        encoded = []
+        for number, (row, image) in enumerate(zip(launched.batch.rows, launched.images, strict=True)):
+            if number in spoilt:
+                encoded.append(_without_selection("non_finite_features", message))
+                continue
+            kept = {name: tensors[few + place * count + number] for place, name in enumerate(launched.kept)}
+            encoded.append(self._encoded(row, image, selections[number], kept))
+        return launched, encoded
+
+    def _encoded(
+        self, row: DecodedRow, image: EncodedImage, selection: Selection, kept: Mapping[str, torch.Tensor]
+    ) -> EncodedRow:
         features = None
         try:
-            if self._settings.keep_features:
-                features = kept_features(row, image, selection, self._settings.feature_dtype)
+            if kept:
+                features = feature_row(row, kept, self._settings.feature_dtype)
         except OverflowError as error:
             return _without_selection("feature_overflow", str(error))
         decision = decision_of(row, image, selection)
@@ -140,8 +185,8 @@ def _without_selection(reason: str | None, message: str | None) -> EncodedRow:
     return EncodedRow(reason=reason, message=message, selection=None, features=None)
 
 
-def _is_finite(image: EncodedImage) -> bool:
-    return bool(torch.isfinite(image.features_ND).all() and torch.isfinite(image.projected_NO).all())
+def _are_finite(image: EncodedImage) -> torch.Tensor:
+    return torch.isfinite(image.features_ND).all() & torch.isfinite(image.projected_NO).all()
 
 
 def image_id_of(row: DecodedRow) -> str:
@@ -170,7 +215,7 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
         shard=row.shard,
         width=width,
         height=height,
-        num_tokens=len(image.projected_NO),
+        num_tokens=image.num_tokens,
         num_kept=len(ranking),
         num_structure=len(image.structure),
         grid=Grid(rows=rows, cols=cols, tiles=tiles),
@@ -188,20 +233,24 @@ def decision_of(row: DecodedRow, image: EncodedImage, selection: Selection) -> S
     )
 
 
-def kept_features(row: DecodedRow, image: EncodedImage, selection: Selection, feature_dtype: str) -> FeatureRow:
+def kept_rows(image: EncodedImage, selection: Selection) -> dict[str, torch.Tensor]:
+    """The features of an image that a selection keeps, best token first, by the name of their member."""
+    picks_K = selection.ranking_K.to(image.projected_NO.device)
+    return {name: rows_NO[picks_K] for name, rows_NO in {"features": image.projected_NO, **image.extras_NO}.items()}
+
+
+def feature_row(row: DecodedRow, kept: Mapping[str, torch.Tensor], feature_dtype: str) -> FeatureRow:
     """The row of the features table of an image: its kept features, best token first.
 
     Raises:
         OverflowError: a value does not fit into the stored dtype.
     """
-    picks = selection.ranking_K.to(image.projected_NO.device)
-    tensors = {"features": image.projected_NO[picks]}
-    tensors.update({name: rows_NO[picks] for name, rows_NO in image.extras_NO.items()})
-    stored = str(image.projected_NO.dtype).removeprefix("torch.") if feature_dtype == "model" else feature_dtype
+    features_KO = kept["features"]
+    stored = str(features_KO.dtype).removeprefix("torch.") if feature_dtype == "model" else feature_dtype
     return FeatureRow(
         image_id=image_id_of(row),
-        num_kept=len(picks),
-        width=image.projected_NO.shape[1],
+        num_kept=features_KO.shape[0],
+        width=features_KO.shape[1],
         dtype=stored,
-        features=pack_features(tensors, feature_dtype),
+        features=pack_features(kept, feature_dtype),
     )

@@ -1,7 +1,6 @@
 """Stage score + select: encoded images in, one ordered ranking per image out."""
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,17 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.families.base import Centring, Checkpoint, EncodedImage, Family
+from pipeline.prune.ahead import Laps
 from zoo_ops import (
     CENTERED,
     SELECTORS,
     USES_ATTENTION,
+    Findings,
+    PreparedEstimator,
     ProjectorSpec,
-    estimate_sensitivity,
+    Ranking,
     preferred_estimator,
+    prepare_estimator,
     rank_tokens,
     require_informative,
 )
@@ -81,66 +84,113 @@ def image_seed(image_id: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big") >> 1
 
 
-def select_tokens(
-    images: Sequence[EncodedImage],
-    image_ids: Sequence[str],
-    projector: ProjectorSpec,
-    settings: SelectSettings,
-    seconds: dict[str, float],
-) -> list[Selection]:
-    """Score and rank a mini-batch; adds the time to `seconds["score"]` and `seconds["select"]`.
+@dataclass(frozen=True)
+class Ranked:
+    """The rankings of a batch, where they were computed. What `findings` holds of an image spoils its ranking."""
 
-    Args:
-        images: encoded images, any mix of token counts.
-        image_ids: their ids, for the seed of `random`.
-        projector: of the model that encoded them.
-    """
-    started = time.perf_counter()
-    lengths = [len(image.features_ND) for image in images]
-    budgets = [settings.budget.of(n) for n in lengths]
-    sensitivity_BN = None
-    if not projector.is_linear:
-        sensitivity_BN = estimate_sensitivity(
-            pad_sequence([image.features_ND for image in images], batch_first=True),
-            projector,
-            estimator=preferred_estimator(projector, settings.estimator),
-            num_directions=settings.num_directions,
-            step_size=settings.step_size,
-            seed=settings.seed,
-            num_tokens_B=torch.tensor(lengths),
+    budgets: Sequence[int]
+    lengths: Sequence[int]
+    ranking: Ranking
+    sensitivity_BN: Tensor | None
+    findings: Findings
+
+    def kept(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The rows of each image's values that its ranking keeps, best token first."""
+        picks = zip(values, self.ranking.indices_BK, self.budgets, strict=True)
+        return [rows[indices_K[:budget]] for rows, indices_K, budget in picks]
+
+    def tensors(self) -> list[Tensor]:
+        """All that `selections` needs on the host."""
+        sensitivity = [] if self.sensitivity_BN is None else [self.sensitivity_BN]
+        return [*self.ranking, self.findings.flags(), *sensitivity]
+
+    def selections(self, tensors: Sequence[Tensor], *, ignoring: Sequence[int] = ()) -> list[Selection]:
+        """The decision about each image, of `tensors` on the host.
+
+        Args:
+            tensors: see above.
+            ignoring: images that are known to be spoilt, and whose decision means nothing.
+
+        Raises:
+            ValueError: another image is spoilt.
+        """
+        indices_BK, gains_BK, flags, *sensitivity = tensors
+        self.findings.raise_first(flags.tolist(), ignoring=ignoring)
+        return [
+            Selection(indices_BK[b, :k], gains_BK[b, :k], sensitivity[0][b, :n] if sensitivity else None)
+            for b, (k, n) in enumerate(zip(self.budgets, self.lengths, strict=True))
+        ]
+
+
+class TokenSelector:
+    """Scores and ranks batches of images of one model. What the estimator needs of its projector is made once."""
+
+    def __init__(self, projector: ProjectorSpec, settings: SelectSettings) -> None:
+        self._projector, self._settings = projector, settings
+        self._estimator: PreparedEstimator | None = None
+
+    def rank(self, images: Sequence[EncodedImage], image_ids: Sequence[str], laps: Laps) -> Ranked:
+        """Score and rank a mini-batch; nothing waits for the device. Its laps are `score` and `select`.
+
+        Args:
+            images: encoded images, any mix of token counts.
+            image_ids: their ids, for the seed of `random`.
+            laps: of the batch.
+        """
+        settings, projector = self._settings, self._projector
+        lengths = [len(image.features_ND) for image in images]
+        budgets = [settings.budget.of(n) for n in lengths]
+        findings = Findings()
+        sensitivity_BN = self._sensitivity([image.features_ND for image in images], findings)
+        laps.lap("score")
+        groups = [image.groups_N for image in images]
+        ranking = rank_tokens(
+            [image.projected_NO for image in images],
+            sensitivity_BN,
+            max_tokens=max(budgets),
+            selector=settings.selector,
+            groups_BN=None
+            if all(g is None for g in groups)
+            else pad_sequence(
+                [torch.zeros(n, dtype=torch.int64) if g is None else g for g, n in zip(groups, lengths, strict=True)],
+                batch_first=True,
+                padding_value=-1,
+            ),
+            seeds_B=torch.tensor([image_seed(image_id, settings.seed) for image_id in image_ids]),
+            positions_BNC=pad_sequence([image.places()[:, 1:] for image in images], batch_first=True)
+            if settings.selector == "uniform_grid"
+            else None,
+            attention_BN=_attention(images) if settings.selector in USES_ATTENTION else None,
+            patch_means_BNd=_patch_means(images, projector)
+            if settings.selector in CENTERED and settings.centring == "patches"
+            else None,
+            findings=findings,
         )
-    scored = time.perf_counter()
-    groups = [image.groups_N for image in images]
-    ranking = rank_tokens(
-        pad_sequence([image.projected_NO for image in images], batch_first=True),
-        sensitivity_BN,
-        max_tokens=max(budgets),
-        selector=settings.selector,
-        num_tokens_B=torch.tensor(lengths),
-        groups_BN=None
-        if all(g is None for g in groups)
-        else pad_sequence(
-            [torch.zeros(n, dtype=torch.int64) if g is None else g for g, n in zip(groups, lengths, strict=True)],
-            batch_first=True,
-            padding_value=-1,
-        ),
-        seeds_B=torch.tensor([image_seed(image_id, settings.seed) for image_id in image_ids]),
-        positions_BNC=pad_sequence([image.places()[:, 1:] for image in images], batch_first=True)
-        if settings.selector == "uniform_grid"
-        else None,
-        attention_BN=_attention(images) if settings.selector in USES_ATTENTION else None,
-        patch_means_BNd=_patch_means(images, projector)
-        if settings.selector in CENTERED and settings.centring == "patches"
-        else None,
-    )
-    indices, gains = ranking.indices_BK.cpu(), ranking.gains_BK.cpu()
-    sensitivity = None if sensitivity_BN is None else sensitivity_BN.cpu()
-    seconds["score"] = seconds.get("score", 0.0) + scored - started
-    seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - scored
-    return [
-        Selection(indices[b, :k], gains[b, :k], None if sensitivity is None else sensitivity[b, :n])
-        for b, (k, n) in enumerate(zip(budgets, lengths, strict=True))
-    ]
+        laps.lap("select")
+        return Ranked(budgets, lengths, ranking, sensitivity_BN, findings)
+
+    def _sensitivity(self, features: Sequence[Tensor], findings: Findings) -> Tensor | None:
+        if self._projector.is_linear:
+            return None
+        if self._estimator is None:
+            self._estimator = prepare_estimator(
+                self._projector,
+                features[0],
+                estimator=preferred_estimator(self._projector, self._settings.estimator),
+                num_directions=self._settings.num_directions,
+                step_size=self._settings.step_size,
+                seed=self._settings.seed,
+            )
+        return self._estimator(features, findings=findings)
+
+
+def select_tokens(
+    images: Sequence[EncodedImage], image_ids: Sequence[str], projector: ProjectorSpec, settings: SelectSettings
+) -> list[Selection]:
+    """The decisions about a few images, on the host. Raises ValueError where features are not finite."""
+    laps = Laps(images[0].features_ND.device)
+    ranked = TokenSelector(projector, settings).rank(images, image_ids, laps)
+    return ranked.selections([tensor.cpu() for tensor in ranked.tensors()])
 
 
 def _attention(images: Sequence[EncodedImage]) -> Tensor:

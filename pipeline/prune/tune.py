@@ -21,9 +21,10 @@ from pipeline.corpus.fetch import read_bytes
 from pipeline.errors import UserError
 from pipeline.families.base import Preparer, UnusableImageError
 from pipeline.index.sampling import Sampled, sampled_places
+from pipeline.prune.ahead import Laps
 from pipeline.prune.encode import EncodeSettings, load_encoder
 from pipeline.prune.read import preparer_of
-from pipeline.prune.select import select_tokens
+from pipeline.prune.select import TokenSelector
 
 LARGEST = 256
 WORTH = 1.05  # a larger batch must be this much faster an image
@@ -60,11 +61,12 @@ def _measure(settings: EncodeSettings, index: Index) -> int | None:
     if not large:
         return None
     encoder = load_encoder(settings, device)
+    selector = TokenSelector(encoder.projector, settings.select)
 
     def work(size: int) -> None:
         pixels, sizes = zip(*islice(cycle(large), size), strict=True)
-        images = encoder.encode(pixels, sizes)
-        select_tokens(images, ["0" * 64] * size, encoder.projector, settings.select, {})
+        images = encoder.encode(encoder.pack(pixels, sizes))
+        selector.rank(images, ["0" * 64] * size, Laps(device))
         if device.type == "cuda":
             torch.cuda.synchronize()
 

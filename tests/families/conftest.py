@@ -17,7 +17,7 @@ from pipeline.budget import Budget
 from pipeline.families.base import Answerer, EncodedImage, Encoder, KeptImage
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.loader.shard import kept_image
-from pipeline.prune.encode import decision_of, kept_features
+from pipeline.prune.encode import decision_of, feature_row, kept_rows
 from pipeline.prune.rows import DecodedRow
 from pipeline.prune.select import SelectSettings, select_tokens
 from schemas.columns import schema_of, table_of
@@ -72,14 +72,15 @@ class Case:
 
     @cached_property
     def encoded(self) -> list[EncodedImage]:
-        return self.encoder.encode(self.pixels, [(image.height, image.width) for image in self.images])
+        sizes = [(image.height, image.width) for image in self.images]
+        return self.encoder.encode(self.encoder.pack(self.pixels, sizes))
 
     @lru_cache(maxsize=8)  # noqa: B019
     def rows(self, selector: str | None = None) -> list[dict[str, Any]]:
         """Selections rows with the features' payload, every token ranked."""
         ids = [f"{number:064x}" for number in range(len(self.images))]
         settings = SelectSettings(ALL, selector or self.tiny.selector)
-        selections = select_tokens(self.encoded, ids, self.encoder.projector, settings, {})
+        selections = select_tokens(self.encoded, ids, self.encoder.projector, settings)
         sizes = [{"width": image.width, "height": image.height} for image in self.images]
         rows = [
             DecodedRow(shard=0, source=image_id, image_id=image_id, reason=None, message=None, **size)
@@ -88,8 +89,8 @@ class Case:
         ranked = list(zip(rows, self.encoded, selections, strict=True))
         stored = table_of(SelectionRow, [decision_of(*one) for one in ranked]).to_pylist()
         return [
-            {**decision, "features": kept_features(*one, "model").features}
-            for decision, one in zip(stored, ranked, strict=True)
+            {**decision, "features": feature_row(row, kept_rows(image, selection), "model").features}
+            for decision, (row, image, selection) in zip(stored, ranked, strict=True)
         ]
 
     def kept(self, budget: Budget, selector: str | None = None) -> dict[str, KeptImage]:

@@ -22,7 +22,7 @@ def test_the_ranking_is_that_of_the_literal_twin(case, name, selector):
     case = case(name)
     settings = SelectSettings(Budget("all"), selector, centring=case.opened[1].centring)
     image = min(case.encoded, key=lambda one: len(one.features_ND))
-    (selection,) = select_tokens([image], ["0" * 64], case.encoder.projector, settings, {})
+    (selection,) = select_tokens([image], ["0" * 64], case.encoder.projector, settings)
     features = image.features_ND.double()
     width = features.shape[1] // 4
     means = sum(features[:, patch * width : (patch + 1) * width] for patch in range(4)) / 4
@@ -39,9 +39,9 @@ def test_batches_of_other_images_do_not_change_the_ranking(case, selector):
     case = case("qwen2_5_vl")
     settings = SelectSettings(Budget("all"), selector, centring="patches")
     ids = [f"{number:064x}" for number in range(len(case.encoded))]
-    together = select_tokens(case.encoded, ids, case.encoder.projector, settings, {})
+    together = select_tokens(case.encoded, ids, case.encoder.projector, settings)
     for image, image_id, expected in zip(case.encoded, ids, together, strict=True):
-        (alone,) = select_tokens([image], [image_id], case.encoder.projector, settings, {})
+        (alone,) = select_tokens([image], [image_id], case.encoder.projector, settings)
         assert torch.equal(alone.ranking_K, expected.ranking_K)
         assert torch.equal(alone.gain_K, expected.gain_K)
 

@@ -79,7 +79,8 @@ def test_listening_does_not_change_one_bit_of_the_tower(case, name, dtype):
     deaf = family.encoder(checkpoint, torch.device("cpu"), dtype)
     deaf._attention._attention = None
     sizes = [(image.height, image.width) for image in case.images]
-    for one, other in zip(listening.encode(case.pixels, sizes), deaf.encode(case.pixels, sizes), strict=True):
+    packed = listening.pack(case.pixels, sizes)
+    for one, other in zip(listening.encode(packed), deaf.encode(packed), strict=True):
         assert other.class_attention is None
         assert one.class_attention is not None
         one.class_attention()
@@ -91,9 +92,9 @@ def test_batches_of_other_images_do_not_change_the_ranking(case):
     case = case("llava_next")
     settings = SelectSettings(Budget("all"), "cls_attention")
     ids = [f"{number:064x}" for number in range(len(case.encoded))]
-    together = select_tokens(case.encoded, ids, case.encoder.projector, settings, {})
+    together = select_tokens(case.encoded, ids, case.encoder.projector, settings)
     for image, image_id, expected in zip(case.encoded, ids, together, strict=True):
-        (alone,) = select_tokens([image], [image_id], case.encoder.projector, settings, {})
+        (alone,) = select_tokens([image], [image_id], case.encoder.projector, settings)
         assert torch.equal(alone.ranking_K, expected.ranking_K)
         assert torch.equal(alone.gain_K, expected.gain_K)
 

@@ -113,7 +113,7 @@ def test_the_job_record_names_the_form_of_centring(work_here, case, tmp_path, na
     assert json.loads((output / "_job.json").read_text())["settings"].get("centring") == centring
     settings = SelectSettings(Budget("all"), selector, centring=centring or "projected")
     ids = [hashlib.sha256((tmp_path / f"{n}.png").read_bytes()).hexdigest() for n in range(len(case.images))]
-    selections = select_tokens(case.encoded, ids, case.encoder.projector, settings, {})
+    selections = select_tokens(case.encoded, ids, case.encoder.projector, settings)
     expected = {image_id: one.ranking_K.tolist() for image_id, one in zip(ids, selections, strict=True)}
     rows = ask(connect(output, []), "select image_id, token from tokens order by pick").to_pylist()
     ranked = {image_id: [row["token"] for row in rows if row["image_id"] == image_id] for image_id in ids}

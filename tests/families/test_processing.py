@@ -7,26 +7,36 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from pipeline.families.base import UnusableImageError
-from pipeline.families.processing import MAX_RESIZED_PIXELS, check_resized_size, normalised
+from pipeline.families.processing import MAX_RESIZED_PIXELS, NormalisingTable, check_resized_size
 from tests.families.models import MORE, TINY
 
 
 @pytest.mark.parametrize("name", [*TINY, *MORE])
 def test_prepared_pixels_give_the_processors_own_bits(case, name):
     case = case(name)
-    processor = case.tiny.processor()
     for image, pixels in zip(case.images, case.pixels, strict=True):
         assert pixels.dtype == np.uint8
         expected = case.pixel_inputs(image)["pixel_values"]
-        if name.startswith("qwen"):
-            again = processor([pixels], do_resize=False, input_data_format="channels_first", return_tensors="pt")
-            got = again["pixel_values"]
-        elif name in ("idefics3", "smolvlm"):
-            got = normalised(processor, pixels.reshape(-1, *pixels.shape[2:]))[: expected.shape[1]][None]
-        else:
-            got = normalised(processor, pixels)
-            got = got if got.dim() == expected.dim() else got[None]
-        assert torch.equal(got, expected)
+        packed = case.encoder.pack([pixels], [(image.height, image.width)])
+        got = case.encoder._inputs(packed) if name.startswith("qwen") else case.encoder._packer.inputs(packed)
+        assert packed.pixels.dtype == torch.uint8
+        assert torch.equal(got, expected.reshape(got.shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*TINY, *MORE])
+def test_the_table_has_the_processors_bits_of_every_value_of_every_channel(case, name, dtype):
+    """In the model's dtype, into which the processor's float32 is rounded; of the stock processor's own arithmetic."""
+    processor = case(name).tiny.processor()
+    table = NormalisingTable(processor, torch.device("cpu"), dtype)
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(3, 0)
+    expected = pixels
+    if processor.do_rescale:
+        expected = processor.rescale(expected, processor.rescale_factor)
+    if processor.do_normalize:
+        expected = processor.normalize(expected, processor.image_mean, processor.image_std)
+    got = table(torch.from_numpy(pixels), 0)
+    assert torch.equal(got, torch.from_numpy(np.ascontiguousarray(expected, dtype=np.float32)).to(dtype))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -74,6 +84,6 @@ def test_a_tower_takes_what_unpadding_leaves_nothing_of(case):
     case = case("llava_next")
     checkpoint, family = case.opened
     thin = Image.new("RGB", (2000, 3), (90, 10, 200))
-    (image,) = case.encoder.encode([family.preparer(checkpoint).prepare(thin)], [(3, 2000)])
+    (image,) = case.encoder.encode(case.encoder.pack([family.preparer(checkpoint).prepare(thin)], [(3, 2000)]))
     assert len(image.projected_NO) == 16
     assert image.places()[-1].tolist() == [0, 3, 3]

@@ -64,7 +64,7 @@ def largest_feature(path: str, image: bytes) -> float:
     encoder = family.encoder(checkpoint, torch.device("cpu"), torch.float32)
     picture = Image.open(io.BytesIO(image)).convert("RGB")
     pixels = family.preparer(checkpoint).prepare(picture)
-    (encoded,) = encoder.encode([pixels], [(picture.height, picture.width)])
+    (encoded,) = encoder.encode(encoder.pack([pixels], [(picture.height, picture.width)]))
     return encoded.projected_NO.abs().max().item()
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.prune import job as prune_job
 from pipeline.prune.encode import EncodeShards
 from pipeline.prune.job import PruneSettings, prune_corpus
-from pipeline.prune.rows import DecodedRow
 from pipeline.prune.write import failed_samples
 
 REPO = Path(__file__).resolve().parents[2]
@@ -154,14 +152,14 @@ def test_a_shard_that_runs_out_of_memory_is_that_of_a_run_at_half_the_batch(prun
     half = tmp_path / "half"
     prune(half, **settings, batch_size=4)
     crowded = {row["image_id"] for row in pq.read_table(half / "selections/part-00000001.parquet").to_pylist()}
-    own = EncodeShards._encode_batch
+    own = EncodeShards._launch
 
-    def encode(self: EncodeShards, rows: Sequence[DecodedRow], *rest: Any) -> Any:
-        if len(rows) > 4 and any(row.image_id in crowded for row in rows):
+    def launch(self: EncodeShards, batch: Any) -> Any:
+        if len(batch.rows) > 4 and any(row.image_id in crowded for row in batch.rows):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return own(self, rows, *rest)
+        return own(self, batch)
 
-    monkeypatch.setattr(EncodeShards, "_encode_batch", encode)
+    monkeypatch.setattr(EncodeShards, "_launch", launch)
     said = prune(tmp_path / "out", **settings, batch_size=8)
     records = list(Artifact(tmp_path / "out").commits())
     assert [record.batch_size for record in records] == [8, 4, 8]

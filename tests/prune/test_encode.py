@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.artifact.payload import unpack_features
 from pipeline.budget import Budget
 from pipeline.cluster.outcomes import Status, ended_shard
-from pipeline.families.base import EncodedImage, Segment
+from pipeline.families.base import EncodedImage, Packed, Segment
 from pipeline.prune import encode
 from pipeline.prune.encode import EncodeSettings, EncodeShards
 from pipeline.prune.rows import (
@@ -47,10 +47,14 @@ class MadeEncoder:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def encode(self, pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[EncodedImage]:
+    def pack(self, pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> Packed:
         assert [image.shape[:2] for image in pixels] == list(sizes)
-        self.batches.append(len(pixels))
-        return [self._encoded(image) for image in pixels]
+        columns = torch.from_numpy(np.concatenate(pixels, axis=1))
+        return Packed(columns, [image.shape for image in pixels], list(sizes))
+
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        self.batches.append(len(packed.shapes))
+        return [self._encoded(one.numpy()) for one in packed.pixels.split([width for _, width in packed.sizes], 1)]
 
     def _encoded(self, image: np.ndarray) -> EncodedImage:
         features = torch.randn(image.shape[1], 6, generator=torch.Generator().manual_seed(int(image.sum())))
@@ -218,10 +222,10 @@ def test_a_shard_whose_batch_does_not_fit_is_made_at_half_of_it_from_the_beginni
     small = stage(4)
     own = small._encoder.encode
 
-    def encode(pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[EncodedImage]:
-        if len(pixels) > 2 and any(image.shape[1] == 20 for image in pixels):
+    def encode(packed: Packed) -> list[EncodedImage]:
+        if len(packed.sizes) > 2 and any(width == 20 for _, width in packed.sizes):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return own(pixels, sizes)
+        return own(packed)
 
     small._encoder.encode = encode
     images = [*RAGGED, picture(8, 20), picture(9, 20), picture(10, 3)]

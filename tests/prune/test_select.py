@@ -24,9 +24,9 @@ def test_ragged_batches_equal_single_images():
     ids = [f"{n:064x}" for n in range(4)]
     for selector in ("zoo", "feature_norm", "random"):
         settings = SelectSettings(Budget("ratio", 0.5), selector=selector)
-        together = select_tokens(images(lengths), ids, as_projector_spec(PROJECTOR), settings, {})
+        together = select_tokens(images(lengths), ids, as_projector_spec(PROJECTOR), settings)
         for image, image_id, got in zip(images(lengths), ids, together, strict=True):
-            (alone,) = select_tokens([image], [image_id], as_projector_spec(PROJECTOR), settings, {})
+            (alone,) = select_tokens([image], [image_id], as_projector_spec(PROJECTOR), settings)
             assert torch.equal(alone.ranking_K, got.ranking_K)
             assert torch.equal(alone.gain_K, got.gain_K)
             assert len(got.ranking_K) == (len(image.features_ND) + 1) // 2

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.artifact.index import Generation, Index, part_key, write_part
 from pipeline.budget import Budget
 from pipeline.errors import UserError
-from pipeline.families.base import EncodedImage, Segment, UnusableImageError
+from pipeline.families.base import EncodedImage, Packed, Segment, UnusableImageError
 from pipeline.index import sampling
 from pipeline.index.sampling import sampled_places
 from pipeline.prune import tune
@@ -65,13 +65,16 @@ class SmallMemory:
         self.memory = memory
         self.sizes: list[list[tuple[int, int]]] = []
 
-    def encode(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[EncodedImage]:
+    def pack(self, pixels: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Packed:
         assert [image.shape[:2] for image in pixels] == list(sizes)
-        self.sizes.append(list(sizes))
-        if sum(height * width for height, width in sizes) > self.memory:
+        return Packed(torch.empty(0), [image.shape for image in pixels], list(sizes))
+
+    def encode(self, packed: Packed) -> list[EncodedImage]:
+        self.sizes.append(list(packed.sizes))
+        if sum(height * width for height, width in packed.sizes) > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         features = torch.rand(2, 3)
-        return [EncodedImage(features, PROJECTOR(features), [Segment(0, 0, 1, 2)], (1, 2, 1)) for _ in pixels]
+        return [EncodedImage(features, PROJECTOR(features), [Segment(0, 0, 1, 2)], (1, 2, 1)) for _ in packed.sizes]
 
 
 def png(size: tuple[int, int], seed: int) -> bytes:

@@ -268,7 +268,7 @@ def test_linear_projectors_are_refused(linear, estimator):
         ({"features": torch.zeros(1, N, D, dtype=torch.int64)}, r"dtype torch.int64, expected a floating.*\.float\(\)"),
         ({"features": torch.randn(1, 0, D)}, "at least one element"),
         ({"features": torch.randn(1, N, D + 1)}, "width 61, expected 60"),
-        ({"features": [1.0]}, "is a list, expected a tensor"),
+        ({"features": [1.0]}, "is a sequence, expected tensors with axes ND in it"),
         ({"estimator": "exact"}, "'exact', expected one of closed_form, directional, finite_difference"),
         ({"num_directions": 0}, "num_directions is 0, expected an integer of at least 1"),
         ({"step_size": 0.0}, "step_size is 0.0, expected a positive"),
