@@ -17,8 +17,10 @@ images that differ as a whole gave a false star in one table of five.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.choosing.resampling import LEVEL, RESAMPLES, Floats, draws, interval, per_image, resampled
 

@@ -1,7 +1,7 @@
 """Query a pruned corpus (and answers over it) in SQL; without SQL print a summary.
 
-Views: images, tokens (one row a visual token), prompts, errors, shards, answers, grades. Recipes are SQL that is kept under
-a name: docs/queries.md shows all with their output.
+Views: images, tokens (one row a visual token), prompts, errors, shards, answers, grades. Recipes are SQL that is kept
+under a name: docs/queries.md shows all with their output.
 """
 
 if __name__ == "__main__":  # before anything large is imported

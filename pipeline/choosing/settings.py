@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from pipeline.answer.settings import one_by_one
 from pipeline.grading.grader import Grader, MetricTexts, parse_metrics
 from pipeline.prune.settings import CorpusSettings, Estimator, Selector
-from pipeline.settings import WORK, BudgetText, Count, Option, Text
+from pipeline.settings import WORK, BudgetText, Count, Option
 
 MEASURED = "what is measured"
 BUDGETS = ("0.25", "0.125", "0.0625")

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.answer.grade import EXACT
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
+from pipeline.grading.grader import DEFAULT
 from pipeline.report.html import Report, gather, render
 from pipeline.report.settings import ReportSettings
 from schemas.answers import AnswerRow, FinishReason
@@ -71,7 +71,7 @@ def write_answers(
                     type=prompt["type"],
                     references=prompt["references"],
                     correct=None if score is None else score >= 1,
-                    metric=EXACT,
+                    metric=DEFAULT,
                     score=score,
                     shard=record.shard,
                     message=None if text is not None else HOSTILE[0],
