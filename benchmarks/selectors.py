@@ -89,7 +89,7 @@ def main() -> None:
         rows += comparison.rows(of_model)
         beaten += comparison.beaten(of_model)
     result = {
-        "command": shlex.join(["python", "benchmarks/selectors.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/selectors.py", *map(without_folder, sys.argv[1:])]),
         "environment": {**environment(torch.device("cpu")), "transformers": transformers.__version__},
         "models": {name: identity(*open_checkpoint(path)) for name, path in zip(names, given.model, strict=True)},
         "images": len(images),
@@ -105,6 +105,11 @@ def main() -> None:
     if not given.no_picture:
         draw(result, given.model[0], images, prompts, Path(given.picture))
     show(rows, result)
+
+
+def without_folder(argument: str) -> str:
+    """An argument as a result may name it: of a path on this machine the last part."""
+    return Path(argument).name if os.path.isabs(argument) else argument
 
 
 def arguments() -> argparse.Namespace:

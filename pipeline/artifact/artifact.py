@@ -91,9 +91,9 @@ class Artifact(Ledger):
                 f"--output {where} is the output of another job ({old.kind}); choose an empty or new folder"
             )
         differences = old.differences(job)
-        if differences and not self._is_begun(old):
-            return None
         if differences:
+            if not self._is_begun(old):
+                return None
             raise UserError(
                 f"--output {where} was started with other settings:\n  "
                 + "\n  ".join(differences)
@@ -104,8 +104,8 @@ class Artifact(Ledger):
     def _is_begun(self, job: JobRecord) -> bool:
         """Whether anything hangs on the settings of a job that began here.
 
-        One that was refused while it indexed has no index: no shard of it can have been begun, by nobody who might
-        still write. An answer job has its shards from the beginning.
+        One that was refused while it indexed has no index: nobody can have begun a shard of it, nor still be
+        writing one. An answer job has its shards from the beginning.
         """
         return job.kind != "prune" or self.store.stat(INDEX_RECORD) is not None or bool(self.committed_shards())
 

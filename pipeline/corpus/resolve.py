@@ -22,7 +22,8 @@ from pipeline.storage.tree import is_folder, tree
 from schemas.wording import counted
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson")
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst")
+TAR_SUFFIXES = (".tar", *PACKED_SUFFIXES)
 MAX_EXPANDED = 250_000  # paths that the braces of one pattern may stand for
 LOOKERS = 16
 MAX_STATE_BYTES = 64 << 20  # of the description of a saved data set
@@ -69,7 +70,7 @@ def _kind(path: str, beginning: bytes) -> str:
         UserError: there is no reader for it.
     """
     name = path.lower()
-    if not beginning and name.endswith((*TAR_SUFFIXES, ".json", ".parquet", ".arrow")) and not name.endswith(".tar"):
+    if not beginning and name.endswith((*PACKED_SUFFIXES, ".json", ".parquet", ".arrow")):
         raise UserError(f"--corpus: {path} has no bytes; fetch it again, or leave it out")
     if name.endswith(TAR_SUFFIXES):
         packed = {_GZIP: "tar_gzip", _ZSTD: "tar_zstd"}
@@ -143,7 +144,7 @@ def _of_folder(path: str) -> list[CorpusInput]:
     """What a folder holds: a saved data set, Parquet files however deep, or images however deep.
 
     Raises:
-        UserError: none of these, Parquet and tars together, or it can't be read.
+        UserError: none of these, Parquet beside tars or a manifest, or it can't be read.
     """
     absolute_path = absolute(path)
     try:
@@ -152,18 +153,13 @@ def _of_folder(path: str) -> list[CorpusInput]:
             return [_of_file(one) for one in saved]
         found = [one.name for one in tree(absolute_path)]
         tables = [name for name in found if name.lower().endswith(".parquet")]
-        tar = next((name for name in found if name.lower().endswith(TAR_SUFFIXES)), None)
-        if tables and tar is not None:
-            raise UserError(
-                f"--corpus: {printable(path)} holds Parquet and tars ({printable(tables[0])}, {printable(tar)}), and "
-                "only one kind would be read; name the files that are meant"
-            )
-        manifest = next((name for name in found if name.lower().endswith(MANIFEST_SUFFIXES)), None)
-        if tables and manifest is not None:
-            raise UserError(
-                f"--corpus: {printable(path)} holds Parquet and a manifest ({printable(tables[0])}, "
-                f"{printable(manifest)}), and only one kind would be read; name the files that are meant"
-            )
+        for suffixes, kind in ((TAR_SUFFIXES, "tars"), (MANIFEST_SUFFIXES, "a manifest")):
+            other = next((name for name in found if name.lower().endswith(suffixes)), None)
+            if tables and other is not None:
+                raise UserError(
+                    f"--corpus: {printable(path)} holds Parquet and {kind} ({printable(tables[0])}, "
+                    f"{printable(other)}), and only one kind would be read; name the files that are meant"
+                )
         if tables:
             first, *rest = [_of_file(os.path.join(path, name)) for name in tables]
             return [replace(first, note=_images_beside(path, tables, found)), *rest]
