@@ -58,7 +58,7 @@ def lines() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def connections(made, lines, tmp_path_factory) -> dict[str, duckdb.DuckDBPyConnection]:
+def connections(made, lines, tmp_path_factory):
     cache = SummaryCache(str(tmp_path_factory.mktemp("cache")), lines.append, worth=0)
     return {
         "committed files": connect(made.pruned, made.answers),

@@ -13,6 +13,6 @@ select
 from (select * from answers where budget = $more) as a
 join (select * from answers where budget = $fewer) as b
     -- By the hash of the id, which takes less memory; that two of one shard have the same one does not happen.
-    on a.shard = b.shard and hash(a.prompt_id) = hash(b.prompt_id)
+    on a.shard is not distinct from b.shard and hash(a.prompt_id) = hash(b.prompt_id)
 group by a.type
 order by prompts desc, type
