@@ -20,7 +20,7 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
     *("--remote-debugging-port=0", "--force-color-profile=srgb"),
 )
-TIMEOUT_SEC = 60.0
+TIMEOUT_SEC = 120.0
 _KEYS = {"Tab": 9, "Enter": 13, "Home": 36, "End": 35, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
 _LOCAL = ("file:", "data:", "about:", "blob:")
 
@@ -67,8 +67,14 @@ class Chromium:
             await asyncio.sleep(0.05)
         port = told.read_text().split()[0]
         self._session = aiohttp.ClientSession()
-        async with self._session.get(f"http://127.0.0.1:{port}/json/list") as reply:
-            (page,) = [one for one in await reply.json() if one["type"] == "page"]
+        pages: list[dict[str, Any]] = []
+        while not pages:  # it listens a moment before its page is there
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"chromium opened no page within {TIMEOUT_SEC:g} s")
+            async with self._session.get(f"http://127.0.0.1:{port}/json/list") as reply:
+                pages = [one for one in await reply.json() if one["type"] == "page"]
+            await asyncio.sleep(0.05)
+        (page,) = pages
         self._socket = await self._session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self._call(f"{domain}.enable")
