@@ -36,8 +36,8 @@ class HubFile:
 
 
 def is_of_hub(location: str) -> bool:
-    """Whether a location is one of the hub's data sets."""
-    return location.startswith(PREFIX)
+    """Whether a location is of the hub; of another form than that of its data sets it is refused by `split`."""
+    return location.startswith("hf://")
 
 
 def split(location: str) -> tuple[str, str | None, str | None]:

@@ -107,7 +107,7 @@ def test_the_hub_mixes_with_files(hub, prune, tmp_path, jpegs):
         ("hf://datasets/org", "is not of the form hf://datasets/OWNER/NAME"),
         ("hf://datasets/org/cats/../x", "is not of the form"),
         ("hf://datasets/org/cats/nothing", "holds neither Parquet files nor tars"),
-        ("hf://models/org/cats", "is a URL; only paths"),
+        ("hf://org/cats", "hf://org/cats is not of the form hf://datasets/OWNER/NAME"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(hub, pattern, said):
