@@ -7,6 +7,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers.utils.hub  # noqa: F401  # which takes the hub's client as it is imported, not the stand-in
 
 from pipeline.corpus.resolve import resolve_corpus
 from pipeline.errors import UserError
