@@ -48,8 +48,8 @@ def compare(
     partners = PARTNERS.get(ours.metric, {}) if partner is None else {next(iter(ours.measures), "mean"): partner}
     if not partners:
         raise Refusal(
-            f"--grades by {ours.metric}: it is not known which metric of lmms-eval's that is; say so by --compare METRIC, "
-            f"with one of {', '.join(totals)}"
+            f"--grades by {ours.metric}: it is not known which metric of lmms-eval's that is; say so by "
+            f"--compare METRIC, with one of {', '.join(totals)}"
         )
     for name in partners.values():
         if name not in totals:

@@ -144,7 +144,7 @@ def read_corpus(folder: Path) -> Export:
         )
     if len(prompts) != task["exported"]:
         raise Refusal(
-            f"--corpus {folder} has {len(prompts)} prompts where its {TASK} says {task['exported']}; export the task again"
+            f"--corpus {folder} has {len(prompts)} prompts where its {TASK} says {task['exported']}; export it again"
         )
     return Export(task, prompts)
 

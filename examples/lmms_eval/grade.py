@@ -99,19 +99,11 @@ def compared(comparison: Comparison) -> dict[str, Any]:
 
 def show(result: dict[str, Any], answers: Answers, export: Export) -> None:
     """Print a result."""
-    print(
-        f"{result['task']}: {result['graded']:,} of {result['prompts']:,} prompts graded by lmms-eval {result['lmms_eval']}"
-    )
-    beside = result.get("compared", {})
+    of = f"{result['graded']:,} of {result['prompts']:,} prompts"
+    print(f"{result['task']}: {of} graded by lmms-eval {result['lmms_eval']}")
     for name, value in result["metrics"].items():
         shown = f"{value:.6f}" if isinstance(value, int | float) else "-"
-        ours = beside.get(name)
-        against = (
-            ""
-            if ours is None
-            else f"   zoo-prune grade: {ours['zoo_prune']:.6f} ({result['zoo_prune_metric']} {ours['measure']})"
-        )
-        print(f"  {name:24} {shown:>10}{against}")
+        print(f"  {name:24} {shown:>10}{_beside(result, name)}")
     if "equal" not in result:
         return
     if result["equal"]:
@@ -125,6 +117,13 @@ def show(result: dict[str, Any], answers: Answers, export: Export) -> None:
             f"  {prompt_id}: lmms-eval {scores['lmms_eval']:g}, zoo-prune {ours}; "
             f"answer {answers.by_prompt[prompt_id]!r:.80}, references {references!r:.120}"
         )
+
+
+def _beside(result: dict[str, Any], name: str) -> str:
+    ours = result.get("compared", {}).get(name)
+    if ours is None:
+        return ""
+    return f"   zoo-prune grade: {ours['zoo_prune']:.6f} ({result['zoo_prune_metric']} {ours['measure']})"
 
 
 if __name__ == "__main__":

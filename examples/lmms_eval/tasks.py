@@ -92,6 +92,8 @@ def requests_of(task: ConfigurableTask, references: str | None, limit: int | Non
     for instance in _instances(task, limit):
         where = f"--task {task.task_name}, document {instance.doc_id}"
         doc = docs[instance.doc_id]
+        if not isinstance(instance.args[0], str):
+            raise Refusal(f"{where}: its prompt is a {type(instance.args[0]).__name__}, no text; it can't be answered")
         texts = _texts(target(doc), where) if target else []
         yield Request(instance.doc_id, instance.args[0], texts, _image_of(task, doc, where))
 
@@ -114,9 +116,9 @@ def _target_of(task: ConfigurableTask, references: str | None) -> Any:
     told = task.config.doc_to_target
     if isinstance(told, str) and told not in task.features and "{{" not in told:
         raise Refusal(
-            f"--task {task.task_name}: its doc_to_target {told!r} names no column, so lmms-eval takes that word for the "
-            f"target of every document; name the column of the references by --references COLUMN ({columns}), or say "
-            f"--references {NO_REFERENCES}"
+            f"--task {task.task_name}: its doc_to_target {told!r} names no column, so lmms-eval takes that word "
+            f"for the target of every document; name the column of the references by --references COLUMN ({columns}), "
+            f"or say --references {NO_REFERENCES}"
         )
     return lambda doc: _chosen(task, doc)
 
@@ -175,8 +177,8 @@ class Replay(lmms):
             prompt = self._prompts[request.doc_id]
             if request.args[0] != prompt:
                 raise Refusal(
-                    f"lmms-eval asks {request.args[0]!r:.200} where {prompt!r:.200} was exported and answered: its task or "
-                    "data set is another one now; export it again, and answer that"
+                    f"lmms-eval asks {request.args[0]!r:.200} where {prompt!r:.200} was exported and answered: its "
+                    "task or data set is another one now; export it again, and answer that"
                 )
         return [self._answers[request.doc_id] for request in requests]
 
@@ -201,10 +203,10 @@ def grade(task: ConfigurableTask, export: Export, answers: Mapping[str, str], fo
     """
     asked = sorted((export.prompts[prompt_id] for prompt_id in answers), key=lambda one: one.doc_id)
     split, kept = split_of(task), [one.doc_id for one in asked]
-    if len(task.eval_docs) != export.task["documents"]:
+    if (documents := len(task.eval_docs)) != export.task["documents"]:
         raise Refusal(
-            f"task {export.name} has {len(task.eval_docs)} documents where {export.task['documents']} were there when it was "
-            "exported; export it again, and answer that"
+            f"task {export.name} has {documents:,} documents, {export.task['documents']:,} when it was exported; "
+            "export it again, and answer that"
         )
     if len(kept) < len(task.eval_docs):
         _keep(task, split, kept)
