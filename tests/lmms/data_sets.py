@@ -76,7 +76,8 @@ def write_data_sets(folder: Path) -> None:
     rows = [
         {"image_id": f"i{n // 2}", "question_id": 34602 + n, "question": question, "question_tokens": question.split(),
          "image": _image(n // 2), "image_width": 128, "image_height": 128, "flickr_original_url": "",
-         "flickr_300k_url": "", "answers": answers, "image_classes": ["Sign"], "set_name": "val", "ocr_tokens": ["STOP"]}
+         "flickr_300k_url": "", "answers": answers, "image_classes": ["Sign"], "set_name": "val",
+         "ocr_tokens": ["STOP"]}
         for n, (question, answers) in enumerate(TEXTVQA)
     ]  # fmt: skip
     features = {
