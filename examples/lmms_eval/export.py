@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the corpus goes")
     options.add_argument("--include-path", metavar="FOLDER", help="tasks of your own in place of lmms-eval's")
     options.add_argument("--model-name", help="whose prompts are taken, of those that the task has for models")
-    options.add_argument("--references", metavar="COLUMN|none", help="where they are, if not in doc_to_target")
+    options.add_argument("--references", metavar="COLUMN|none", help="where they are, if doc_to_target does not tell")
     options.add_argument("--limit", type=int, metavar="N", help="the first documents alone")
     return options
 
@@ -42,7 +42,7 @@ def main() -> None:
             "include_path": include,
             "lmms_eval": version(),
             "model_name": told.model_name,
-            "references": told.references or "doc_to_target",
+            "references": told.references,
         },
         requests_of(task, told.references, told.limit),
     )

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import importlib.metadata
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,16 @@ def requests_of(task: ConfigurableTask, references: str | None, limit: int | Non
     Raises:
         Refusal: a document shows no image or several, or its references are not to be had.
     """
-    target = _target_of(task, references)
+    if limit is not None and limit < 1:
+        raise Refusal(f"--limit {limit}: expected a number of documents, at least 1")
+    read = references_of(task, references)
     docs = task.eval_docs
     for instance in _instances(task, limit):
         where = f"--task {task.task_name}, document {instance.doc_id}"
         doc = docs[instance.doc_id]
         if not isinstance(instance.args[0], str):
             raise Refusal(f"{where}: its prompt is a {type(instance.args[0]).__name__}, no text; it can't be answered")
-        texts = _texts(target(doc), where) if target else []
-        yield Request(instance.doc_id, instance.args[0], texts, _image_of(task, doc, where))
+        yield Request(instance.doc_id, instance.args[0], read(doc, where), _image_of(task, doc, where))
 
 
 def _instances(task: ConfigurableTask, limit: int | None) -> list[Instance]:
@@ -103,16 +104,21 @@ def _instances(task: ConfigurableTask, limit: int | None) -> list[Instance]:
     return task.instances
 
 
-def _target_of(task: ConfigurableTask, references: str | None) -> Any:
+def references_of(task: ConfigurableTask, references: str | None) -> Callable[[Any, str], list[str]]:
+    """What reads the references of a document, given with words for where it stands; arguments as of `requests_of`.
+
+    Raises:
+        Refusal: there is no such column, or none that the task's `doc_to_target` names.
+    """
     if references == NO_REFERENCES:
-        return None
+        return lambda doc, where: []
     columns = ", ".join(task.features)
     if references is not None:
         if references not in task.features:
             raise Refusal(
                 f"--references {references}: the documents of {task.task_name} have no such column, only {columns}"
             )
-        return lambda doc: doc[references]
+        return lambda doc, where: _texts(doc[references], where)
     told = task.config.doc_to_target
     if isinstance(told, str) and told not in task.features and "{{" not in told:
         raise Refusal(
@@ -120,7 +126,7 @@ def _target_of(task: ConfigurableTask, references: str | None) -> Any:
             f"for the target of every document; name the column of the references by --references COLUMN ({columns}), "
             f"or say --references {NO_REFERENCES}"
         )
-    return lambda doc: _chosen(task, doc)
+    return lambda doc, where: _texts(_chosen(task, doc), where)
 
 
 def _chosen(task: ConfigurableTask, doc: Any) -> Any:
@@ -210,6 +216,13 @@ def grade(task: ConfigurableTask, export: Export, answers: Mapping[str, str], fo
         )
     if len(kept) < len(task.eval_docs):
         _keep(task, split, kept)
+    read = references_of(task, export.task["references"])
+    for one, doc in zip(asked, task.eval_docs_no_media, strict=True):
+        if tuple(read(doc, f"task {export.name}, document {one.doc_id}")) != one.references:
+            raise Refusal(
+                f"task {export.name}, document {one.doc_id} has other references than when it was exported; export it again, "
+                "and answer that"
+            )
     model = Replay([one.prompt for one in asked], [answers[one.prompt_id] for one in asked])
     told = argparse.Namespace(process_with_media=False, output_path=str(folder))  # as its own command line has it
     try:

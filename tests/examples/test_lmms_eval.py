@@ -23,7 +23,7 @@ from jobs.options import execute
 from jobs.zoo_prune import COMMAND
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "lmms_eval"
-TASK = {"task": "scenes_exist", "documents": 9, "generation_kwargs": {"max_new_tokens": 8}}
+TASK = {"task": "scenes_exist", "documents": 9, "references": None, "generation_kwargs": {"max_new_tokens": 8}}
 
 
 def loaded(name: str) -> ModuleType:

@@ -2,20 +2,31 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "lmms_eval"))
 
-from exchange import Refusal
-from tasks import load_task, quiet, requests_of
+from exchange import Export, Exported, Refusal
+from tasks import grade, load_task, quiet, requests_of
 
 
-def said(case: dict[str, str]) -> str:
-    """What is said of one case; nothing if it is exported."""
+def said(case: dict[str, Any]) -> str:
+    """What is said of one case; nothing if it is exported, and graded where that is asked for."""
     try:
         task = load_task(case["task"], case.get("include_path"), None)
-        for _ in requests_of(task, case.get("references"), None):
-            pass
+        requests = list(requests_of(task, case.get("references"), case.get("limit")))
+        if "grade" in case:
+            prompts = {
+                str(one.doc_id): Exported(
+                    str(one.doc_id), one.doc_id, one.prompt, tuple(case["grade"].get("references", one.references)), ""
+                )
+                for one in requests
+            }
+            documents = case["grade"].get("documents", len(requests))
+            export = Export({"task": case["task"], "documents": documents, "references": None}, prompts)
+            grade(task, export, dict.fromkeys(prompts, "yes"), Path(tempfile.gettempdir()))
     except Refusal as refusal:
         return str(refusal)
     return ""

@@ -109,7 +109,7 @@ def test_its_own_tasks_are_exported_with_their_prompts_references_and_images(nam
     [
         ("pope", ["yes", "no", "no", "Yes ", " NO", "maybe"]),
         ("gqa", [" Red.", "yes", "tshirt", "Traffic light!", "", "dark red"]),
-        ("textvqa_val", ["STOP", "2", "Dr. Pepper", "Joe's.", "1,000", "the red bus"]),
+        ("textvqa_val", ["STOP", "many", "Dr. Pepper", "Joe's.", "1,000", "the red bus"]),
     ],
 )
 def test_grades_of_its_own_tasks_equal_ours(name, answers, graded):
@@ -191,7 +191,8 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(lmms_python, data_sets
     )
     (own / "utils.py").write_text(
         "def one(doc):\n    return [doc['image']]\n\ndef two(doc):\n    return [doc['image']] * 2\n\n"
-        "def none(doc):\n    return []\n\ndef film(doc):\n    return ['film.mp4']\n"
+        "def none(doc):\n    return []\n\ndef film(doc):\n    return ['film.mp4']\n\n"
+        "def broken(doc, results):\n    raise KeyError('no such field')\n"
     )
     data = data_sets / "lmms-lab-encoder" / "POPE" / "data" / "test-00000-of-00001.parquet"
     for name, visual, target in (
@@ -200,9 +201,13 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(lmms_python, data_sets
         ("film", "film", "answer"),
         ("templates", "one", "'{{ answer }}'"),
         ("constant", "one", "label"),
+        ("broken", "one", "answer"),
     ):
         text = base.format(data=data, type="generate_until", target=target, visual=visual, name=name)
-        (own / f"{name}.yaml").write_text(text)
+        grading = "process_results: !function utils.broken\n" if name == "broken" else ""
+        (own / f"{name}.yaml").write_text(text + grading)
+    lost = base.format(data="lost.parquet", type="generate_until", target="answer", visual="one", name="lost")
+    (own / "lost.yaml").write_text(lost)
     odd = base.format(data=data, type="generate_until_multi_round", target="answer", visual="one", name="rounds")
     (own / "rounds.yaml").write_text(odd)
     here = {"include_path": str(own)}
@@ -220,6 +225,17 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(lmms_python, data_sets
         "unknown": ({"task": "poppe"}, "--task poppe: lmms-eval knows no such task; did you mean pope"),
         "group": ({"task": "textvqa"}, "--task textvqa is a group of tasks; export one of its tasks at a time"),
         "target": ({"task": "textvqa_val"}, "its doc_to_target 'answer' names no column, so lmms-eval takes that word"),
+        "lost": ({"task": "lost", **here}, "--task lost: lmms-eval can't load its data set: FileNotFoundError"),
+        "limit": ({"task": "templates", "limit": 0, **here}, "--limit 0: expected a number of documents, at least 1"),
+        "broken": ({"task": "broken", "grade": {}, **here}, "task broken: lmms-eval's process_results fails: KeyError"),
+        "grown": (
+            {"task": "templates", "grade": {"documents": 5}, **here},
+            "task templates has 6 documents, 5 when it was exported; export it again",
+        ),
+        "changed": (
+            {"task": "templates", "grade": {"references": ["maybe"]}, **here},
+            "task templates, document 0 has other references than when it was exported",
+        ),
         "folder": ({"task": "two", "include_path": str(own / "away")}, "is no folder; name one with YAML files"),
     }
     done = subprocess.run(
