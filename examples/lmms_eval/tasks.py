@@ -220,8 +220,8 @@ def grade(task: ConfigurableTask, export: Export, answers: Mapping[str, str], fo
     for one, doc in zip(asked, task.eval_docs_no_media, strict=True):
         if tuple(read(doc, f"task {export.name}, document {one.doc_id}")) != one.references:
             raise Refusal(
-                f"task {export.name}, document {one.doc_id} has other references than when it was exported; export it again, "
-                "and answer that"
+                f"task {export.name}, document {one.doc_id} has other references than when it was exported; export it "
+                "again, and answer that"
             )
     model = Replay([one.prompt for one in asked], [answers[one.prompt_id] for one in asked])
     told = argparse.Namespace(process_with_media=False, output_path=str(folder))  # as its own command line has it
