@@ -66,6 +66,8 @@ def load_task(name: str, include_path: str | None, model_name: str | None) -> Co
     except RetryError as error:
         cause = error.last_attempt.exception()
         raise Refusal(f"--task {name}: lmms-eval can't load its data set: {_line(cause)}") from cause
+    if len(task.config.filter_list or ()) > 1:
+        raise Refusal(f"--task {name} has several filters, and so several grades of an answer; take one of them out")
     if task.OUTPUT_TYPE != "generate_until":
         raise Refusal(f"--task {name} is of the type {task.OUTPUT_TYPE}; only generate_until is answered in one go")
     return task
@@ -235,7 +237,7 @@ def grade(task: ConfigurableTask, export: Export, answers: Mapping[str, str], fo
         raise Refusal(f"task {export.name}: lmms-eval's process_results fails: {_line(cause)}") from cause
     samples = results["samples"][export.name]
     if len(samples) != len(asked):
-        raise Refusal(f"lmms-eval graded {len(samples)} of {len(asked)} answers to {export.name}; it says no more")
+        raise Refusal(f"lmms-eval gave {len(samples)} grades of {len(asked)} answers to {export.name}; none is taken")
     totals = {
         key.partition(",")[0]: value
         for key, value in results["results"][export.name].items()

@@ -206,6 +206,11 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(lmms_python, data_sets
         text = base.format(data=data, type="generate_until", target=target, visual=visual, name=name)
         grading = "process_results: !function utils.broken\n" if name == "broken" else ""
         (own / f"{name}.yaml").write_text(text + grading)
+    filters = "filter_list:\n" + "".join(
+        f"  - name: {name}\n    filter:\n      - function: take_first\n" for name in ("one", "other")
+    )
+    text = base.format(data=data, type="generate_until", target="answer", visual="one", name="filters")
+    (own / "filters.yaml").write_text(text + filters)
     lost = base.format(data="lost.parquet", type="generate_until", target="answer", visual="one", name="lost")
     (own / "lost.yaml").write_text(lost)
     odd = base.format(data=data, type="generate_until_multi_round", target="answer", visual="one", name="rounds")
@@ -226,6 +231,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(lmms_python, data_sets
         "group": ({"task": "textvqa"}, "--task textvqa is a group of tasks; export one of its tasks at a time"),
         "target": ({"task": "textvqa_val"}, "its doc_to_target 'answer' names no column, so lmms-eval takes that word"),
         "lost": ({"task": "lost", **here}, "--task lost: lmms-eval can't load its data set: FileNotFoundError"),
+        "filters": ({"task": "filters", **here}, "--task filters has several filters"),
         "limit": ({"task": "templates", "limit": 0, **here}, "--limit 0: expected a number of documents, at least 1"),
         "broken": ({"task": "broken", "grade": {}, **here}, "task broken: lmms-eval's process_results fails: KeyError"),
         "grown": (
