@@ -2,6 +2,7 @@
 #   make demo                         the whole story on the bundled corpus
 #   make test TORCH_INDEX=<url>       take torch from another wheel index (a CPU or a CUDA build)
 #   make test TEST_PROCESSES=0        one test after another (default: three processes)
+#   make test-lmms                    examples/lmms_eval against lmms-eval itself, in an environment of its own
 PYTHON      ?= python3
 VENV        ?= .venv
 OUT         ?= out
@@ -9,11 +10,14 @@ TORCH_INDEX ?=
 TEST_PROCESSES ?= 3
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
+LMMS_VENV   ?= .venv-lmms
+LMMS_STAMP  := $(LMMS_VENV)/.installed
+LMMS_NEEDS  := examples/lmms_eval/requirements.txt
 # Whole files go to a process, see tests/processes.py, in the order of tests/conftest.py.
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-browser test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu clean
+.PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -31,14 +35,29 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: $(STAMP)   ## run the whole suite (without the slow marker)
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser and not lmms"
 
 test-fast: $(STAMP) ## the tests of parts, without Ray and whole jobs: the inner loop
-	$(PYTEST) -m "not slow and not browser and not ray and not long"
+	$(PYTEST) -m "not slow and not browser and not lmms and not ray and not long"
 
 test-browser: $(STAMP) ## the report in Debian's chromium, which is installed where that is allowed
 	.ci/chromium
 	$(BIN)/python -m pytest -m browser tests/browser
+
+lmms-env: $(LMMS_STAMP) ## make lmms-eval's environment for examples/lmms_eval: 1.6 GB with a CPU build of torch (LMMS_VENV=folder)
+
+$(LMMS_STAMP): $(LMMS_NEEDS) constraints.txt
+	test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
+	$(LMMS_VENV)/bin/python -c "import torch" 2>/dev/null || \
+	  $(LMMS_VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	    "$$(grep '^torch==' constraints.txt)"
+	grep -v '^lmms_eval==' $(LMMS_NEEDS) > $(LMMS_VENV)/requirements.txt
+	$(LMMS_VENV)/bin/python -m pip install --quiet -r $(LMMS_VENV)/requirements.txt
+	$(LMMS_VENV)/bin/python -m pip install --quiet --no-deps "$$(grep '^lmms_eval==' $(LMMS_NEEDS))"
+	touch $(LMMS_STAMP)
+
+test-lmms: $(STAMP) $(LMMS_STAMP) ## examples/lmms_eval against lmms-eval itself, in its own environment
+	LMMS_PYTHON=$(abspath $(LMMS_VENV))/bin/python $(BIN)/python -m pytest -m lmms tests/lmms
 
 test-slow: $(STAMP) ## the long forms of tests, but for the fault suite (`make faults`)
 	$(PYTEST) -m slow --ignore=tests/faults
@@ -78,5 +97,5 @@ constraints: $(STAMP) ## write the installed versions to constraints.txt
 	{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new
 	mv constraints.new constraints.txt
 
-clean:           ## remove the environment and the demo's output
-	rm -rf $(VENV) $(OUT)
+clean:           ## remove the environments and the demo's output
+	rm -rf $(VENV) $(LMMS_VENV) $(OUT)

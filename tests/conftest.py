@@ -37,7 +37,12 @@ from jobs.console import quiet_libraries
 from pipeline.families import FAMILIES
 from tests.in_this_process import in_this_process
 from tests.object_server import object_server, s3, started_object_server  # noqa: F401  # fixtures for every folder
-from tests.small_artifacts import as_version_1, small_answers, small_pruned  # noqa: F401  # fixtures for every folder
+from tests.small_artifacts import (  # noqa: F401  # fixtures for every folder
+    as_version_1,
+    small_answers,
+    small_pruned,
+    write_answers,
+)
 
 REPO = Path(__file__).resolve().parent.parent
 FURTHER_FAMILIES = {*FAMILIES} - {"llava", "qwen2_5_vl"}

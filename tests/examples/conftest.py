@@ -1,4 +1,4 @@
-"""Makes the training scripts importable and finds the bundled files."""
+"""Makes the scripts importable and finds the bundled files."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES_DIR / "tiny_llava_training"))
+sys.path.append(str(EXAMPLES_DIR / "lmms_eval"))  # after the former, whose export.py is another
 
 
 @pytest.fixture(scope="session")
