@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# In place of this folder, which holds a file by the name of a standard module (selectors).
-sys.path[0] = str(ROOT)
+if __name__ == "__main__":
+    # In place of this folder, which holds a file by the name of a standard module (selectors).
+    sys.path[0] = str(ROOT)
 
 import argparse
 import json

@@ -91,8 +91,9 @@ def rank_tokens(
     duplicates, at distance 0, and sensitivities that differ by no more than 1e-6 of the largest count as equal.
     Similarities are float32 (float64 for float64 features), no TF32. The ranking of an image depends on its own valid
     tokens only, not on the batch, its padding or max_tokens.
-    Memory beyond the arguments: one image's tokens in float32 and its N x N distances up to N = 4096; larger images
-    compute the distances of each pick as they go, but for the coverages, which keep the matrix at any size.
+    Memory beyond the arguments: one image's tokens in float32, and N x N distances of images or groups side by side, as
+    many as fit 64 MiB on the CPU and 2 GiB elsewhere, but those of one in any case. Above N = 4,096 on the CPU and
+    16,384 elsewhere each pick computes the distances that it needs; the coverages keep the matrix at any size.
     Raises ValueError: max_tokens beyond the padded N, wrong shapes, unknown selector, what the selector needs missing,
     NaN or Inf in a valid token (names the image).
     """

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import TypeVar
 
 import pyarrow as pa
@@ -138,14 +139,20 @@ class StageRunner:
     @contextmanager
     def _time_limit(self, tries: Tries | None, number: int) -> Iterator[None]:
         """End this process if the block takes too long, after writing down where it was stuck."""
-        stuck = threading.get_ident()
+        stuck, before = threading.get_ident(), set(threading.enumerate())
 
         def end() -> None:
             try:
                 if tries:
-                    where = "".join(traceback.format_stack(sys._current_frames()[stuck])).strip()
+                    frames = sys._current_frames()
+                    where = f"it was at\n{_stack(frames[stuck])}"
+                    # The block may wait for threads of its own.
+                    others = set(threading.enumerate()) - before - {threading.current_thread()}
+                    for thread in sorted(others, key=lambda one: one.name):
+                        if thread.ident in frames:
+                            where += f"\nand its thread {thread.name} at\n{_stack(frames[thread.ident])}"
                     took = f"took longer than {self._policy.timeout_sec:g} s (--shard-timeout)"
-                    tries.note(number, f"stage {self._stage} {took}; it was at\n{where}")
+                    tries.note(number, f"stage {self._stage} {took}; {where}")
             finally:
                 end_process()
 
@@ -164,6 +171,10 @@ class StageRunner:
 def end_process() -> None:
     """End this process at once, whatever its threads do; not in an orderly way, so that Ray does its work again."""
     os._exit(1)
+
+
+def _stack(frame: FrameType) -> str:
+    return "".join(traceback.format_stack(frame)).strip()
 
 
 def _trace(error: Exception) -> str:

@@ -96,8 +96,9 @@ def worked_ahead(
     launched and finishes them. What one of them raises is raised here.
     """
     with ExitStack() as stack:
-        one_thread: Callable[[], Executor] = _Here if device.type == "cpu" else lambda: ThreadPoolExecutor(1)
-        preparing, finishing = (stack.enter_context(one_thread()) for _ in range(2))
+        # Under their names a time-out tells where they were.
+        threads = [_Here() if device.type == "cpu" else ThreadPoolExecutor(1, name) for name in ("prepare", "finish")]
+        preparing, finishing = (stack.enter_context(thread) for thread in threads)
         in_flight: deque[Future[Result]] = deque()
         ahead = preparing.submit(prepare, batches[0]) if batches else None
         for number in range(len(batches)):

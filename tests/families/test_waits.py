@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.counted_device import Counted, counted_call
+from pipeline.artifact.payload import unpack_features
 from pipeline.budget import Budget
 from pipeline.prune import encode
 from pipeline.prune.encode import EncodeSettings, EncodeShards
@@ -57,6 +58,47 @@ def columns_that_differ(one: pa.Table, other: pa.Table) -> list[str]:
     return [name for name in one.column_names if not one[name].equals(other[name])]
 
 
+def assert_same_but_clocks(stage: EncodeShards, on_cpu: EncodeShards, batch: pa.Table, size: int) -> None:
+    """Both stages give the same rows; else it is told where they begin to differ, and which differs from itself.
+
+    A stage that gives other bits when it is asked again depends on something that it was not given.
+    """
+    runs = {name: one.encode_shard(batch, size) for name, one in (("device", stage), ("CPU", on_cpu))}
+    if columns_that_differ(*runs.values()) == CLOCKS:
+        return
+    told = [f"device and CPU: {apart(*runs.values())}"]
+    for name, one in (("device", stage), ("CPU", on_cpu)):
+        told += [f"{name} and {name} again: {apart(runs[name], one.encode_shard(batch, size))}" for _ in range(2)]
+    pytest.fail("\n".join(told))
+
+
+def apart(one: pa.Table, other: pa.Table) -> str:
+    """The columns that should not differ and do; of decisions and features, where they begin to and how far."""
+    columns = [name for name in columns_that_differ(one, other) if name not in CLOCKS]
+    told = [", ".join(columns) or "nothing differs"]
+    for row, (left, right) in enumerate(zip(rows_among(EncodedRow, one), rows_among(EncodedRow, other), strict=True)):
+        if left != right:
+            told.append(f"image {row}: {', '.join(_differences(left, right))}")
+    return "; ".join(told)
+
+
+def _differences(left: EncodedRow, right: EncodedRow) -> list[str]:
+    if left.selection is None or right.selection is None or left.features is None or right.features is None:
+        return [f"{left.reason} and {right.reason}"]
+    found = []
+    for name in ("sensitivity", "ranking", "gain"):
+        pairs = enumerate(zip(getattr(left.selection, name), getattr(right.selection, name), strict=True))
+        other = [(place, *pair) for place, pair in pairs if pair[0] != pair[1]]
+        if other:
+            found.append(f"{len(other)} of {name}, first at {other[0][0]}: {other[0][1]!r} and {other[0][2]!r}")
+    features, others = (unpack_features(one.features.features) for one in (left, right))
+    for name, values in features.items():
+        far = (values.double() - others[name].double()).abs()
+        if far.any():
+            found.append(f"{int(far.count_nonzero())} of {name}, the farthest by {float(far.max())!r}")
+    return found or ["in what else is known of it"]
+
+
 @pytest.fixture
 def counted_stage(monkeypatch):
     """(case, batch size, selector) -> the stage on the counted device, the same on the CPU, and the counts."""
@@ -101,7 +143,7 @@ def test_a_batch_waits_three_times_at_most_whatever_its_size(case, name, counted
         assert found["waits"] <= MOST_WAITS, json.dumps(found["waits_by_cause"])
         assert found["downloads"] == 1
         causes.append(found["waits_by_cause"])
-        assert columns_that_differ(stage.encode_shard(batch, size), on_cpu.encode_shard(batch, size)) == CLOCKS
+        assert_same_but_clocks(stage, on_cpu, batch, size)
     assert causes[0] == causes[1]
 
 
@@ -114,7 +156,31 @@ def test_no_selector_waits(case, selector, counted_stage):
     stage.encode_shard(batch, 4)
     found = counted_call(lambda: stage.encode_shard(batch, 4), counted)
     assert found["waits"] <= 2 * MOST_WAITS, json.dumps(found["waits_by_cause"])
-    assert columns_that_differ(stage.encode_shard(batch, 4), on_cpu.encode_shard(batch, 4)) == CLOCKS
+    assert_same_but_clocks(stage, on_cpu, batch, 4)
+
+
+def test_a_difference_is_told_with_its_place_and_its_stage(case, counted_stage):
+    """What this file compares must say enough to be understood where it fails once and never again."""
+    make, _ = counted_stage
+    case = case("llava")
+    stage, on_cpu = make(case, 4)
+    own, calls = stage._encoder.encode, []
+
+    def drift(packed):
+        images = own(packed)
+        calls.append(1)
+        images[2].projected_NO[:, 0] += 2.0 * len(calls)
+        return images
+
+    stage._encoder.encode = drift
+    with pytest.raises(pytest.fail.Exception) as told:
+        assert_same_but_clocks(stage, on_cpu, shard_of(case, 4), 4)
+    both, *again = str(told.value).splitlines()
+    assert both.startswith("device and CPU: selection, features; image 2: ")
+    assert "of gain, first at " in both
+    assert [line.partition(":")[0] for line in again] == ["device and device again"] * 2 + ["CPU and CPU again"] * 2
+    assert "image 2: " in again[0]
+    assert [line.partition(": ")[2] for line in again[2:]] == ["nothing differs"] * 2
 
 
 def test_what_the_device_finds_is_told_with_the_results(case, counted_stage):

@@ -122,10 +122,13 @@ def test_a_measuring_worker_that_dies_is_bad_input_not_a_traceback(tiny_llava):
         find_batch_size(settings, Index(LocalStore(Path("/nowhere")), []), 0.0)
 
 
-def run_stuck(folder: Path, body: str, timeout_sec: float, grace_sec: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run_stuck(
+    folder: Path, body: str, timeout_sec: float, grace_sec: float = 60.0, imports: str = ""
+) -> subprocess.CompletedProcess[str]:
     """One try of shard 7 in a process of its own, in which `body` does the work."""
     program = f"""
 import re, time, pyarrow as pa
+{imports}
 from pathlib import Path
 from pipeline.cluster import attempts
 from pipeline.cluster.attempts import Policy, StageRunner
@@ -146,6 +149,21 @@ def test_a_stuck_process_ends_and_says_where_it_was(tmp_path):
     (failure,) = TriesFolder(LocalStore(tmp_path)).of_shard(7, "work").failures()
     assert failure.splitlines()[0] == "stage work took longer than 0.3 s (--shard-timeout); it was at"
     assert "in <lambda>" in failure
+
+
+def test_a_process_that_waits_for_a_thread_of_its_own_says_where_that_was(tmp_path):
+    """As the encode stage does on a GPU: the thread that the runner knows only waits for another one's result."""
+    program = """list(ahead.worked_ahead(
+    [0], lambda _: time.sleep(50), lambda one: one, lambda one: one, torch.device("meta")
+))"""
+    done = run_stuck(tmp_path, program, 0.5, imports="import torch; from pipeline.prune import ahead")
+    assert (done.returncode, done.stdout) == (1, "")
+    (failure,) = TriesFolder(LocalStore(tmp_path)).of_shard(7, "work").failures()
+    waits, *threads = failure.split("\nand its thread ")
+    assert "ahead.result()" in waits
+    (stuck,) = threads
+    assert stuck.startswith("prepare_0 at\n")
+    assert "in <lambda>" in stuck
 
 
 def test_a_process_stuck_in_a_call_that_holds_the_interpreter_ends_too(tmp_path):

@@ -1,5 +1,6 @@
 """The model actor: each image gets its own decision, whatever lies beside it in the batch."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from pipeline.artifact.payload import unpack_features
 from pipeline.budget import Budget
+from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.outcomes import Status, ended_shard
 from pipeline.families.base import EncodedImage, Packed, Segment
 from pipeline.prune import encode
@@ -98,10 +100,11 @@ def decoded_table(pixels: list[np.ndarray | None]) -> pa.Table:
     )
 
 
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., EncodeShards]:
-    """The stage with `MadeEncoder` for a model."""
+@pytest.fixture(params=["cpu", "meta"])
+def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EncodeShards]:
+    """The stage with `MadeEncoder` for a model: step by step, and with threads and a download as on a GPU."""
     monkeypatch.setattr(encode, "load_encoder", lambda settings, device: MadeEncoder())
+    monkeypatch.setattr(encode, "worker_device", lambda _: torch.device(request.param))
 
     def make(batch_size: int = 4, feature_dtype: str = "model", budget: Budget = Budget("ratio", 0.5)) -> EncodeShards:  # noqa: B008
         return EncodeShards(EncodeSettings("made", "float32", batch_size, feature_dtype, SelectSettings(budget)))
@@ -109,6 +112,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., EncodeShards]:
     return make
 
 
+CLOCKS = ["encode_began", "encode_seconds", "score_seconds", "select_seconds"]
 RAGGED = [picture(number, columns) for number, columns in ((1, 8), (2, 12), (3, 5), (4, 8), (5, 9), (6, 12), (7, 1))]
 
 
@@ -130,8 +134,7 @@ def test_batches_split_anywhere_and_every_image_keeps_its_own_decision(stage, ba
 
 
 def test_the_same_shard_gives_the_same_table(stage):
-    facts = ["encode_began", "encode_seconds", "score_seconds", "select_seconds"]
-    first, second = (stage(3)(decoded_table(RAGGED)).drop_columns(facts) for _ in range(2))
+    first, second = (stage(3)(decoded_table(RAGGED)).drop_columns(CLOCKS) for _ in range(2))
     assert first.equals(second)
 
 
@@ -169,7 +172,7 @@ def test_what_the_model_does_not_touch_passes_through_and_pixels_do_not(stage):
         (None, True, True),
     ]
     facts = facts_among(EncodeFacts, table)
-    assert facts.device == "cpu"
+    assert facts.device in ("cpu", "meta")
     assert facts.encode_seconds > 0
 
 
@@ -229,12 +232,61 @@ def test_a_shard_whose_batch_does_not_fit_is_made_at_half_of_it_from_the_beginni
 
     small._encoder.encode = encode
     images = [*RAGGED, picture(8, 20), picture(9, 20), picture(10, 3)]
-    facts = ["encode_began", "encode_seconds", "score_seconds", "select_seconds"]
-    table = small(decoded_table(images)).drop_columns(facts)
+    table = small(decoded_table(images)).drop_columns(CLOCKS)
     assert small._encoder.batches == [4, 2, 2, 2, 2, 2]
-    assert table.equals(stage(2)(decoded_table(images)).drop_columns(facts))
+    assert table.equals(stage(2)(decoded_table(images)).drop_columns(CLOCKS))
     assert facts_among(EncodeFacts, small(decoded_table(images))).batch_size == 2
     assert facts_among(EncodeFacts, small(decoded_table(RAGGED))).batch_size == 4
+
+
+def test_memory_that_runs_out_while_the_next_batch_is_prepared_costs_the_shard_nothing(stage):
+    """A launch fails at four images a batch while a thread prepares the next ones; what both did is forgotten."""
+    small = stage(4)
+    encode_own, pack_own = small._encoder.encode, small._encoder.pack
+    out_of_memory, packed = threading.Event(), []
+
+    def pack(pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> Packed:
+        packed.append(len(pixels))
+        if packed == [4, 4, 4] and threading.current_thread() is not threading.main_thread():
+            assert out_of_memory.wait(10), "the second batch was to run out of memory before the third is prepared"
+        return pack_own(pixels, sizes)
+
+    def encode(packed: Packed) -> list[EncodedImage]:
+        if len(packed.sizes) == 4 and packed.sizes[0][1] == 9:
+            out_of_memory.set()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return encode_own(packed)
+
+    small._encoder.encode, small._encoder.pack = encode, pack
+    images = [*RAGGED, *RAGGED[:5]]
+    threads = threading.active_count()
+    table = small(decoded_table(images))
+    assert facts_among(EncodeFacts, table).batch_size == 2
+    assert table.drop_columns(CLOCKS).equals(stage(2)(decoded_table(images)).drop_columns(CLOCKS))
+    assert threading.active_count() == threads
+
+
+def test_an_image_that_cannot_be_packed_gives_up_its_shard_and_no_other(stage):
+    """What a thread raises is tried again, told with its own lines, and neither hangs nor spoils the next shard."""
+    broken = stage(2)
+    own = broken._encoder.pack
+
+    def pack(pixels: list[np.ndarray], sizes: list[tuple[int, int]]) -> Packed:
+        if any(image.shape[1] == 9 for image in pixels):
+            raise ValueError("all the input array dimensions must match")
+        return own(pixels, sizes)
+
+    broken._encoder.pack = pack
+    broken._runner = StageRunner("encode", Policy(retries=1, pause_sec=0.0))
+    (row,) = broken(decoded_table(RAGGED)).to_pylist()
+    assert (row["status"], row["stage"]) == (Status.GIVEN_UP, "encode")
+    assert row["failure"].startswith("stage encode: ValueError: all the input array dimensions must match\n")
+    assert "in pack" in row["failure"]
+    assert row["failure"].endswith("(tried 2 times)")
+    others = [image for image in RAGGED if image.shape[1] != 9]
+    assert broken(decoded_table(others)).drop_columns(CLOCKS).equals(
+        stage(2)(decoded_table(others)).drop_columns(CLOCKS)
+    )  # fmt: skip
 
 
 def test_a_model_that_cannot_be_used_is_said_of_every_shard(tmp_path: Path):

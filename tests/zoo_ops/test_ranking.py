@@ -351,6 +351,14 @@ def test_large_images_compute_distances_as_they_go(monkeypatch, selector):
     assert torch.allclose(rows.gains_BK, matrix.gains_BK)
 
 
+def test_the_docstring_says_from_which_size_on_and_how_much_memory():
+    told = " ".join((rank_tokens.__doc__ or "").split())
+    tokens = scores_module.MATRIX_TOKENS, scores_module.MATRIX_TOKENS_OF_GPU
+    assert "Above N = {:,} on the CPU and {:,} elsewhere".format(*tokens) in told
+    mebibytes, gibibytes = scores_module.SIDE_BY_SIDE_BYTES >> 20, scores_module.SIDE_BY_SIDE_BYTES_OF_GPU >> 30
+    assert f"as fit {mebibytes} MiB on the CPU and {gibibytes} GiB elsewhere" in told
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_are_ranked_in_float32(dtype):
     z, s = torch.randn(1, N, O).to(dtype), torch.rand(1, N).to(dtype)
