@@ -66,8 +66,6 @@ class Sampled(_Record):
     prompts: int  # that count
     refused: int  # that do not: the model can't take them, with all tokens or with fewer
     without_references: int  # that do not count, because others have references
-    by_agreement: int = 0  # of those that count: scored by agreement with the answer at all tokens, see `findings`
-    unscored: int = 0  # that have references, but none that their metric takes a score from
     metrics: tuple[str, ...]
 
 

@@ -22,7 +22,6 @@ class TrialRow:
     num_tokens: int = column(pa.int32())  # that the image has
     answer: str | None = column(pa.string())  # null where the prompt was refused
     finish_reason: FinishReason = column(pa.string())
-    references: int = column(pa.int32())  # that the prompt has
-    metric: str = column(pa.string())  # what `score` is; "agreement" with the answer at all tokens where that has none
+    metric: str = column(pa.string())  # what `score` is; "agreement" with the answer at all tokens without references
     score: float | None = column(pa.float32())  # from 0 to 1; null where the prompt was refused
     shard: int = column(pa.int32())

@@ -66,10 +66,7 @@ def runs_of(selector: str) -> list[Run]:
 
 
 def score_of(grader: Grader, answer: str, prompt: StoredPrompt, with_all: str) -> tuple[str, float]:
-    """Metric and score of an answer: by its references, or whether it agrees with the answer at all tokens.
-
-    The latter where there are no references, or none that the metric takes a score from; the verdict says how many.
-    """
+    """Metric and score of an answer: by its references, or whether it agrees with the answer at all tokens."""
     score = grader.score(answer, prompt.references, prompt.type)
     if score is not None:
         return grader.metric(prompt.type).name, score
@@ -195,7 +192,6 @@ def try_prompts(
                 num_tokens=kept.selection.num_tokens,
                 answer=reply.text,
                 finish_reason=reply.finish_reason,
-                references=len(prompt.references or ()),
                 metric=metric,
                 score=None if reply.text is None or full is None else score,
                 shard=prompt.shard,

@@ -33,14 +33,12 @@ class Trials:
     num_images: int
     refused: int
     without_references: int
-    by_agreement: int
-    unscored: int
 
 
 def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> Trials:
     """The scores in a table of trials, in an order that does not depend on that of its rows.
 
-    Where some prompts are scored by their references the others do not count.
+    Where some prompts have references the others do not count.
 
     Raises:
         UserError: no prompt can count.
@@ -64,9 +62,8 @@ def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> T
         kept_BQ[at] = tokens
     full_Q = np.array([np.nan if score is None else score for score in with_all["score"].to_pylist()], np.float64)
     answered = ~(np.isnan(full_Q) | np.isnan(scores_RBQ).any((0, 1)))
-    is_scored = np.array([metric != AGREEMENT for metric in with_all["metric"].to_pylist()], bool)
-    has_references = np.array([bool(number) for number in with_all["references"].to_pylist()], bool)
-    counts = answered & is_scored if (answered & is_scored).any() else answered
+    has_references = np.array([metric != AGREEMENT for metric in with_all["metric"].to_pylist()], bool)
+    counts = answered & has_references if (answered & has_references).any() else answered
     if not counts.any():
         raise UserError(
             "--sample: the model can take none of its prompts; the column `finish_reason` of trials/ says so"
@@ -85,9 +82,7 @@ def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> T
         mean_tokens=float(np.array(with_all["num_tokens"].to_pylist())[numbers[firsts]].mean()),
         num_images=len(distinct),
         refused=int((~answered).sum()),
-        without_references=int((answered & ~counts & ~has_references).sum()),
-        by_agreement=int((counts & ~is_scored).sum()),
-        unscored=int((answered & ~is_scored & has_references).sum()),
+        without_references=int(answered.sum() - counts.sum()),
     )
 
 
@@ -112,8 +107,6 @@ def decide(settings: ChooseSettings, trials: Trials) -> Choice:
             prompts=len(trials.full_Q),
             refused=trials.refused,
             without_references=trials.without_references,
-            by_agreement=trials.by_agreement,
-            unscored=trials.unscored,
             metrics=tuple(sorted(set(trials.metrics_Q))),
         ),
         all_tokens=_points(trials.full_Q.mean()),
@@ -272,32 +265,12 @@ def findings(choice: Choice) -> Iterator[str]:
         )
     elif others:
         yield f"At {told.tokens} no type of prompts is shown to suffer."
-    yield from _of_references(choice.sample)
+    if choice.sample.metrics == (AGREEMENT,):
+        yield "There are no references: the score is agreement with the answers at all tokens, right or wrong."
     if choice.sample.images < choice.sample.asked:
         yield (
             f"{choice.sample.images:,} of the {choice.sample.asked:,} images asked for were measured: the corpus has "
             "no more with prompts that count, or the errors table of pruned/ says what became of the others."
-        )
-
-
-def _of_references(sample: Sampled) -> Iterator[str]:
-    """How prompts were scored that have no references, or none that their metric takes a score from."""
-    none = "too few, or of another kind"
-    if sample.by_agreement:
-        why = (
-            f"{counted(sample.unscored, 'prompts', 'have')} references that their metric takes no score from ({none})"
-            if sample.unscored
-            else "There are no references"
-        )
-        yield (
-            f"{why}: the score of all {counted(sample.by_agreement, 'prompts')} is agreement with the answers at all "
-            "tokens, right or wrong."
-        )
-    elif left_out := sample.without_references + sample.unscored:
-        yield (
-            f"{counted(left_out, 'prompts', 'are')} left out beside those that are scored by their references: "
-            f"{sample.without_references:,} without any, {sample.unscored:,} whose metric takes no score from them "
-            f"({none})."
         )
 
 

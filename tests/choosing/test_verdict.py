@@ -36,7 +36,7 @@ def trials(losses: dict[str, float], controls: dict[str, float], types: tuple[st
     return Trials(
         image_Q=image_Q, types_Q=types_Q, metrics_Q=["exact"] * len(image_Q), full_Q=np.ones(len(image_Q)),
         scores_RBQ=scores, mean_tokens_B=np.array([16.0, 64.0, 32.0]), mean_tokens=256.0, num_images=IMAGES, refused=0,
-        without_references=0, by_agreement=0, unscored=0,
+        without_references=0,
     )  # fmt: skip
 
 
@@ -112,12 +112,12 @@ def test_the_type_that_suffers_is_named():
     assert any("prompts of type count suffer most: they lose" in line for line in choice.findings)
 
 
-def rows(scores: dict[str, float | None], metric: str, references: int = 0) -> list[dict]:
+def rows(scores: dict[str, float | None], metric: str, references: bool = True) -> list[dict]:
     """Two prompts about two images, with all tokens and at one budget by every run."""
     made = []
     for prompt_id, score in scores.items():
         common = {"prompt_id": prompt_id, "image_id": f"i{prompt_id}", "num_tokens": 8, "shard": 0, "type": None}
-        common |= {"finish_reason": "stop", "answer": "x", "metric": metric, "references": references}
+        common |= {"finish_reason": "stop", "answer": "x", "metric": metric}
         made.append({**common, "selector": None, "seed": 0, "budget": "all", "tokens": 8, "score": 1.0})
         for name, seed in RUNS:
             made.append({**common, "selector": name, "seed": seed, "budget": "4", "tokens": 4, "score": score})
@@ -139,30 +139,8 @@ def test_prompts_that_were_refused_do_not_count():
 def test_agreement_counts_only_where_nothing_has_references():
     mixed = rows({"p": 0.5}, "exact") + rows({"q": 0.0}, AGREEMENT)
     found = trials_of(table(mixed[::-1]), RUNS, ["4"])
-    assert (found.metrics_Q, found.without_references, found.by_agreement) == (["exact"], 1, 0)
+    assert (found.metrics_Q, found.without_references) == (["exact"], 1)
     alone = trials_of(table(rows({"q": 0.0, "r": 1.0}, AGREEMENT)), RUNS, ["4"])
     assert alone.metrics_Q == [AGREEMENT] * 2
     choice = decide(ChooseSettings(corpus=("a",), model="m", output="/o", tokens=("4",)), alone)
-    told = "There are no references: the score of all 2 prompts is agreement with the answers at all tokens"
-    assert f"{told}, right or wrong." in choice.findings
-    assert (choice.sample.by_agreement, choice.sample.unscored) == (2, 0)
-
-
-def test_it_is_said_how_many_prompts_their_metric_takes_no_score_from():
-    """They have references, but too few, or of another kind; next to others they do not count, alone by agreement."""
-    choose = ChooseSettings(corpus=("a",), model="m", output="/o", tokens=("4",))
-    mixed = rows({"p": 0.5}, "vqa", 10) + rows({"q": 0.0}, AGREEMENT) + rows({"r": 0.0, "s": 1.0}, AGREEMENT, 3)
-    choice = decide(choose, trials_of(table(mixed), RUNS, ["4"]))
-    sample = choice.sample
-    assert (sample.prompts, sample.without_references, sample.by_agreement, sample.unscored) == (1, 1, 0, 2)
-    told = "3 prompts are left out beside those that are scored by their references: 1 without any, 2 whose metric"
-    assert any(line.startswith(told) for line in choice.findings)
-    alone = decide(choose, trials_of(table(rows({"r": 0.0, "s": 1.0}, AGREEMENT, 3)), RUNS, ["4"]))
-    assert (alone.sample.by_agreement, alone.sample.unscored, alone.sample.without_references) == (2, 2, 0)
-    (line,) = (line for line in alone.findings if "agreement" in line)
-    assert line.startswith(
-        "2 prompts have references that their metric takes no score from (too few, or of another kind)"
-    )
-    assert "the score of all 2 prompts is agreement" in line
-    every = decide(choose, trials_of(table(rows({"p": 0.5}, "exact", 1)), RUNS, ["4"]))
-    assert not any("agreement" in line or "left out" in line for line in every.findings)
+    assert any("agreement with the answers at all tokens" in line for line in choice.findings)

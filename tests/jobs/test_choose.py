@@ -127,15 +127,6 @@ def test_without_references_answers_are_compared_with_those_at_all_tokens(work_h
         assert row["score"] == (row["answer"].strip() == full[row["prompt_id"]].strip())
 
 
-def test_references_that_their_metric_takes_no_score_from_are_told(work_here, tiny_llava, jpeg, tmp_path):
-    (tmp_path / "0.jpg").write_bytes(jpeg(0))
-    asked = [{"prompt": "what color ?", "references": ["red"]}, {"prompt": "what shape ?"}]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "0.jpg", "prompts": asked}))
-    choice = run(tmp_path / "out", (str(tmp_path / "a.jsonl"),), tiny_llava, metric=("pope",), tokens=("8",))
-    assert (choice.sample.metrics, choice.sample.by_agreement, choice.sample.unscored) == (("agreement",), 2, 1)
-    assert any("1 prompt has references that their metric takes no score from" in line for line in choice.findings)
-
-
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
