@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobs.console import exit_status, run, say
 from jobs.options import JobCommand, execute
 from pipeline.choosing.settings import ChooseSettings
+from schemas.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,8 +38,9 @@ def work(settings: ChooseSettings) -> int:
     result = choose_budget(settings, say)
     if result.choice is not None:
         score = f"{result.choice.all_tokens:.2f} with all tokens"
-        prompts, images = result.choice.sample.prompts, result.choice.sample.images
-        print_table(table_of(result.choice), f"points lost: {prompts:,} prompts about {images:,} images, {score}")
+        sample = result.choice.sample
+        measured = f"{counted(sample.prompts, 'prompts')} about {counted(sample.images, 'images')}"
+        print_table(table_of(result.choice), f"points lost: {measured}, {score}")
         for sentence in result.choice.findings:
             print(sentence)
         say(f"the numbers lie in {settings.output}/{CHOICE}")

@@ -146,6 +146,8 @@ def _bounds(marks: tuple[Any, ...]) -> str:
     most = next((f"{mark.le:g}" for mark in marks if isinstance(mark, Le)), None)
     if least and most:
         return f"between {least} and {most}"
+    if above and most:
+        return f"above {above} and up to {most}"
     return f"at least {least}" if least else f"above {above}" if above else f"at most {most}" if most else ""
 
 

@@ -66,6 +66,7 @@ class Sampled(_Record):
     prompts: int  # that count
     refused: int  # that do not: the model can't take them, with all tokens or with fewer
     without_references: int  # that do not count, because others have references
+    unscored: int = 0  # that do not count: they have references, but none that their metric takes
     metrics: tuple[str, ...]
 
 

@@ -211,6 +211,13 @@ class JobRecord:
         return lines
 
 
+def _shown(value: Any) -> str:
+    """A setting in a few words: of what another job wrote, which holds all settings of that job, how it was begun."""
+    if isinstance(value, Mapping):
+        return f"the output of a job with tokens {value['tokens']!r}" if "tokens" in value else f"{len(value)} settings"
+    return repr(value)
+
+
 def _differences(title: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in sorted(mine.keys() | theirs.keys()):
@@ -218,5 +225,5 @@ def _differences(title: str, mine: Mapping[str, Any], theirs: Mapping[str, Any])
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += _differences(f"{title}{key}.", old, new)
         elif old != new:
-            lines.append(f"{title}{key}: {old!r} -> {new!r}")
+            lines.append(f"{title}{key}: {_shown(old)} -> {_shown(new)}")
     return lines

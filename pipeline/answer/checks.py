@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -13,7 +14,7 @@ from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.grading.grader import Grader
-from pipeline.grading.survey import most_references
+from pipeline.grading.survey import most_references, references_of
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted, why_not_posed
 from schemas.tables import PROMPTS, SELECTIONS
@@ -102,7 +103,8 @@ def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
         UserError: naming the types that there are, or what the metric takes.
     """
     if found.prompts and grader != Grader():
-        grader.check(most_references(dataset_of(pruned.store, found.prompts, PROMPTS)), pruned.address)
+        prompts = dataset_of(pruned.store, found.prompts, PROMPTS)
+        grader.check(most_references(prompts), pruned.address, partial(references_of, prompts))
 
 
 def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:

@@ -61,6 +61,13 @@ def choose_budget(settings: ChooseSettings, say: Say) -> ChooseResult:
     for text in settings.budgets:
         if parse_budget(text, "--tokens").kind == "all":
             raise UserError("--tokens all: all tokens are what budgets are compared with; name smaller ones")
+        if settings.budgets.count(text) > 1:
+            raise UserError(f"--tokens {text} is given more than once; leave the others out")
+    other = Artifact(settings.output).read_job()
+    if other is not None:
+        raise UserError(
+            f"--output {settings.output} is the output of another job ({other.kind}); choose an empty or new folder"
+        )
     checkpoint, family = open_checkpoint(settings.model)
     check_generation(checkpoint)
     artifact = Artifact(_inside(settings, TRIALS))
@@ -142,7 +149,7 @@ def _check_budgets(settings: ChooseSettings, pruned: Artifact, found: Survey) ->
             raise UserError(
                 f"--tokens {text}: no image of the sample has more tokens, so it prunes nothing; ask for fewer"
             )
-        if owner_of.setdefault(kept, text) != text or settings.budgets.count(text) > 1:
+        if owner_of.setdefault(kept, text) != text:
             raise UserError(
                 f"--tokens {owner_of[kept]} and {text} keep as many tokens of every image; leave one of them out"
             )

@@ -65,11 +65,13 @@ def runs_of(selector: str) -> list[Run]:
     return [(selector, 0), *(run for run in CONTROLS if run[0] != selector)]
 
 
-def score_of(grader: Grader, answer: str, prompt: StoredPrompt, with_all: str) -> tuple[str, float]:
-    """Metric and score of an answer: by its references, or whether it agrees with the answer at all tokens."""
-    score = grader.score(answer, prompt.references, prompt.type)
-    if score is not None:
-        return grader.metric(prompt.type).name, score
+def score_of(grader: Grader, answer: str, prompt: StoredPrompt, with_all: str) -> tuple[str, float | None]:
+    """Metric and score of an answer: by its references, or whether it agrees with the answer at all tokens.
+
+    The score is None where there are references and the metric can't score by them.
+    """
+    if prompt.references:
+        return grader.metric(prompt.type).name, grader.score(answer, prompt.references, prompt.type)
     return AGREEMENT, float(bool(is_correct(answer, [with_all])))
 
 

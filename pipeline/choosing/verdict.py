@@ -33,6 +33,7 @@ class Trials:
     num_images: int
     refused: int
     without_references: int
+    unscored: int = 0
 
 
 def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> Trials:
@@ -53,21 +54,24 @@ def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> T
     scores_RBQ = np.full((len(runs), len(budgets), len(prompt_ids)), np.nan)
     kept_BQ = np.zeros((len(budgets), len(prompt_ids)))
     tried = table.filter(pa.compute.is_valid(table["selector"]))
-    names = ("prompt_id", "selector", "seed", "budget", "score", "tokens")
-    for prompt_id, selector, seed, budget, score, tokens in zip(
+    answered = np.array([answer is not None for answer in with_all["answer"].to_pylist()], bool)
+    names = ("prompt_id", "selector", "seed", "budget", "answer", "score", "tokens")
+    for prompt_id, selector, seed, budget, answer, score, tokens in zip(
         *(tried[name].to_pylist() for name in names), strict=True
     ):
         at = where_B[budget], place[prompt_id]
         scores_RBQ[where_R[selector, seed], *at] = np.nan if score is None else score
         kept_BQ[at] = tokens
+        answered[place[prompt_id]] &= answer is not None
     full_Q = np.array([np.nan if score is None else score for score in with_all["score"].to_pylist()], np.float64)
-    answered = ~(np.isnan(full_Q) | np.isnan(scores_RBQ).any((0, 1)))
+    scored = answered & ~(np.isnan(full_Q) | np.isnan(scores_RBQ).any((0, 1)))
     has_references = np.array([metric != AGREEMENT for metric in with_all["metric"].to_pylist()], bool)
-    counts = answered & has_references if (answered & has_references).any() else answered
+    counts = scored & has_references if (answered & has_references).any() else scored
     if not counts.any():
-        raise UserError(
-            "--sample: the model can take none of its prompts; the column `finish_reason` of trials/ says so"
-        )
+        why = "their metrics can score none of its prompts by their references; name other ones by --metric"
+        if not answered.any():
+            why = "the model can take none of its prompts; the column `finish_reason` of trials/ says so"
+        raise UserError(f"--sample: {why}")
     numbers = np.flatnonzero(counts)
     image_ids = np.array(with_all["image_id"].to_pylist())[numbers]
     distinct, firsts, image_Q = np.unique(image_ids, return_index=True, return_inverse=True)
@@ -82,7 +86,8 @@ def trials_of(table: pa.Table, runs: Sequence[Run], budgets: Sequence[str]) -> T
         mean_tokens=float(np.array(with_all["num_tokens"].to_pylist())[numbers[firsts]].mean()),
         num_images=len(distinct),
         refused=int((~answered).sum()),
-        without_references=int(answered.sum() - counts.sum()),
+        without_references=int((scored & ~counts).sum()),
+        unscored=int((answered & ~scored).sum()),
     )
 
 
@@ -91,8 +96,10 @@ def decide(settings: ChooseSettings, trials: Trials) -> Choice:
     runs = runs_of(settings.selector)
     order = sorted(range(len(settings.budgets)), key=lambda b: -trials.mean_tokens_B[b])
     budgets: list[BudgetTrial] = []
+    tells = 100 * trials.full_Q.mean() > settings.tolerance  # else there is no more to lose than the tolerance
     for place in order:
-        budgets.append(_tried(settings, trials, runs, place, all(one.verdict == "safe" for one in budgets)))
+        may_test = tells and all(one.verdict == "safe" for one in budgets)
+        budgets.append(_tried(settings, trials, runs, place, may_test))
     safe = [one for one in budgets if one.verdict == "safe"]
     choice = Choice(
         corpus=settings.corpus,
@@ -107,6 +114,7 @@ def decide(settings: ChooseSettings, trials: Trials) -> Choice:
             prompts=len(trials.full_Q),
             refused=trials.refused,
             without_references=trials.without_references,
+            unscored=trials.unscored,
             metrics=tuple(sorted(set(trials.metrics_Q))),
         ),
         all_tokens=_points(trials.full_Q.mean()),
@@ -230,6 +238,13 @@ def findings(choice: Choice) -> Iterator[str]:
     tolerance = f"{choice.tolerance:g} points"
     safe = [one for one in choice.budgets if one.verdict == "safe"]
     first_unsafe = next((one for one in choice.budgets if one.verdict == "not safe"), None)
+    if choice.budgets[0].verdict == "not tested":
+        yield (
+            f"Nothing was tested: with all tokens the score is {choice.all_tokens:.2f} points, so no budget could lose "
+            f"more than {tolerance}; name a --metric that fits the prompts, or a smaller --tolerance."
+        )
+        yield from _left_out(choice.sample)
+        return
     if safe:
         one = safe[-1]
         yield (
@@ -257,20 +272,35 @@ def findings(choice: Choice) -> Iterator[str]:
         ahead = f"{choice.selector} is ahead by {_interval(control.ahead)}"
         if control.does_as_well:
             yield f"At {told.tokens} {control.selector} does as well: {ahead}."
-    (worst, *others) = told.groups
-    if others and worst.loss.low > 0:
+    shown = [group for group in told.groups if group.loss.low > 0 and group.images > 1]  # one image has no interval
+    if len(told.groups) > 1 and shown:
+        worst = shown[0]
         yield (
             f"At {told.tokens} prompts of type {worst.type or '-'} suffer most: they lose {_interval(worst.loss)} "
             f"({counted(worst.prompts, 'prompts')}, {worst.metric})."
         )
-    elif others:
+    elif len(told.groups) > 1:
         yield f"At {told.tokens} no type of prompts is shown to suffer."
     if choice.sample.metrics == (AGREEMENT,):
         yield "There are no references: the score is agreement with the answers at all tokens, right or wrong."
-    if choice.sample.images < choice.sample.asked:
+    yield from _left_out(choice.sample)
+
+
+def _left_out(sample: Sampled) -> Iterator[str]:
+    """What does not count, and why."""
+    reasons = [
+        (sample.without_references, "without references"),
+        (sample.unscored, "whose references their metric can't score by"),
+        (sample.refused, "that the model can't take"),
+    ]
+    number = sum(count for count, _ in reasons)
+    if number:
+        said = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+        yield f"{number:,} more {'prompt does' if number == 1 else 'prompts do'} not count: {said}."
+    if sample.images < sample.asked:
         yield (
-            f"{choice.sample.images:,} of the {choice.sample.asked:,} images asked for were measured: the corpus has "
-            "no more with prompts that count, or the errors table of pruned/ says what became of the others."
+            f"{sample.images:,} of the {sample.asked:,} images asked for were measured: the corpus has no more with "
+            "prompts that count, or the errors table of pruned/ says what became of the others."
         )
 
 

@@ -1,8 +1,9 @@
 """Which metric scores the answers to which prompts."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
@@ -42,15 +43,19 @@ class Grader:
         texts = [(name, f"{kind}={name}") for kind, name in self.by_type.items()]
         return [text for name, text in [(self.default, self.default), *texts] if METRICS[name].corpus is not None]
 
-    def check(self, most: Mapping[str | None, int], where: str) -> None:
+    def check(
+        self, most: Mapping[str | None, int], where: str, references: Callable[[str | None], Iterable[list[str]]]
+    ) -> None:
         """Refuse metrics that have nothing to score.
 
         Args:
             most: the types of prompts that there are, with the largest number of references that one prompt has.
             where: what holds the prompts.
+            references: those of each prompt of a type, for metrics that do not take any.
 
         Raises:
-            UserError: a type that no prompt has, or of whose prompts none has as many references as the metric takes.
+            UserError: a type that no prompt has, or of whose prompts none has as many references as the metric takes,
+                or such as it takes.
         """
         there = sorted(kind for kind in most if kind is not None)
         for kind, name in sorted(self.by_type.items()):
@@ -59,20 +64,25 @@ class Grader:
                     f"--metric {kind}={name}: {where} holds no prompt of type {kind}; "
                     + (f"its types are {', '.join(there)}" if there else "its prompts have no type")
                 )
-            _check_references(f"{kind}={name}", name, most[kind], f"no prompt of type {kind} in {where}")
-        rest = [number for kind, number in most.items() if kind not in self.by_type]
+            prompts = f"no prompt of type {kind} in {where}"
+            _check_references(f"{kind}={name}", name, most[kind], prompts, references(kind))
+        rest = [kind for kind in most if kind not in self.by_type]
         if rest and self.default != DEFAULT:
-            other = "other " if self.by_type else ""
-            _check_references(self.default, self.default, max(rest), f"no {other}prompt in {where}")
+            prompts = f"no {'other ' if self.by_type else ''}prompt in {where}"
+            found = chain.from_iterable(map(references, rest))
+            _check_references(self.default, self.default, max(most[kind] for kind in rest), prompts, found)
 
 
-def _check_references(text: str, name: str, most: int, prompts: str) -> None:
-    least = METRICS[name].min_references
+def _check_references(text: str, name: str, most: int, prompts: str, references: Iterable[list[str]]) -> None:
+    metric = METRICS[name]
+    least = metric.min_references
     if most < least:
         has = f"more than {most}" if most else "any"
         raise UserError(
             f"--metric {text}: {name} takes {counted(least, 'references')} a prompt or more, but {prompts} has {has}"
         )
+    if metric.takes is not None and not any(map(metric.can_score, references)):
+        raise UserError(f"--metric {text}: {name} is about {metric.about}, but {prompts} has a reference that says so")
 
 
 def parse_metrics(texts: Sequence[str]) -> Grader:

@@ -5,7 +5,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from pipeline.grading.metrics.metric import Corpus
 from pipeline.grading.settings import GradeSettings
 from pipeline.grading.stage import Given, compared_with, grade_answers, read_answers
 from pipeline.grading.summary import COLUMNS, SummaryLine, summary_of
-from pipeline.grading.survey import most_references
+from pipeline.grading.survey import most_references, references_of
 from pipeline.settings import deciding
 from schemas.columns import table_of
 from schemas.grades import GradeRow
@@ -167,17 +167,22 @@ class _Work:
         Raises:
             UserError: no references, or metrics that have nothing to score.
         """
-        store = self.answers.artifact.store
-        most = most_references(dataset_of(store, self.answers.hashes(), ANSWERS))
+        answers = dataset_of(self.answers.artifact.store, self.answers.hashes(), ANSWERS)
+        most = most_references(answers)
         where = f"--answers {self.answers.artifact.address}"
         if self.against is not None:
-            self.grader.check(dict.fromkeys(most, 1), where)
+            self.grader.check(dict.fromkeys(most, 1), where, self._said_by_others)
         elif not any(most.values()):
             raise UserError(
                 f"{where}: no prompt has references to grade by; compare with other answers, by --against FOLDER"
             )
         else:
-            self.grader.check(most, self.answers.artifact.address)
+            self.grader.check(most, self.answers.artifact.address, partial(references_of, answers))
+
+    def _said_by_others(self, kind: str | None) -> Iterator[list[str]]:
+        """The answers that prompts of a type are compared with."""
+        for shard in self.answers.records:
+            yield from ([*one.references] for one in self._read(shard, {}) if one.type == kind and one.references)
 
     @cached_property
     def sources(self) -> dict[str, str]:

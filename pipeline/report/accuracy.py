@@ -27,6 +27,7 @@ MAX_CLUSTERS = 4_096  # images beyond that are resampled in as many groups, by t
 MAX_TYPES = 24  # that are told apart; the rarer ones count in the row of all
 MAX_RUNS = 24
 _DIGITS = 3  # hexadecimal ones, of which there are `MAX_CLUSTERS` numbers
+_MEANS = "avg(tokens), sum(seconds) / sum(number)"  # of an image; of an answer
 RIGHT = 0.5  # an answer with this score or a higher one counts as right, where only right and wrong are told apart
 
 
@@ -36,7 +37,7 @@ class Run:
 
     selector: str
     budget: str  # as `--tokens` was given
-    tokens: float  # that a prompt's image was shown with, on average
+    tokens: float  # that an image was shown with, on average over the images that were asked about
     seconds: float  # generation time of an answer, on average
     is_control: bool
 
@@ -49,9 +50,9 @@ class Point:
     run: int
     prompts: int  # that are scored
     value: float
-    low: float
-    high: float
-    loss: float | None  # points below the reference run, on the prompts that both scored; None: it is that run
+    low: float | None  # None: of one image
+    high: float | None
+    loss: float | None  # points below the reference run, on the prompts that both scored; None: it is that run, or none
     loss_low: float | None
     loss_high: float | None
 
@@ -141,7 +142,7 @@ def accuracy_of(
     own = [
         Run(selector=selector, budget=budget, tokens=tokens, seconds=seconds, is_control=False)
         for budget, tokens, seconds in db.sql(
-            "select budget, avg(tokens), avg(seconds) from answers group by budget order by 2 desc, budget desc"
+            f"select budget, {_MEANS} from ({_of_images('budget', 'answers')}) group by budget order by 2 desc, 1 desc"
         ).fetchall()
     ]
     if not own:
@@ -180,14 +181,19 @@ def accuracy_of(
     )
 
 
+def _of_images(run: str, answers: str) -> str:
+    """SQL of each image's tokens, the seconds that its answers took and their number, in each run."""
+    what = "max(tokens) as tokens, sum(seconds) as seconds, count(*) as number"
+    return f"select {run}, image_id, {what} from {answers} group by {run}, image_id"
+
+
 def _control_runs(
     db: duckdb.DuckDBPyConnection, answered: str, first: int, controls: Sequence[tuple[str, str]]
 ) -> list[Run]:
     if not controls:
         return []
-    means = db.sql(
-        f"select run, avg(tokens), avg(seconds) from ({answered}) where run >= {first} group by run order by run"
-    ).fetchall()
+    of_images = _of_images("run", f"({answered}) where run >= {first}")
+    means = db.sql(f"select run, {_MEANS} from ({of_images}) group by run order by run").fetchall()
     return [
         Run(selector=controls[run - first][0], budget=controls[run - first][1], tokens=tokens, seconds=seconds,
             is_control=True)
@@ -208,7 +214,8 @@ def _sums(db: duckdb.DuckDBPyConnection, answered: str, num_runs: int, scored: b
         for run in range(num_runs)
     )
     beside = "" if scored else ", max(answer) filter (where run = 0) over (partition by prompt_id) as theirs"
-    images = int(db.sql(f"select count(distinct image_id) from ({answered})").fetchall()[0][0])
+    some = f"select distinct image_id from ({answered}){' where score is not null' if scored else ''}"
+    images = int(db.sql(f"select count(*) from ({some})").fetchall()[0][0])
     cluster = "image_id" if images <= MAX_CLUSTERS else f"image_id[1:{_DIGITS}]"
     aggregates = ", ".join(
         f"coalesce(sum(s{run}), 0), count(s{run}), coalesce(sum(s0 - s{run}), 0), count(s0 - s{run})"
@@ -247,17 +254,18 @@ def _points(kind: str | None, sums: Floats, seed: int) -> list[Point]:
         if not number[run].any():
             continue
         is_compared = run > 0 and bool(paired[run].any())
+        has_interval, compares_images = ((counts > 0).sum() > 1 for counts in (number[run], paired[run]))
         points.append(
             Point(
                 type=kind,
                 run=run,
                 prompts=int(number[run].sum()),
                 value=100 * value[0, run],
-                low=100 * value[1, run],
-                high=100 * value[2, run],
+                low=100 * value[1, run] if has_interval else None,
+                high=100 * value[2, run] if has_interval else None,
                 loss=100 * loss[0, run] if is_compared else None,
-                loss_low=100 * loss[1, run] if is_compared else None,
-                loss_high=100 * loss[2, run] if is_compared else None,
+                loss_low=100 * loss[1, run] if is_compared and compares_images else None,
+                loss_high=100 * loss[2, run] if is_compared and compares_images else None,
             )
         )
     return points

@@ -52,8 +52,13 @@ class Report:
 
     @property
     def num_failed(self) -> int:
-        """Inputs that failed, and prompts that were refused."""
-        return sum(one.count for one in self.failed)
+        """Inputs that failed: rows of `errors`."""
+        return sum(one.count for one in self.failed if not one.is_refusal)
+
+    @property
+    def num_refused(self) -> int:
+        """Answers that were refused, each budget's."""
+        return sum(one.count for one in self.failed if one.is_refusal)
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,7 @@ def render(report: Report) -> bytes:
         right=RIGHT,
         in_words=in_words,
         images_in_words=images_in_words,
+        percents=_plain_interval,
         counted=counted,
         cost=_cost(report.accuracy),
     )
@@ -178,7 +184,8 @@ def _cost(accuracy: Accuracy | None) -> dict[str, Any] | None:
         return None
     points = [(accuracy.runs[number], accuracy.of(number)) for number in own]
     rows = [(run, point) for run, point in points if point is not None]
-    return {"rows": rows, "smallest": rows[-1] if len(rows) > 1 else None, "reference": rows[0]} if rows else None
+    compared = [(run, point) for run, point in rows if point.loss is not None]
+    return {"rows": rows, "smallest": compared[-1] if compared else None, "reference": rows[0]} if rows else None
 
 
 def charts(report: Report) -> dict[str, Any]:
@@ -274,6 +281,11 @@ def _shown(text: str) -> str:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f} %"
+
+
+def _plain_interval(low: float | None, high: float | None) -> str:
+    """An interval of percents; of a single image there is none."""
+    return "[of one image]" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
 
 
 def _points(value: float | None) -> str:

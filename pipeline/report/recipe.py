@@ -158,6 +158,12 @@ def cook(
         else _value(one.name, one.kind, values[one.name])
         for one in recipe.parameters
     }
+    chosen = [parameters[one.name] for one in recipe.parameters if one.kind == BUDGET]
+    if NEEDS[recipe.needs] > 1 and len(set(chosen)) < len(chosen):
+        names = " and ".join(one.name for one in recipe.parameters if one.kind == BUDGET)
+        raise UserError(
+            f"--set: {names} are both the answers at {chosen[0]}; set one of them to another of {', '.join(budgets)}"
+        )
     return ask(db, recipe.sql, as_texts=as_texts, parameters=parameters)
 
 
@@ -220,7 +226,7 @@ def _share(text: str) -> float | None:
 
 def _several(text: str, one: Callable[[str], Any]) -> list[Any] | None:
     values = [one(part.strip()) for part in text.split(",")]
-    return None if None in values else values
+    return None if None in values else list(dict.fromkeys(values))  # named twice, they would count twice
 
 
 _KINDS: Mapping[str, tuple[Callable[[str], Any], str]] = {  # how a value is read, and what it must be

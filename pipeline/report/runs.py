@@ -58,9 +58,10 @@ class JobRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Inputs that failed for one reason, or prompts that were refused."""
+    """Inputs that failed for one reason, or prompts that were refused at one budget."""
 
     reason: str
+    is_refusal: bool  # its prompts are refused answers; else its inputs are rows of `errors`
     count: int
     examples: Sequence[tuple[str, str]]  # source, message
 
@@ -116,10 +117,10 @@ def failed_inputs(db: duckdb.DuckDBPyConnection) -> list[Failed]:
     """Failed inputs by reason with the first examples of each, then prompts that were refused; the frequent first."""
     inputs = "select reason, source, message from errors"
     refused = "select 'refused (' || budget || ')', prompt_id, message from answers where finish_reason = 'refused'"
-    return [*_failed(db, inputs), *_failed(db, refused)]
+    return [*_failed(db, inputs, is_refusal=False), *_failed(db, refused, is_refusal=True)]
 
 
-def _failed(db: duckdb.DuckDBPyConnection, inputs: str) -> list[Failed]:
+def _failed(db: duckdb.DuckDBPyConnection, inputs: str, *, is_refusal: bool) -> list[Failed]:
     rows = db.sql(
         f"""
         select reason, count(*) as number, min({{'source': source, 'message': message}}, {EXAMPLES}) as examples
@@ -129,6 +130,7 @@ def _failed(db: duckdb.DuckDBPyConnection, inputs: str) -> list[Failed]:
     return [
         Failed(
             reason=clipped(reason, MAX_TEXT),
+            is_refusal=is_refusal,
             count=number,
             examples=[(clipped(one["source"] or "", MAX_TEXT), clipped(one["message"] or "", MAX_TEXT))
                       for one in examples],

@@ -8,11 +8,13 @@ import pytest
 
 from pipeline.choosing.resampling import upper_bounds
 from pipeline.choosing.settings import ChooseSettings
-from pipeline.choosing.stage import AGREEMENT, runs_of
+from pipeline.choosing.stage import AGREEMENT, runs_of, score_of
 from pipeline.choosing.verdict import Trials, decide, images_to_settle, trials_of
 from pipeline.errors import UserError
+from pipeline.grading.grader import parse_metrics
 from schemas.choice import Choice
 from schemas.columns import schema_of
+from schemas.stored import StoredPrompt
 from schemas.trials import TrialRow
 
 IMAGES, PROMPTS = 400, 3
@@ -112,13 +114,53 @@ def test_the_type_that_suffers_is_named():
     assert any("prompts of type count suffer most: they lose" in line for line in choice.findings)
 
 
-def rows(scores: dict[str, float | None], metric: str, references: bool = True) -> list[dict]:
+def test_one_image_shows_no_type_to_suffer():
+    """A type that is asked about one image alone, and lost there, has no interval."""
+    made = trials({"64": 0.0, "32": 0.0, "16": 0.0}, FAR)
+    scores = made.scores_RBQ.copy()
+    scores[0, 0, :PROMPTS] = 0
+    types = ["rare" if image == 0 else "a" for image in made.image_Q]
+    choice = decide(settings(), replace(made, types_Q=types, scores_RBQ=scores))
+    assert (choice.budgets[-1].groups[0].type, choice.budgets[-1].groups[0].loss.points) == ("rare", 100.0)
+    assert "At 16 no type of prompts is shown to suffer." in choice.findings
+
+
+def test_where_nothing_is_right_nothing_is_tested():
+    """A metric that does not fit: nothing can be lost, and no number of images would make that safe."""
+    made = trials({"64": 0.0, "32": 0.0, "16": 0.0}, {"64": 0.0, "32": 0.0, "16": 0.0})
+    blind = replace(made, full_Q=np.zeros(len(made.full_Q)), scores_RBQ=np.zeros(made.scores_RBQ.shape))
+    choice = decide(settings(), blind)
+    assert choice.chosen is None
+    assert {one.verdict for one in choice.budgets} == {"not tested"}
+    assert [one.images_to_settle for one in choice.budgets] == [None] * 3
+    assert choice.findings == (
+        "Nothing was tested: with all tokens the score is 0.00 points, so no budget could lose more than 2 points; "
+        "name a --metric that fits the prompts, or a smaller --tolerance.",
+    )
+    hardly = decide(settings(tolerance=2.5), replace(blind, full_Q=np.full(len(made.full_Q), 0.025)))
+    assert hardly.chosen is None, "a tolerance that all there is to lose does not exceed"
+    assert decide(settings(), made).chosen == "16"
+
+
+def test_what_does_not_count_is_told():
+    made = replace(trials({"64": 0.0, "32": 0.0, "16": 0.0}, FAR), without_references=24, refused=2, unscored=1)
+    said = "27 more prompts do not count: 24 without references, 1 whose references their metric can't score by, 2 that"
+    assert any(line.startswith(said) for line in decide(settings(), made).findings)
+    one = replace(made, without_references=0, refused=1, unscored=0)
+    assert "1 more prompt does not count: 1 that the model can't take." in decide(settings(), one).findings
+    none = replace(made, without_references=0, refused=0, unscored=0)
+    assert not any("not count" in line for line in decide(settings(), none).findings)
+
+
+def rows(
+    scores: dict[str, float | None], metric: str, answer: str | None = "x", full: float | None = 1.0
+) -> list[dict]:
     """Two prompts about two images, with all tokens and at one budget by every run."""
     made = []
     for prompt_id, score in scores.items():
         common = {"prompt_id": prompt_id, "image_id": f"i{prompt_id}", "num_tokens": 8, "shard": 0, "type": None}
-        common |= {"finish_reason": "stop", "answer": "x", "metric": metric}
-        made.append({**common, "selector": None, "seed": 0, "budget": "all", "tokens": 8, "score": 1.0})
+        common |= {"finish_reason": "stop" if answer else "refused", "answer": answer, "metric": metric}
+        made.append({**common, "selector": None, "seed": 0, "budget": "all", "tokens": 8, "score": full})
         for name, seed in RUNS:
             made.append({**common, "selector": name, "seed": seed, "budget": "4", "tokens": 4, "score": score})
     return made
@@ -129,11 +171,22 @@ def table(made: list[dict]) -> pa.Table:
 
 
 def test_prompts_that_were_refused_do_not_count():
-    found = trials_of(table(rows({"p": 0.5, "q": None}, "exact")), RUNS, ["4"])
+    refused = rows({"q": None}, "exact", answer=None, full=None)
+    found = trials_of(table(rows({"p": 0.5}, "exact") + refused), RUNS, ["4"])
     assert (found.refused, found.num_images, found.scores_RBQ[0, 0].tolist()) == (1, 1, [0.5])
     assert (found.mean_tokens, found.mean_tokens_B.tolist()) == (8.0, [4.0])
     with pytest.raises(UserError, match="the model can take none of its prompts"):
-        trials_of(table(rows({"p": None}, "exact")), RUNS, ["4"])
+        trials_of(table(refused), RUNS, ["4"])
+
+
+def test_prompts_that_their_metric_can_not_score_do_not_count():
+    """They have references, so agreement is no measure of them."""
+    unscored = rows({"q": None}, "pope", full=None)
+    found = trials_of(table(rows({"p": 0.5}, "exact") + unscored), RUNS, ["4"])
+    assert (found.unscored, found.refused, found.without_references) == (1, 0, 0)
+    assert found.metrics_Q == ["exact"]
+    with pytest.raises(UserError, match="their metrics can score none of its prompts by their references; name other"):
+        trials_of(table(unscored + rows({"r": 1.0}, AGREEMENT)), RUNS, ["4"])
 
 
 def test_agreement_counts_only_where_nothing_has_references():
@@ -144,3 +197,16 @@ def test_agreement_counts_only_where_nothing_has_references():
     assert alone.metrics_Q == [AGREEMENT] * 2
     choice = decide(ChooseSettings(corpus=("a",), model="m", output="/o", tokens=("4",)), alone)
     assert any("agreement with the answers at all tokens" in line for line in choice.findings)
+
+
+def test_an_answer_is_scored_by_its_references_or_by_agreement():
+    def prompt(*references: str) -> StoredPrompt:
+        return StoredPrompt(
+            prompt_id="p", image_id="i", prompt="what ?", references=[*references] or None, type="color", shard=0,
+            image_shard=0,
+        )  # fmt: skip
+
+    grader = parse_metrics(["color=pope"])
+    assert score_of(grader, "red", prompt("red"), "red") == ("pope", None), "it is no question of yes or no"
+    assert score_of(grader, "yes", prompt("yes"), "no") == ("pope", 1.0)
+    assert score_of(grader, "red", prompt(), "red") == (AGREEMENT, 1.0)

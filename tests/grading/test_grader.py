@@ -87,7 +87,19 @@ def test_metrics_over_the_corpus_are_named_as_they_were_given():
 
 def test_a_default_metric_needs_prompts_of_the_types_it_is_for():
     grader = parse_metrics(["vqa", "color=exact"])
-    grader.check({"color": 1, "open": 10, None: 0}, "out")
+    grader.check({"color": 1, "open": 10, None: 0}, "out", lambda _: [])
     with pytest.raises(UserError, match="no other prompt in out has more than 2"):
-        grader.check({"color": 10, "open": 2}, "out")
-    parse_metrics([]).check({"color": 0}, "out")
+        grader.check({"color": 10, "open": 2}, "out", lambda _: [])
+    parse_metrics([]).check({"color": 0}, "out", lambda _: [])
+
+
+def test_pope_needs_a_prompt_of_yes_or_no():
+    """That prompts have references is not enough, and one that it can score is."""
+    said = {"color": [["red"], ["blue", "yes"]], "exist": [["two"], ["No."]], None: [["red"]]}
+    most = {"color": 2, "exist": 1, None: 1}
+    parse_metrics(["pope"]).check(most, "out", said.__getitem__)
+    parse_metrics(["exist=pope"]).check(most, "out", said.__getitem__)
+    with pytest.raises(UserError, match=r"^--metric color=pope: pope is about yes or no, but no prompt of type color"):
+        parse_metrics(["color=pope"]).check(most, "out", said.__getitem__)
+    with pytest.raises(UserError, match=r"^--metric pope: pope is about yes or no, but no other prompt in out has a"):
+        parse_metrics(["pope", "exist=exact"]).check(most, "out", said.__getitem__)

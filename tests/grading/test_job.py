@@ -117,8 +117,9 @@ def test_other_answers_stand_for_references(write_answers, tmp_path):
     assert result.ungraded == 2
     job = Artifact(tmp_path / "out").require_job("grade", "--grades")
     assert (job.settings["answers"]["tokens"], job.settings["against"]["tokens"]) == ("8", "all")
-    with pytest.raises(UserError, match="started with other settings"):
-        grade(answers, tmp_path / "out")
+    changed = r"  against: the output of a job with tokens 'all' -> None\n  metric: \[\] -> \['anls'\]\n"
+    with pytest.raises(UserError, match=f"was started with other settings:\n{changed}repeat the old settings"):
+        grade(answers, tmp_path / "out", "anls")
 
 
 def test_answers_without_references_are_told_to_compare(write_answers, tmp_path):
@@ -134,6 +135,7 @@ def test_answers_without_references_are_told_to_compare(write_answers, tmp_path)
         ("colour=exact", r"--metric colour=exact: .*answers holds no prompt of type colour; its types are c.*, color"),
         ("color=vqa", "vqa takes 4 references a prompt or more, but no prompt of type color in .* has more than 1"),
         ("why=anls", "anls takes 1 reference a prompt or more, but no prompt of type why in .*answers has any"),
+        ("color=pope", "--metric color=pope: pope is about yes or no, but no prompt of type color in .* says so"),
         ("vqa", "--metric vqa: vqa takes 4 references a prompt or more, but no prompt in .* has more than 2"),
         ("rouge", r"--metric rouge: there is no metric rouge; did you mean rouge_l\?"),
         ("caption=CIDEr-D", r"--metric caption=CIDEr-D: there is no metric CIDEr-D; did you mean cider_d\?"),

@@ -6,6 +6,7 @@ processing for VQA, ANLS, ChartQA).
 """
 
 import statistics
+from collections import Counter
 
 import pytest
 
@@ -138,7 +139,26 @@ def test_anls(answer, references, expected):
 
 @pytest.mark.parametrize(("one", "other", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("ab", "ba", 2)])
 def test_edit_distances(one, other, distance):
-    assert edit_distance(one, other) == edit_distance(other, one) == distance
+    for most in range(len(one) + len(other) + 1):
+        expected = distance if distance <= most else None
+        assert edit_distance(one, other, most) == edit_distance(other, one, most) == expected
+
+
+def test_edits_are_counted_no_further_than_they_matter():
+    """Texts of 400 and 40,000 characters have nothing in common by their lengths alone: 16 million cells are spared."""
+    met = Counter()
+
+    class Noted(str):
+        def __iter__(self):
+            met["rows"] += 1
+            return super().__iter__()
+
+    assert edit_distance(Noted("a" * 400), "a" * 40_000, 20_000) is None
+    assert edit_distance(Noted("a" * 20_000), "a" * 20_000, 10_000) == 0
+    assert not met
+    assert score("anls", "a" * 400, "a" * 40_000) == 0
+    assert score("anls", "a" * 400, "a" * 800) == 0.5
+    assert score("anls", "a" * 400, "a" * 801) == 0
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_without_references_answers_are_compared_with_those_at_all_tokens(work_h
     ("tokens", "message"),
     [
         (("all",), "--tokens all: all tokens are what budgets are compared with"),
+        (("16", "8", "16"), "--tokens 16 is given more than once; leave the others out"),
         (("256", "16"), "--tokens 256: no image of the sample has more tokens, so it prunes nothing"),
         (("0.125", "32"), r"--tokens 0\.125 and 32 keep as many tokens of every image; leave one of them out"),
     ],
@@ -138,6 +139,20 @@ def test_without_references_answers_are_compared_with_those_at_all_tokens(work_h
 def test_budgets_that_would_tell_nothing_are_refused(work_here, chosen, corpus, tiny_llava, tokens, message):
     with pytest.raises(UserError, match=message):
         run(chosen[0], (corpus,), tiny_llava, tokens=tokens)
+
+
+def test_the_output_of_another_job_is_refused(work_here, chosen, corpus, tiny_llava, tmp_path):
+    pruned = chosen[0] / "pruned"
+    before = sorted(pruned.rglob("*"))
+    with pytest.raises(UserError, match=r"pruned is the output of another job \(prune\); choose an empty"):
+        run(pruned, (corpus,), tiny_llava)
+    assert sorted(pruned.rglob("*")) == before
+
+
+def test_a_metric_that_can_score_no_prompt_is_refused_before_any_is_answered(work_here, corpus, tiny_llava, tmp_path):
+    with pytest.raises(UserError, match="--metric color=pope: pope is about yes or no, but no prompt of type color in"):
+        run(tmp_path / "out", (corpus,), tiny_llava, metric=("color=pope",))
+    assert not (tmp_path / "out" / "trials").exists()
 
 
 def test_the_command_prints_the_table_and_the_findings(work_here, chosen, corpus, tiny_llava, capsys):

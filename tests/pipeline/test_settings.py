@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.answer.settings import AnswerSettings
+from pipeline.choosing.settings import ChooseSettings
 from pipeline.errors import UserError
 from pipeline.prune.settings import PruneSettings
 from pipeline.report.settings import QuerySettings
@@ -68,6 +69,11 @@ def test_bad_values_are_refused_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         PruneSettings(**{**PRUNE, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_both_bounds_are_named():
+    with pytest.raises(UserError, match=r"^--tolerance 200: expected above 0 and up to 100$"):
+        ChooseSettings(**PRUNE, tolerance=200)
 
 
 def test_settings_never_change():

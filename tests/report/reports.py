@@ -36,14 +36,19 @@ Given = Callable[[dict[str, Any]], tuple[str | None, float | None]]  # a prompt 
 
 
 def write_answers(
-    root: Path, pruned: Path, tokens: str, given: Given, seen: int | None = None, selector: str | None = None
+    root: Path,
+    pruned: Path,
+    tokens: str,
+    given: Given,
+    seen: int | dict[str, int] | None = None,
+    selector: str | None = None,
 ) -> Path:
     """A finished output of an answer job over every prompt that can be posed.
 
     Args:
         tokens: the budget that is asked for.
         given: what is answered.
-        seen: tokens of an image that the model saw; without it as many as are stored.
+        seen: tokens of an image that the model saw, of all or of those named; without it as many as are stored.
         selector: that chose them, where it is a control's.
     """
     artifact, source = Artifact(root), Artifact(pruned)
@@ -51,6 +56,8 @@ def write_answers(
     settings = {**job.settings, "corpus": "one", **({"selector": selector} if selector else {})}
     artifact.adopt_job(JobRecord("answer", SCHEMA_VERSION, {"tokens": tokens, "pruned": settings}, {}, {}))
     kept: dict[str, int] = {}
+    of_each = seen if isinstance(seen, dict) else {}
+    of_all = None if isinstance(seen, dict) else seen
     for record in source.commits():
         with source.opened(record, "selections") as stream:
             kept |= {row["image_id"]: row["num_kept"] for row in pq.read_table(stream).to_pylist()}
@@ -66,8 +73,8 @@ def write_answers(
                     answer=text,
                     answer_tokens=[],
                     finish_reason=FinishReason.STOP if text is not None else FinishReason.REFUSED,
-                    tokens=seen or kept[prompt["image_id"]],
-                    seconds=0.001 * (seen or 4),
+                    tokens=of_each.get(prompt["image_id"]) or of_all or kept[prompt["image_id"]],
+                    seconds=0.001 * (of_all or 4),
                     type=prompt["type"],
                     references=prompt["references"],
                     correct=None if score is None else score >= 1,

@@ -54,6 +54,57 @@ def test_prompts_that_only_one_run_scored_are_not_compared(pruned, tmp_path):
     assert found.of(1).loss == 0.0
 
 
+TWICE = "0002" * 16  # the image that two of the four prompts are about
+
+
+def test_tokens_are_those_of_an_image_on_average_not_of_a_prompt(pruned, tmp_path):
+    """Three images with 2, 1 and 1 tokens: the first is asked about twice, and counts once."""
+    some = {TWICE: 2, "0000" * 16: 1, "0100" * 16: 1}
+    answers = write_answers(tmp_path / "gain", pruned, "gain:0.3", by_type({"0": 1.0, "1": 1.0}), seen=some)
+    (run,) = report_on(pruned, [answers]).accuracy.runs
+    assert run.tokens == pytest.approx(4 / 3)
+
+
+def test_one_image_has_no_interval_and_the_others_do_not_count(pruned, tmp_path):
+    """Only the prompts about one image are scored."""
+
+    def given(score: float):
+        return lambda prompt: ("x", score if prompt["image_id"] == TWICE else None)
+
+    answers = [
+        write_answers(tmp_path / "all", pruned, "all", given(1.0)),
+        write_answers(tmp_path / "one", pruned, "1", given(0.0), seen=1),
+    ]
+    found = report_on(pruned, answers).accuracy
+    assert found.images == 1
+    assert [(point.value, point.low, point.high) for point in (found.of(0), found.of(1))] == [
+        (100.0, None, None), (0.0, None, None)
+    ]  # fmt: skip
+    assert (found.of(1).loss, found.of(1).loss_low, found.of(1).loss_high) == (100.0, None, None)
+    page = page_on(pruned, answers)
+    assert "[of one image]" in page
+    assert "[100.0, 100.0]" not in page
+
+
+@pytest.mark.parametrize("refusing", ["all", "some"])
+def test_answers_without_a_prompt_in_common_cost_nothing_that_is_known(pruned, tmp_path, refusing):
+    """With all tokens no prompt fits, or others do than with fewer."""
+    full = {"all": (None, None), "some": ("x", 1.0)}[refusing]
+    answers = [
+        write_answers(
+            tmp_path / "all", pruned, "all", lambda prompt: (None, None) if prompt["prompt_id"][-1] == "1" else full
+        ),
+        write_answers(
+            tmp_path / "one", pruned, "1",
+            lambda prompt: ("x", 1.0) if prompt["prompt_id"][-1] == "1" else (None, None), seen=1,
+        ),
+    ]  # fmt: skip
+    assert report_on(pruned, answers).accuracy.of(1).loss is None
+    page = page_on(pruned, answers)
+    assert "What fewer tokens cost can't be told: no prompt has a score both at" in page
+    assert "A second budget would tell what fewer tokens cost" not in page
+
+
 def test_without_scores_the_answers_at_the_most_tokens_are_compared_with(pruned, tmp_path):
     answers = [
         write_answers(tmp_path / "all", pruned, "all", lambda prompt: (prompt["prompt_id"], None)),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import report_corpus
+from jobs import report_corpus, zoo_prune
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import read_index
 from pipeline.errors import UserError
@@ -104,6 +104,25 @@ def test_data_in_scripts_can_not_end_them(hostile, page):
     assert {row["type"] for row in json.loads(data)["charts"]["accuracy"]["points"]} >= set(HOSTILE[:6])
     for _, script in scripts:
         assert "</script" not in script.lower()
+
+
+def test_commands_that_the_page_names_are_there(page):
+    named = set(re.findall(r"<code>zoo-prune ([\w-]+)", page))
+    assert "choose" in named
+    assert named <= set(zoo_prune.COMMAND.commands)
+
+
+def test_refused_prompts_are_no_failed_inputs(hostile, page):
+    """Two images can't be read; at the smaller budget one prompt of several images is refused."""
+    pruned, answers = hostile
+    db = connect(pruned, answers)
+    ((failed,),) = db.sql("select count(*) from errors").fetchall()
+    ((refused,),) = db.sql("select count(*) from answers where finish_reason = 'refused'").fetchall()
+    assert min(failed, refused) > 1
+    text = " ".join(Page(page).text.split())
+    assert f"{failed} inputs failed; nothing else is missing. Each has a row in errors." in text
+    assert f"{refused} answers were refused: their prompts don't fit the model at that budget." in text
+    assert f"<dt>inputs that failed</dt><dd>{failed}</dd>" in page
 
 
 def test_the_policy_lets_these_scripts_run_and_nothing_be_asked_for(page):

@@ -144,6 +144,55 @@ def test_what_does_not_fit_is_one_sentence(name, settings, message, connections)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "two" in (recipe_of(name).needs or "")])
+def test_answers_are_not_held_against_themselves(name, connections):
+    with pytest.raises(UserError, match=r"^--set: more and fewer are both the answers at 6; set one of them"):
+        cook(connections["cache"], recipe_of(name), ["more=6", "fewer=6"])
+
+
+def test_a_number_that_is_named_twice_counts_once(connections):
+    for name, key in (("gain_curve", "picks"), ("gain_held", "budgets"), ("storage", "budgets")):
+        once, twice = (
+            cook(connections["committed files"], recipe_of(name), [f"{key}={numbers}"]).to_pylist()
+            for numbers in ("1,4", "4,1,1,4")
+        )
+        assert once == twice, name
+
+
+def answered(*rows: tuple[str, str, str | None, float | None]) -> duckdb.DuckDBPyConnection:
+    """The answers alone, as budget, prompt, answer and score; a prompt is about the image of its first letter."""
+    db = duckdb.connect()
+    db.execute(
+        "create table answers (budget text, prompt_id text, image_id text, type text, metric text, tokens int, "
+        "answer text, score float, correct bool, shard int)"
+    )
+    for budget, prompt, answer, score in rows:
+        of = [budget, prompt, prompt[0], prompt[1:], 8 if budget == "all" else 4, answer, score, score == 1]
+        db.execute("insert into answers values (?, ?, ?, ?, 'exact', ?, ?, ?, ?, 0)", of)
+    db.execute("create table images as select distinct image_id, image_id || '.jpg' as source from answers")
+    return db
+
+
+def test_what_one_budget_refused_is_not_compared():
+    """The prompt that does not fit with all tokens is right with fewer: no image gains by it, and none agrees."""
+    db = answered(
+        ("all", "ax", "yes", 1.0), ("all", "az", None, None), ("all", "bx", "yes", 1.0), ("all", "by", "no", 0.0),
+        ("all", "bz", None, None),
+        ("4", "ax", "no", 0.0), ("4", "az", "yes", 1.0), ("4", "bx", "yes", 1.0), ("4", "by", "yes", 1.0),
+        ("4", "bz", None, None),
+    )  # fmt: skip
+    lost = cook(db, recipe_of("losses")).to_pylist()
+    assert [(row["image_id"], row["prompts"], row["loss"]) for row in lost] == [("a", 1, 100.0), ("b", 2, -50.0)]
+    agreed = cook(db, recipe_of("agreement")).to_pylist()
+    assert [(row["type"], row["prompts"], row["same_percent"]) for row in agreed] == [("x", 2, 50.0), ("y", 1, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_by_type"])
+def test_one_image_has_no_interval(name):
+    (row,) = cook(answered(("all", "ax", "yes", 1.0)), recipe_of(name)).to_pylist()
+    assert (row["accuracy"], row["low"], row["high"]) == (100.0, None, None)
+
+
 def test_an_unknown_recipe_is_told_with_the_nearest(made):
     with pytest.raises(UserError, match=r"^--recipe kept-gird: there is no such recipe; did you mean kept_grid\?$"):
         recipe_of("kept-gird")

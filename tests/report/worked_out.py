@@ -385,7 +385,8 @@ def paired(data: Data, more: str, fewer: str) -> list[tuple[Row, Row]]:
 def agreement(data: Data, more: str) -> list[Row]:
     found = defaultdict(list)
     for a, b in paired(data, more, "0.125"):
-        found[a["type"]].append((a["answer"] == b["answer"], a["correct"], b["correct"]))
+        if a["answer"] is not None and b["answer"] is not None:  # else one of them refused the prompt
+            found[a["type"]].append((a["answer"] == b["answer"], a["correct"], b["correct"]))
     rows = []
     for kind, pairs in found.items():
         right = Counter((a, b) for _, a, b in pairs)

@@ -33,10 +33,13 @@ class Metric:
     about: str  # a few words for the help
     score: Score | None  # of an answer by its references; None where it takes all references, see `corpus`
     min_references: int = 1  # a prompt with fewer has no score
+    takes: Callable[[Sequence[str]], bool] | None = None  # whether it can score by these; None: by any
     counts: Callable[[str, Sequence[str]], Counts] | None = None  # of an answer, that measures need beside its score
     measures: dict[str, Measure] = field(default_factory=lambda: {"mean": mean})  # by name, the one people quote first
     corpus: Callable[[], Corpus] | None = None  # begins an empty one
 
     def can_score(self, references: Sequence[str] | None) -> bool:
-        """Whether there are as many references as it takes."""
-        return len(references or ()) >= self.min_references
+        """Whether there are as many references as it takes, and such as it takes."""
+        if not references or len(references) < self.min_references:
+            return False
+        return self.takes is None or self.takes(references)

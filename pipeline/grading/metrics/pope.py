@@ -12,10 +12,14 @@ def _said(text: str) -> str | None:
     return first[0] if first and first[0] in ("yes", "no") else None
 
 
+def takes(references: Sequence[str]) -> bool:
+    """Whether the first reference says yes or no."""
+    return _said(references[0]) is not None
+
+
 def score(answer: str, references: Sequence[str]) -> float | None:
     """1 where the answer says what the reference says; None where that is neither yes nor no."""
-    truth = _said(references[0])
-    return None if truth is None else float(_said(answer) == truth)
+    return float(_said(answer) == _said(references[0])) if takes(references) else None
 
 
 def counts(answer: str, references: Sequence[str]) -> Counts:
@@ -34,5 +38,10 @@ def _yes(number: float, _total: float, sums: Sequence[float]) -> float:
 
 
 POPE = Metric(
-    "pope", "yes or no", score, counts=counts, measures={"accuracy": mean, "f1": _f1, "share of yes": _yes}
-)  # fmt: skip
+    "pope",
+    "yes or no",
+    score,
+    takes=takes,
+    counts=counts,
+    measures={"accuracy": mean, "f1": _f1, "share of yes": _yes},
+)

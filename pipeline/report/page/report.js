@@ -7,6 +7,7 @@
   const MAX_PRINTED = 24;
   const count = (value) => value.toLocaleString("en-US");
   const short = (value) => (value >= 1000 ? d3.format(".3~s")(value) : d3.format(".3~g")(value));
+  const brief = (name) => (name.length > 22 ? `${name.slice(0, 21)}\u2026` : name);  // beside an axis; tips and tables have it whole
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + Math.abs(value).toFixed(1);
 
   // ---- light and dark
@@ -64,6 +65,7 @@
     });
     return list.node();
   }
+  // The base of a logarithmic axis with ticks of its own is 2: with base 10 d3 leaves out labels such as 8 and 64.
   const colours = (names) => ({
     color: { domain: names, range: SERIES.slice(0, names.length) },
     symbol: { domain: names, range: SYMBOLS.slice(0, names.length) },
@@ -82,7 +84,7 @@
       plain(width, {
         height: Math.min(tall, 460),
         ...colours(names),
-        x: { type: "log", label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(all.map((point) => point.tokens))], tickFormat: short, inset: 14 },
+        x: { type: "log", base: 2, label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(all.map((point) => point.tokens))], tickFormat: short, inset: 14 },
         y: { label: "\u2191 accuracy, %", grid: true, nice: true, zero: false },
         marks: [
           Plot.areaY(all, { x: "tokens", y1: "low", y2: "high", fill: "series", fillOpacity: 0.14, sort: "tokens" }),
@@ -90,7 +92,7 @@
           Plot.ruleX(all, { x: "tokens", y1: "low", y2: "high", stroke: "series", strokeWidth: 1.4 }),
           Plot.dot(all, { x: "tokens", y: "value", fill: "series", symbol: "series", r: 4.5, stroke: "var(--surface)", strokeWidth: 1.2,
             tip: { fill: "var(--surface)", stroke: "var(--line)" },
-            title: (point) => `${point.series} at ${point.budget}: ${point.value.toFixed(1)} %\n[${point.low.toFixed(1)}, ${point.high.toFixed(1)}], ${count(point.prompts)} prompts` }),
+            title: (point) => `${point.series} at ${point.budget}: ${point.value.toFixed(1)} %\n${point.low === null ? "of one image" : `[${point.low.toFixed(1)}, ${point.high.toFixed(1)}]`}, ${count(point.prompts)} prompts` }),
         ],
       }), legendOf(names));
     chart("c-types", (width) =>
@@ -98,20 +100,20 @@
         ? plain(width, {
             height: tall,
             marginTop: 8,
-            marginLeft: Math.min(170, 20 + 7 * d3.max(types, (name) => name.length)),
+            marginLeft: 20 + 7 * d3.max(types, (name) => brief(name).length),
             color: { domain: budgets, range: SERIES },
             symbol: { domain: budgets, range: SYMBOLS },
             x: { label: "change, points \u2192", labelOffset: 42, grid: true, nice: true, tickFormat: (value) => signed(value).replace(".0", "") },
-            y: { domain: types, label: null, padding: 0.1 },
+            y: { domain: types, label: null, padding: 0.5, tickFormat: brief },
             marks: [
               Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.5 }),
               ...budgets.flatMap((budget, place) => {
                 const some = own.filter((point) => point.budget === budget);
                 const dy = (place - (budgets.length - 1) / 2) * 7;
                 return [
-                  Plot.ruleY(some, { y: "type", x1: (point) => -point.lossHigh, x2: (point) => -point.lossLow, stroke: "budget", strokeWidth: 1.6, dy }),
+                  Plot.ruleY(some.filter((point) => point.lossLow !== null), { y: "type", x1: (point) => -point.lossHigh, x2: (point) => -point.lossLow, stroke: "budget", strokeWidth: 1.6, dy }),
                   Plot.dot(some, { y: "type", x: (point) => -point.loss, fill: "budget", symbol: "budget", r: 3.8, dy, stroke: "var(--surface)", strokeWidth: 1,
-                    title: (point) => `${point.type} at ${point.budget}: ${signed(-point.loss)} points\n[${signed(-point.lossHigh)}, ${signed(-point.lossLow)}], ${count(point.prompts)} prompts`,
+                    title: (point) => `${point.type} at ${point.budget}: ${signed(-point.loss)} points\n${point.lossLow === null ? "of one image" : `[${signed(-point.lossHigh)}, ${signed(-point.lossLow)}]`}, ${count(point.prompts)} prompts`,
                     tip: { fill: "var(--surface)", stroke: "var(--line)" } }),
                 ];
               }),
@@ -127,7 +129,7 @@
       plain(width, {
         height: 320,
         ...colours(names),
-        x: { type: "log", label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(points.map((point) => point.tokens))], tickFormat: short, inset: 14 },
+        x: { type: "log", base: 2, label: "tokens an image \u2192", labelOffset: 42, ticks: [...new Set(points.map((point) => point.tokens))], tickFormat: short, inset: 14 },
         y: { label: "\u2191 loss, points", grid: true, nice: true },
         marks: [
           Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.4 }),
@@ -211,10 +213,10 @@
       plain(width, {
         height: 54 + 34 * jobs.length,
         marginTop: 4,
-        marginLeft: Math.min(200, 20 + 7 * d3.max(jobs, (job) => job.length)),
+        marginLeft: 20 + 7 * d3.max(jobs, (job) => brief(job).length),
         color: { domain: stages, range: stages.map((_, place) => palette[place % palette.length]) },
         x: { label: "seconds \u2192", labelOffset: 42, grid: true },
-        y: { domain: jobs, label: null },
+        y: { domain: jobs, label: null, tickFormat: brief },
         marks: [
           Plot.barX(charts.stages, Plot.stackX({ x: "seconds", y: "job", fill: "stage", inset: 0.5, rx: 1, title: (row) => `${row.job}, ${row.stage}: ${row.seconds.toPrecision(3)} s`, tip: { fill: "var(--surface)", stroke: "var(--line)" } })),
           Plot.ruleX([0]),

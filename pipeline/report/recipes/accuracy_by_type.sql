@@ -15,13 +15,15 @@ overall as (
         sqrt(
             greatest(0, sum(s * s) - 2 * mean * sum(s * n) + mean * mean * sum(n * n))
             * count(*) / nullif(count(*) - 1, 0)
-        ) / sum(n) as error
+        ) / sum(n) as error,
+        -- One image has no interval: its error is null, which `greatest` would pass over.
+        if(error is null, null, greatest(mean - 1.96 * error, 0)) as low,
+        if(error is null, null, least(mean + 1.96 * error, 1)) as high
     from per_group
     group by type, budget, metric
 )
 select
     coalesce(type, '-') as type, budget, metric, round(tokens, 1) as tokens, prompts,
-    round(100 * mean, 2) as accuracy, round(100 * greatest(mean - 1.96 * error, 0), 2) as low,
-    round(100 * least(mean + 1.96 * error, 1), 2) as high
+    round(100 * mean, 2) as accuracy, round(100 * low, 2) as low, round(100 * high, 2) as high
 from overall
 order by type, metric, tokens desc, budget
