@@ -5,8 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.decoding import Decoding, decoding_of
+from pipeline.answer.engines import check_engine
 from pipeline.answer.gains import StoredGains, check_gains
+from pipeline.answer.posing import check_system
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact, drop_strays
@@ -23,6 +28,7 @@ from pipeline.cluster.session import cluster_cpus, ray_session
 from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
+from pipeline.families.base import torch_dtype
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
@@ -66,6 +72,8 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         )
     check_generation(checkpoint)
     check_buildable(checkpoint)
+    check_engine(settings, family.name, positions)
+    decoding = decoding_of(settings)
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
     found = survey(pruned)
@@ -80,6 +88,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         check_gains(settings.tokens, pruned, prune_job)
     artifact = Artifact(settings.output)
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
+    if decoding.system is not None:
+        prompter = family.answerer(checkpoint, torch.device("cpu"), torch_dtype(dtype), positions, language=False)
+        check_system(prompter, settings.model, decoding.system)
     job = JobRecord(
         kind="answer",
         schema_version=SCHEMA_VERSION,
@@ -87,6 +98,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             **deciding(settings),
             "dtype": dtype,
             "positions": positions,
+            "json_schema": decoding.json_schema,
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
@@ -122,7 +134,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             with ray_session(settings.ray_address, settings.num_cpus):
                 progress = Progress(sum(found.posable.get(shard, 0) for shard in pending), "prompts")
                 pinned = settings.model_copy(update={"model": checkpoint.pinned})
-                run = _run_shards(pinned, budget, dtype, pruned, artifact, pending, progress, say)
+                run = _run_shards(pinned, budget, decoding, dtype, pruned, artifact, pending, progress, say)
                 prompts, refused = progress.done, progress.errors
         if run.done == len(pending):
             _forget_what_changed(pruned, found, artifact, run, say)
@@ -201,6 +213,7 @@ def _forget_what_changed(
 def _run_shards(
     settings: AnswerSettings,
     budget: Budget | GainBudget,
+    decoding: Decoding,
     dtype: str,
     pruned: Artifact,
     artifact: Artifact,
@@ -221,7 +234,8 @@ def _run_shards(
             budget=budget,
             batch_size=settings.batch_size,
             batch_tokens=settings.batch_tokens,
-            max_new_tokens=settings.max_new_tokens,
+            decoding=decoding,
+            engine=settings.engine,
             grader=settings.grader,
             stop_file=folder.stop_file,
             positions=settings.positions,

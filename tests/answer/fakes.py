@@ -42,9 +42,9 @@ class FakeModel(nn.Module):
 
     device = torch.device("cpu")
 
-    def __init__(self, context: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=context))
+        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
         self.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=0)
         self.passes: list[int] = []  # rows of each pass over beginnings
         self.batches: list[dict[str, Any]] = []  # each call of `generate`
@@ -69,7 +69,8 @@ class FakeAnswerer:
     image_token_id = IMAGE
 
     def __init__(self, context: int | None = None) -> None:
-        self.model = FakeModel(context)
+        self.model = FakeModel()
+        self.context = context
         self.shares_beginnings = self.takes_padding = True
         self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f" {' '.join(map(str, ids))} ")
 
