@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.answer.stage import GenerateSettings
 
 # Families whose models vLLM runs with the plugin of integrations/vllm.
-SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl")
+SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 
 
 @dataclass(frozen=True, slots=True)

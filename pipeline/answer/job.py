@@ -14,6 +14,7 @@ from pipeline.answer.gains import StoredGains, check_gains
 from pipeline.answer.posing import check_system
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
+from pipeline.answer.vllm_environment import vllm_environment
 from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.budget import Budget, GainBudget, MeanBudget
 from pipeline.cluster.attempts import Policy
@@ -30,7 +31,7 @@ from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
 from pipeline.families.base import torch_dtype
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
-from pipeline.families.generation_settings import check_generation
+from pipeline.families.generation_settings import check_generation, generation_config, sampling_settings
 from pipeline.families.loading import check_buildable
 from pipeline.loader.shard import check_features
 from pipeline.report.card import has_card, write_card
@@ -73,6 +74,11 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     check_generation(checkpoint)
     check_buildable(checkpoint)
     check_engine(settings, family.name, positions)
+    of_engine: dict[str, str] = {}
+    if settings.engine == "vllm":
+        sampling_settings(generation_config(checkpoint), checkpoint.name)
+        versions = vllm_environment(settings.engine_python)
+        of_engine = {f"engine_{name}": version for name, version in versions.items()}
     decoding = decoding_of(settings)
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
@@ -102,7 +108,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
-        environment={**environment(checkpoint), "pruned": pruned.address},
+        environment={**environment(checkpoint), "pruned": pruned.address, **of_engine},
     )
     if artifact.finished and has_card(artifact):
         artifact.adopt_job(job)
@@ -236,6 +242,7 @@ def _run_shards(
             batch_tokens=settings.batch_tokens,
             decoding=decoding,
             engine=settings.engine,
+            gpu_share=placement.gpus_per_worker,
             grader=settings.grader,
             stop_file=folder.stop_file,
             positions=settings.positions,
@@ -245,7 +252,14 @@ def _run_shards(
 
         def outcomes(stop: StopRequest) -> Iterable[dict[str, Any]]:
             cpus = min(1.0, cluster_cpus() / workers)
-            stage = Stage(AnswerShards, generate, cpus, processes=workers, num_gpus=placement.gpus_per_worker)
+            stage = Stage(
+                AnswerShards,
+                generate,
+                cpus,
+                processes=workers,
+                num_gpus=placement.gpus_per_worker,
+                python=settings.engine_python,
+            )
             return stream_shards(pending, [stage], stop)
 
         smaller = SmallerBatches(settings.batch_size, say)

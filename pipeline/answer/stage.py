@@ -59,6 +59,7 @@ class GenerateSettings:
     grader: Grader = Grader()
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
+    gpu_share: float = 1.0  # of a GPU, where the device is one
     engine: str = "transformers"
     server: ServerSettings | None = None  # that the engine asks, if it asks one
 

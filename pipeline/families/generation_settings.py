@@ -47,6 +47,11 @@ _ALONE = {
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     *("bad_words_ids", "sequence_bias", "min_length", "forced_bos_token_id", "watermarking_config"),
 }
+# As arguments of other engines, by the name that vLLM and its server have for them.
+_ELSEWHERE = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+# They change no answer of another engine: which tokens end answers is told to each in its own way.
+_NOT_NEEDED_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+                         "remove_invalid_values", "renormalize_logits"}  # fmt: skip
 _TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 _SAME_AS_NONE = {"guidance_scale": 1, "penalty_alpha": 0}
 
@@ -81,6 +86,34 @@ def check_generation(checkpoint: Checkpoint) -> None:
             f"--model {checkpoint.name}: its generation settings ask for {named}, which answers here can't follow; "
             f"take it out of {file.name}"
         )
+
+
+def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """The generation settings that a model gets as it is loaded from this checkpoint, which `check_generation` took."""
+    if (checkpoint.path / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(checkpoint.path)
+    return GenerationConfig.from_model_config(checkpoint.config)
+
+
+def sampling_settings(config: GenerationConfig, model: str) -> dict[str, Any]:
+    """What an engine other than Transformers must be told of these settings, as arguments by vLLM's names.
+
+    Args:
+        config: of the checkpoint.
+        model: its name, as the user gave it.
+
+    Raises:
+        UserError: another engine can't follow them.
+    """
+    settings = _settings_in_force(config)
+    refused = sorted(settings.keys() - _WITHOUT_EFFECT - _ELSEWHERE.keys() - _NOT_NEEDED_ELSEWHERE)
+    if refused:
+        named = ", ".join(f"{name} = {settings[name]!r}" for name in refused)
+        raise UserError(
+            f"--model {model}: its generation settings ask for {named}, which only --engine transformers can follow; "
+            "answer with that, or take it out of generation_config.json"
+        )
+    return {_ELSEWHERE[name]: settings[name] for name in sorted(settings.keys() & _ELSEWHERE.keys())}
 
 
 def runs_alone(config: GenerationConfig) -> bool:

@@ -13,9 +13,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from zoo_prune_vllm.rows import GRID, PLACES, GridRowsInfo, KeptRows, KeptRowsDummies, KeptRowsProcessor
 
-_processed = MULTIMODAL_REGISTRY.register_processor(
-    KeptRowsProcessor, info=GridRowsInfo, dummy_inputs=KeptRowsDummies
-)
+_processed = MULTIMODAL_REGISTRY.register_processor(KeptRowsProcessor, info=GridRowsInfo, dummy_inputs=KeptRowsDummies)
 
 
 class GridRows(KeptRows):
@@ -60,9 +58,14 @@ class KeptQwen3VL(GridRows, Qwen3VLForConditionalGeneration):
     """Qwen3-VL. A row holds the features and, side by side behind them, those of each deepstack level."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model") -> None:
+        config = vllm_config.model_config.hf_config
+        if not (config.text_config.rope_parameters or {}).get("mrope_interleaved"):
+            raise ValueError(
+                'text_config.rope_parameters of this checkpoint lack "mrope_interleaved": true, without which vLLM '
+                "rotates positions in another way than Transformers; add it to config.json"
+            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         # Without a tower vLLM forgoes deepstack; here its levels come with the rows.
-        config = vllm_config.model_config.hf_config
         self.use_deepstack = True
         self.deepstack_num_level = len(config.vision_config.deepstack_visual_indexes)
         self.multiscale_dim = self.visual_dim * self.deepstack_num_level

@@ -1,8 +1,5 @@
 """Models whose images are one run of tokens, numbered like text."""
 
-from typing import Any
-
-from vllm.config import VllmConfig
 from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
@@ -11,9 +8,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from zoo_prune_vllm.rows import KeptRows, KeptRowsDummies, KeptRowsInfo, KeptRowsProcessor
 
-_processed = MULTIMODAL_REGISTRY.register_processor(
-    KeptRowsProcessor, info=KeptRowsInfo, dummy_inputs=KeptRowsDummies
-)
+_processed = MULTIMODAL_REGISTRY.register_processor(KeptRowsProcessor, info=KeptRowsInfo, dummy_inputs=KeptRowsDummies)
 
 
 @_processed

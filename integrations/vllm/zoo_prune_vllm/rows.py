@@ -7,11 +7,10 @@ columns of the whole grid. In a prompt one image token stands for each image.
 No image processor of the checkpoint takes part, so none of its files is needed, and pixels are refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.config.multimodal import MultiModalDummyOptions
@@ -25,8 +24,10 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
+from zoo_prune_vllm import LIMITS
+
 ROWS, PLACES, GRID = "image_embeds", "kept_hw", "true_hw"
-LIMITS = {"image": 0, "video": 0}  # of `limit_mm_per_prompt`, with which vLLM builds no vision tower
+UNUSED = ("image_grid_thw",)  # what stock models count rows by, and clients of both may send
 
 
 class KeptRowsParser(MultiModalDataParser):
@@ -38,7 +39,7 @@ class KeptRowsParser(MultiModalDataParser):
     """
 
     # Sizes of placeholders come from the rows themselves; the others may be lists of numbers in JSON.
-    embedding_fields = {"image": {ROWS: "values", PLACES: "metadata", GRID: "metadata"}}
+    embedding_fields: ClassVar = {"image": {ROWS: "values", PLACES: "metadata", GRID: "metadata"}}
 
     def __init__(self, width: int, *, on_grid: bool) -> None:
         super().__init__(expected_hidden_size=width)
@@ -61,14 +62,16 @@ class KeptRowsParser(MultiModalDataParser):
     def _images(self, data: Any) -> list[dict[str, Tensor]]:
         """One mapping an image, of whatever form a request may have."""
         if isinstance(data, Mapping):  # one image, or each name with a batch
-            data = {name: value for name, value in data.items() if value is not None}
+            data = {name: value for name, value in data.items() if value is not None and name not in UNUSED}
             rows = data.get(ROWS)
             if isinstance(rows, Tensor) and rows.ndim == 2:
                 return [data]
             counts = {name: len(value) for name, value in data.items()}
             if len(set(counts.values())) > 1:
                 raise ValueError(f"an image's tensors must come in equal numbers, but there are {counts}")
-            return [{name: data[name][number] for name in data} for number in range(len(rows) if rows is not None else 0)]
+            return [
+                {name: data[name][number] for name in data} for number in range(len(rows) if rows is not None else 0)
+            ]
         if isinstance(data, Tensor):
             data = [data] if data.ndim == 2 else list(data)
         if isinstance(data, (list, tuple)) and all(isinstance(one, Tensor) for one in data):
@@ -83,7 +86,9 @@ class KeptRowsParser(MultiModalDataParser):
     def _check(self, image: Mapping[str, Tensor]) -> None:
         rows = image.get(ROWS)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
-            raise ValueError(f"{ROWS} must be a floating tensor (K, {self._width}) with K of at least 1, not {_form(rows)}")
+            raise ValueError(
+                f"{ROWS} must be a floating tensor (K, {self._width}) with K of at least 1, not {_form(rows)}"
+            )
         if rows.shape[1] != self._width:
             raise ValueError(f"{ROWS} has rows of {rows.shape[1]} numbers, and this model's have {self._width}")
         if not self._on_grid:
@@ -93,10 +98,10 @@ class KeptRowsParser(MultiModalDataParser):
             raise ValueError(
                 f"this model places tokens on a grid: beside {ROWS} an image needs {PLACES} (K, 2) and {GRID} (2,)"
             )
-        if places.shape != (len(rows), 2) or grid.shape != (2,) or places.is_floating_point() or grid.is_floating_point():
-            raise ValueError(
-                f"{PLACES} must be whole numbers ({len(rows)}, 2) and {GRID} (2,), not {_form(places)} and {_form(grid)}"
-            )
+        forms = {PLACES: (places, (len(rows), 2)), GRID: (grid, (2,))}
+        for name, (tensor, shape) in forms.items():
+            if tensor.shape != shape or tensor.is_floating_point():
+                raise ValueError(f"{name} must be whole numbers {shape}, not {_form(tensor)}")
         if bool((places < 0).any() or (places >= grid).any()):
             raise ValueError(f"{PLACES} holds a place outside the grid of {int(grid[0])} x {int(grid[1])} in {GRID}")
 
@@ -107,7 +112,7 @@ def _form(value: Any) -> str:
 
 def fields(*, on_grid: bool) -> dict[str, MultiModalFieldConfig]:
     """How vLLM keeps the tensors of an image together."""
-    places = {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (PLACES, GRID)}
+    places = {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (PLACES, GRID, *UNUSED)}
     return {ROWS: MultiModalFieldConfig.batched("image"), **(places if on_grid else {})}
 
 
@@ -208,7 +213,7 @@ def refuse_tower(vllm_config: VllmConfig) -> None:
     if any(settings.get_limit_per_prompt(name) for name in LIMITS) or not settings.enable_mm_embeds:
         raise ValueError(
             "this architecture takes kept rows of pruned images and builds no vision tower: start vLLM with "
-            "--enable-mm-embeds --limit-mm-per-prompt '{\"image\": 0, \"video\": 0}'"
+            '--enable-mm-embeds --limit-mm-per-prompt \'{"image": 0, "video": 0}\''
         )
 
 
