@@ -49,6 +49,8 @@ class KeptRowsParser(MultiModalDataParser):
         if data is None:
             return None
         images = self._images(data)
+        if not images:
+            raise ValueError(f"a request names images and brings no {ROWS}")
         for image in images:
             self._check(image)
         names = (ROWS, PLACES, GRID) if self._on_grid else (ROWS,)
