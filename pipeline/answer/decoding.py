@@ -61,9 +61,11 @@ def decoding_of(settings: AnswerSettings) -> Decoding:
     """What the settings of an answer job say of it; the JSON schema is read from its file.
 
     Raises:
-        UserError: the file holds no JSON schema, or the regular expression is none.
+        UserError: the file holds no JSON schema, the regular expression is none, or both were given.
     """
     if settings.regex is not None:
+        if settings.json_schema is not None:
+            raise UserError("--json-schema and --regex: an answer has one form; give one of them")
         try:
             re.compile(settings.regex)
         except re.error as error:

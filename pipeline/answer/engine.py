@@ -1,7 +1,7 @@
 """What answers prompts about pruned images. Implementations stand beside this file, see `engines`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pydantic import SecretStr
@@ -59,6 +59,10 @@ class ServerSettings:
     url: str  # up to and without the `/chat/completions` of its requests
     model: str  # as the server names it
     api_key: SecretStr | None
-    concurrency: int  # requests of this worker that run at once
+    concurrency: int  # requests that run at once
     timeout_sec: float  # of one request
     trust_template: bool  # prompts are posed by the server's template, also where it does not say as which tokens
+
+    def shared_by(self, workers: int) -> "ServerSettings":
+        """The same for one of so many workers, which have the requests that run at once between them."""
+        return replace(self, concurrency=max(1, -(-self.concurrency // workers)))

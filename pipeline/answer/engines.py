@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pipeline.answer.engine import Engine
+from pipeline.answer.decoding import Decoding
+from pipeline.answer.engine import Engine, ServerSettings
+from pipeline.answer.posing import check_system
 from pipeline.answer.settings import AnswerSettings
 from pipeline.errors import UserError
+from pipeline.families.base import Checkpoint, Prompter
+from pipeline.families.generation_settings import followed
 from pipeline.settings import flag, options
 
 if TYPE_CHECKING:
@@ -54,11 +58,12 @@ def load_engine(settings: "GenerateSettings", device: "torch.device") -> Callabl
     return load(settings, device)
 
 
-def check_engine(settings: AnswerSettings, family: str, positions: str) -> None:
+def check_engine(settings: AnswerSettings, checkpoint: Checkpoint, family: str, positions: str) -> None:
     """Refuse what the chosen engine can't do.
 
     Args:
         settings: of the job.
+        checkpoint: the model.
         family: of the checkpoint.
         positions: how kept tokens are numbered.
 
@@ -98,3 +103,25 @@ def check_engine(settings: AnswerSettings, family: str, positions: str) -> None:
         raise UserError(f"{of_device}: with --engine {name} the model runs where its server does; leave the option out")
     if kind.is_remote and settings.server is None:
         raise UserError(f"--engine {name} asks a server; give its address as --server http://HOST:PORT/v1")
+    if kind.families is not None:
+        followed(checkpoint, name)
+
+
+def check_prompter(
+    settings: AnswerSettings,
+    server: ServerSettings | None,
+    prompter: Prompter,
+    decoding: Decoding,
+    checkpoint: Checkpoint,
+) -> None:
+    """Refuse what the checkpoint's chat template has no place for, and a server that is not what the job needs.
+
+    Raises:
+        UserError: saying which.
+    """
+    if decoding.system is not None:
+        check_system(prompter, settings.model, decoding.system)
+    if server is not None:
+        from pipeline.answer.openai_engine import ENGINE, check_server  # here: no other job needs what it imports
+
+        check_server(server, prompter, decoding, followed(checkpoint, ENGINE), settings.model)

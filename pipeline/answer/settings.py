@@ -165,13 +165,11 @@ class AnswerSettings(ClusterSettings):
         return self
 
     @model_validator(mode="after")
-    def _decoding_is_of_one_piece(self) -> Self:
+    def _draws_have_a_temperature(self) -> Self:
         if self.top_p < 1 and not self.temperature:
             raise UserError(
                 f"--top-p {self.top_p:g}: nothing is drawn without a --temperature; give one, or leave --top-p out"
             )
-        if self.json_schema is not None and self.regex is not None:
-            raise UserError("--json-schema and --regex: an answer has one form; give one of them")
         return self
 
     @property

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine, Question, Reply, ServerSettings
-from pipeline.answer.engines import load_engine
+from pipeline.answer.engines import ENGINES, load_engine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.budget import Budget, GainBudget
@@ -29,13 +29,14 @@ from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.stored import StoredPrompt
 
+SERVER = "server"
 # What the driver learns of an answered shard.
 ANSWERED = pa.schema(
     [
         ("shard", pa.int32()),
         ("prompts", pa.int64()),
         ("refused", pa.int64()),
-        ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
+        ("device", pa.string()),  # that the model ran on: "cuda", "cpu", or "server" where a server answered
         ("batch_size", pa.int32()),  # prompts a batch: as asked, or less where memory ran out
         *ENDING,
     ]
@@ -74,6 +75,7 @@ class AnswerShards:
         self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
+            self._computed_on = SERVER if ENGINES[settings.engine].is_remote else self._device.type
             self._loader, self._engine_at = self._runner.load(self._load)
         except UserError as error:
             self._refused = str(error)
@@ -119,7 +121,6 @@ class AnswerShards:
             "generate": generated_at - loaded_at,
             "write": time.perf_counter() - generated_at,
         }
-        device = self._device.type
         record = CommitRecord(
             shard,
             {"answers": entry},
@@ -127,7 +128,7 @@ class AnswerShards:
             seconds,
             committed=time.time(),
             sources=loaded.sources,
-            device=device,
+            device=self._computed_on,
             batch_size=batch_size,
         )
         self._output.commit(record)
@@ -136,7 +137,7 @@ class AnswerShards:
             "status": Status.COMMITTED,
             "prompts": len(rows),
             "refused": refused,
-            "device": device,
+            "device": self._computed_on,
             "batch_size": batch_size,
         }
         return pa.Table.from_pylist([outcome], ANSWERED)

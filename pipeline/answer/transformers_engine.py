@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.posing import prompt_ids
+from pipeline.answer.steps import Draw, StopStrings
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import FORCED, end_tokens, runs_alone
@@ -59,7 +60,7 @@ def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], 
 
 
 class TransformersEngine:
-    """An `Engine` over a family's language model.
+    """An `Engine` over a family's language model. It knows no structured output.
 
     Args:
         answerer: the family's tokenizer and model, loaded.
@@ -172,16 +173,19 @@ def _generate(answerer: Answerer, posed: Sequence[_Posed], decoding: Decoding, e
     inputs = answerer.image_inputs([one.image for one in posed], ids, mask)
     if shared:
         del inputs["mm_encoder_outputs"]
+    width = ids.shape[1]
     output = answerer.model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=decoding.max_new_tokens,
         pad_token_id=pad,
+        logits_processor=[] if decoding.is_greedy else [Draw([one.prompt_id for one in posed], decoding, width)],
+        stopping_criteria=[StopStrings(answerer.tokenizer, decoding.stop, width)] if decoding.stop else [],
         **FORCED,
         **inputs,
         **shared,
     )
-    generated: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    generated: list[list[int]] = output[:, width:].tolist()
     return generated
 
 

@@ -17,18 +17,18 @@ from torch import Tensor
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.posing import prompt_ids
+from pipeline.answer.served import ARCHITECTURES, BLOCK_TOKENS, LIMITS
 from pipeline.cluster.attempts import ProcessSpentError
 from pipeline.errors import UserError
 from pipeline.families.base import Prompter, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
-from pipeline.families.generation_settings import end_tokens, generation_config, sampling_settings
+from pipeline.families.generation_settings import Followed, followed
 from pipeline.families.loading import first_line
 
 if TYPE_CHECKING:
     from pipeline.answer.stage import GenerateSettings
 
 _CPU_CACHE_BYTES = 4 << 30  # for keys and values, unless VLLM_CPU_KVCACHE_SPACE says how many GiB
-_CPU_BLOCK = 32  # tokens; a beginning is shared by whole blocks, and vLLM's own 128 would leave short prompts without
 # Read by vLLM as it is imported; what the user has set stands.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process
@@ -69,7 +69,6 @@ def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], 
     checkpoint, family = open_checkpoint(settings.model)
     dtype = torch_dtype(settings.dtype)
     prompter = family.answerer(checkpoint, torch.device("cpu"), dtype, settings.positions, language=False)
-    own = generation_config(checkpoint)
     vllm = Vllm(
         str(checkpoint.path),
         family.name,
@@ -78,7 +77,7 @@ def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], 
         most=settings.batch_size,
         gpu_share=settings.gpu_share,
     )
-    engine = VllmEngine(prompter, vllm, ends=end_tokens(own), sampling=sampling_settings(own, checkpoint.name))
+    engine = VllmEngine(prompter, vllm, followed(checkpoint, "vllm"))
     return lambda _batch_size: engine
 
 
@@ -107,12 +106,12 @@ class Vllm:
         if on_cpu:
             of_device = {
                 "kv_cache_memory_bytes": _CPU_CACHE_BYTES,
-                "block_size": _CPU_BLOCK,
+                "block_size": BLOCK_TOKENS,
                 "enforce_eager": True,
             }
         try:
             import vllm
-            from zoo_prune_vllm import LIMITS, MODELS
+            import zoo_prune_vllm  # noqa: F401  # vLLM finds it by itself
         except ImportError as error:
             raise UserError(
                 f"--engine vllm: a worker's environment lacks {error.name} ({first_line(error)}); give --engine-python "
@@ -122,7 +121,7 @@ class Vllm:
             self._llm = vllm.LLM(
                 model,
                 dtype=dtype,
-                hf_overrides={"architectures": [MODELS[family].architecture]},
+                hf_overrides={"architectures": [ARCHITECTURES[family]]},
                 enable_mm_embeds=True,
                 limit_mm_per_prompt=dict(LIMITS),
                 mm_processor_cache_gb=0,  # rows pass through as they are
@@ -176,14 +175,11 @@ class VllmEngine:
     Args:
         prompter: the family's, without its language model.
         vllm: that generates.
-        ends: token ids that end an answer.
-        sampling: what the checkpoint's own generation settings ask for, as arguments of vLLM's SamplingParams.
+        its: generation settings of the checkpoint.
     """
 
-    def __init__(
-        self, prompter: Prompter, vllm: Generator, *, ends: Sequence[int], sampling: Mapping[str, Any]
-    ) -> None:
-        self._prompter, self._vllm, self._ends, self._sampling = prompter, vllm, list(ends), dict(sampling)
+    def __init__(self, prompter: Prompter, vllm: Generator, its: Followed) -> None:
+        self._prompter, self._vllm, self._followed = prompter, vllm, its
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Reply]:
         """Replies to questions, in their order. Those about one image follow each other, so they share its beginning.
@@ -206,7 +202,7 @@ class VllmEngine:
             raise ProcessSpentError(f"vLLM died: {type(error).__name__}: {error}") from error
         seconds = (time.perf_counter() - started) / max(1, len(asked))
         for number, token_ids in zip(asked, generated, strict=True):
-            found = finished(self._prompter.tokenizer, token_ids, self._ends, decoding.stop)
+            found = finished(self._prompter.tokenizer, token_ids, self._followed.ends, decoding.stop)
             replies[number] = Reply(found.text, found.token_ids, found.finish_reason, seconds)
         return [replies[number] for number in range(len(questions))]
 
@@ -242,11 +238,13 @@ class VllmEngine:
 
     def _sampling_of(self, question: Question, decoding: Decoding) -> dict[str, Any]:
         sampling: dict[str, Any] = {
-            **self._sampling,
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,
-            "stop_token_ids": self._ends,
-            "ignore_eos": True,  # the checkpoint's generation settings say what ends an answer, not its tokenizer
+            "repetition_penalty": self._followed.repetition_penalty,
+            "stop_token_ids": self._followed.ends,
+            # The checkpoint's generation settings say what ends an answer, not its tokenizer; a form ends with the
+            # end that vLLM knows.
+            "ignore_eos": not decoding.is_structured,
             "detokenize": bool(decoding.stop),
         }
         if not decoding.is_greedy:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage, Posed
 from pipeline.families.loading import context_length, load_part, part_of, shares_beginnings, takes_padding
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt
 
 
 def kept_places(image: KeptImage) -> Tensor:
@@ -77,6 +77,7 @@ class PackedAnswerer:
         self._expand, self._token_types, self._as_list = expand, token_types, as_list
         self._poser = Poser(checkpoint, self.tokenizer, self.render, add_special_tokens=add_special_tokens, video=video)
         self.context = context_length(checkpoint.config)
+        self.width = checkpoint.config.get_text_config().hidden_size
         self._device, self._dtype = device, dtype
         self._positions = positions or "compact"
         self.model = load_part(part, checkpoint, device, dtype) if language else None
@@ -98,6 +99,10 @@ class PackedAnswerer:
             inline=self._inline,
         )
         return self._expand(text)
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=self._placeholder, inline=self._inline)
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K + S image tokens in the place of the image."""

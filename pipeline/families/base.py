@@ -159,9 +159,13 @@ class Prompter(Protocol):
     tokenizer: Any  # a Transformers tokenizer
     image_token_id: int
     context: int | None  # tokens that the language model was made for; None: its config names no limit
+    width: int  # numbers in a row of `image_embeds`
 
     def render(self, prompt: Posed) -> str:
         """The text of a prompt, with one image placeholder. Raises `UnusablePromptError`."""
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """The prompt as the messages of a chat request, with a part `{"type": "image"}` where the image goes."""
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""

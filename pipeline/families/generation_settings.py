@@ -6,6 +6,8 @@ A setting that a newer Transformers may bring and that is in none of the lists b
 """
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -47,11 +49,6 @@ _ALONE = {
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     *("bad_words_ids", "sequence_bias", "min_length", "forced_bos_token_id", "watermarking_config"),
 }
-# As arguments of other engines, by the name that vLLM and its server have for them.
-_ELSEWHERE = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
-# They change no answer of another engine: which tokens end answers is told to each in its own way.
-_NOT_NEEDED_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
-                         "remove_invalid_values", "renormalize_logits"}  # fmt: skip
 _TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 _SAME_AS_NONE = {"guidance_scale": 1, "penalty_alpha": 0}
 
@@ -62,9 +59,7 @@ def check_generation(checkpoint: Checkpoint) -> None:
     Raises:
         UserError: naming the setting and the file to change.
     """
-    file = checkpoint.path / "generation_config.json"
-    if not file.exists():
-        file = checkpoint.path / "config.json"
+    file = _file(checkpoint)
     try:
         if not isinstance(json.loads(file.read_bytes()), dict):
             raise ValueError("it holds no object")
@@ -88,32 +83,43 @@ def check_generation(checkpoint: Checkpoint) -> None:
         )
 
 
-def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """The generation settings that a model gets as it is loaded from this checkpoint, which `check_generation` took."""
-    if (checkpoint.path / "generation_config.json").exists():
-        return GenerationConfig.from_pretrained(checkpoint.path)
-    return GenerationConfig.from_model_config(checkpoint.config)
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The generation settings of a checkpoint that an engine outside of Transformers is told."""
+
+    ends: list[int]  # token ids that end an answer
+    repetition_penalty: float = 1.0
 
 
-def sampling_settings(config: GenerationConfig, model: str) -> dict[str, Any]:
-    """What an engine other than Transformers must be told of these settings, as arguments by vLLM's names.
-
-    Args:
-        config: of the checkpoint.
-        model: its name, as the user gave it.
+def followed(checkpoint: Checkpoint, engine: str) -> Followed:
+    """What an engine outside of Transformers must be told, so that it follows the checkpoint's generation settings.
 
     Raises:
-        UserError: another engine can't follow them.
+        UserError: there are settings that it does not know; names them and the file to change.
     """
+    config = generation_config(checkpoint)
     settings = _settings_in_force(config)
-    refused = sorted(settings.keys() - _WITHOUT_EFFECT - _ELSEWHERE.keys() - _NOT_NEEDED_ELSEWHERE)
-    if refused:
-        named = ", ".join(f"{name} = {settings[name]!r}" for name in refused)
+    unknown = sorted(settings.keys() & (_ROW_BY_ROW | _ALONE) - _TOKENS - {"repetition_penalty"})
+    if unknown:
+        named = ", ".join(f"{name} = {settings[name]!r}" for name in unknown)
         raise UserError(
-            f"--model {model}: its generation settings ask for {named}, which only --engine transformers can follow; "
-            "answer with that, or take it out of generation_config.json"
+            f"--model {checkpoint.name}: its generation settings ask for {named}, which --engine {engine} does not "
+            f"follow; answer with --engine transformers, or take it out of {_file(checkpoint).name}"
         )
-    return {_ELSEWHERE[name]: settings[name] for name in sorted(settings.keys() & _ELSEWHERE.keys())}
+    return Followed(end_tokens(config), float(settings.get("repetition_penalty", 1.0)))
+
+
+def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """The generation settings of the model that is loaded from a checkpoint."""
+    if _file(checkpoint).name == "config.json":
+        return GenerationConfig.from_model_config(checkpoint.config)
+    return GenerationConfig.from_pretrained(checkpoint.path)
+
+
+def _file(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's generation settings stand."""
+    file = checkpoint.path / "generation_config.json"
+    return file if file.exists() else checkpoint.path / "config.json"
 
 
 def runs_alone(config: GenerationConfig) -> bool:

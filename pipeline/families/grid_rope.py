@@ -16,7 +16,7 @@ from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Packed, Posed, Segment
 from pipeline.families.loading import captured, context_length, load_part, shares_beginnings, takes_padding
 from pipeline.families.processing import NormalisingTable, image_processor, unusable
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt
 from zoo_ops import ProjectorSpec, host_buffer, upload
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
@@ -180,8 +180,9 @@ class GridAnswerer:
             )
         self._poser = Poser(checkpoint, self.tokenizer, self.render, video=VIDEO)
         self.context = context_length(checkpoint.config)
+        levels = getattr(checkpoint.config.vision_config, "deepstack_visual_indexes", ())
+        self.width = checkpoint.config.get_text_config().hidden_size * (1 + len(levels))
         self._device, self._dtype = device, dtype
-        self._merge = checkpoint.config.vision_config.spatial_merge_size
         self._output = output or _pooled
         self.model = load_part(part, checkpoint, device, dtype) if language else None
         if language:
@@ -190,6 +191,10 @@ class GridAnswerer:
     def render(self, prompt: Posed) -> str:
         """The text of a prompt, with one image placeholder."""
         return render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE)
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=PLACEHOLDER, inline=INLINE)
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K image tokens in the place of the image."""
@@ -201,16 +206,14 @@ class GridAnswerer:
         """See `Prompter`: the kept features, and where on which grid they lie.
 
         Deepstack rows stand beside the features of their token, level after level. `kept_hw` (K, 2) holds row and
-        column of every kept token, `true_hw` (2,) the rows and columns of the whole image. `image_grid_thw` (3,) is
-        that of an image which has K tokens: what stock models count the rows by.
+        column of every kept token, `true_hw` (2,) the rows and columns of the whole image.
         """
         levels = [image.extras_KO[f"deepstack.{level}"] for level in range(len(image.extras_KO))]
         rows = torch.cat([image.features_KO, *levels], dim=1).to(self._device, self._dtype)
-        grid, count = image.selection.grid, len(image.indices_K)
+        grid = image.selection.grid
         row_K, col_K = image.indices_K // grid["cols"], image.indices_K % grid["cols"]
         return {
             "image_embeds": rows,
-            "image_grid_thw": torch.tensor([1, self._merge, self._merge * count]),
             "kept_hw": torch.stack([row_K, col_K], dim=1),
             "true_hw": torch.tensor([grid["rows"], grid["cols"]]),
         }

@@ -31,7 +31,7 @@ from pipeline.families.loading import (
     takes_padding,
 )
 from pipeline.families.processing import TilePacker, image_processor, tile_bytes, unusable
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
 PLACEHOLDER = "<image>"
@@ -165,6 +165,7 @@ class TileAnswerer:
             )
         self._poser = Poser(checkpoint, self.tokenizer, self.render, video=video)
         self.context = context_length(checkpoint.config)
+        self.width = checkpoint.config.get_text_config().hidden_size
         self._device, self._dtype = device, dtype
         self.model = load_part(part, checkpoint, device, dtype) if language else None
         if language:
@@ -173,6 +174,10 @@ class TileAnswerer:
     def render(self, prompt: Posed) -> str:
         """The text of a prompt, with one image placeholder."""
         return render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE)
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=PLACEHOLDER)
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with the tags of all tiles and K image tokens in the place of the image."""

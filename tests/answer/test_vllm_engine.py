@@ -1,5 +1,7 @@
 """What the vllm engine asks of vLLM, and what becomes of its answers; a stand-in generates."""
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +9,13 @@ import torch
 
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine
+from pipeline.answer.engines import ENGINES
+from pipeline.answer.served import ARCHITECTURES, LIMITS
 from pipeline.answer.vllm_engine import Request, VllmEngine, key_of, load
 from pipeline.cluster.attempts import ProcessSpentError
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage
+from pipeline.families.generation_settings import Followed
 from schemas.answers import FinishReason
 from tests.answer.fakes import END, IMAGE, WORD, FakeAnswerer, question
 
@@ -58,7 +63,7 @@ def prompter() -> FakePrompter:
 
 @pytest.fixture
 def engine(prompter, vllm) -> Engine:
-    return VllmEngine(prompter, vllm, ends=[END], sampling={"repetition_penalty": 1.5})
+    return VllmEngine(prompter, vllm, Followed([END], 1.5))
 
 
 def test_prompts_about_an_image_follow_each_other_and_replies_come_in_order(engine, prompter, vllm):
@@ -97,13 +102,14 @@ def test_what_is_asked_of_the_sampling(engine, vllm):
         "stop": ["x"],
         "detokenize": True,
         "structured_outputs": {"json": '{"type": "object"}'},
+        "ignore_eos": False,
     }
     assert drawn == {**greedy, **more}
-    assert regex == {**greedy, "structured_outputs": {"regex": "a+"}}
+    assert regex == {**greedy, "structured_outputs": {"regex": "a+"}, "ignore_eos": False}
 
 
 def test_what_is_refused_is_a_reply_and_costs_the_others_nothing(prompter):
-    engine = VllmEngine(prompter, FakeVllm(context=6), ends=[END], sampling={})
+    engine = VllmEngine(prompter, FakeVllm(context=6), Followed([END]))
     asked = [question("4"), question("6"), question("no!"), question("4444"), question("2")]
     replies = engine.answer(asked, Decoding(5))
     assert [reply.message for reply in replies] == [
@@ -146,3 +152,14 @@ def test_an_environment_without_vllm_is_refused_by_the_worker(tiny_llava):
     with pytest.raises(UserError, match=r"^--engine vllm: a worker's environment lacks vllm \(") as refused:
         load(settings, torch.device("cpu"))
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_plugin_has_an_architecture_for_every_family_that_is_served():
+    """Its list imports nothing of vLLM, so it can be read here."""
+    file = Path(__file__).resolve().parents[2] / "integrations" / "vllm" / "zoo_prune_vllm" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("zoo_prune_vllm_list", file)
+    plugin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    assert {name: model.architecture for name, model in plugin.MODELS.items()} == ARCHITECTURES
+    assert set(ARCHITECTURES) == set(ENGINES["vllm"].families) == set(ENGINES["openai"].families)
+    assert plugin.LIMITS == LIMITS
