@@ -89,9 +89,7 @@ def _look(python: str, named: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
-        raise UserError(
-            f"{named}: it can't be used ({said}); name the interpreter of an environment: {_BUILD}"
-        ) from error
+        raise UserError(f"{named}: it can't be used ({said}); name another interpreter: {_BUILD}") from error
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(
             f"{named}: it can't be used ({first_line(error)}); name another interpreter: {_BUILD}"

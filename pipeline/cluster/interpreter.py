@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import pipeline
-
 
 def code_folder() -> str | None:
     """The folder to import this project from, where it lies in a checkout.
 
     None where it is installed among other packages: another environment must not see those.
     """
-    folder = Path(pipeline.__file__).parents[1]
+    folder = Path(__file__).resolve().parents[2]
     return None if folder.name in ("site-packages", "dist-packages") else str(folder)
 
 

@@ -23,6 +23,12 @@ from pipeline.storage import LocalStore
 BUDGETS = {"16": Budget("count", 16), "64": Budget("count", 64), "all": Budget("all")}
 NEW_TOKENS = 32
 
+COLOURS = ("red", "green", "blue")
+IN_FORM = {
+    "regex": Decoding(NEW_TOKENS, regex=f"({'|'.join(COLOURS)})"),
+    "json": Decoding(NEW_TOKENS, json_schema=json.dumps({"enum": list(COLOURS)})),
+}
+
 Answers = dict[str, dict[str, list[int]]]  # token ids of each prompt by its id, by budget
 
 
@@ -53,7 +59,19 @@ def main(pruned: str, model: str, output: str) -> None:
         stop_file=StopFile(LocalStore(Path(output).parent), "stop"),
         engine="vllm",
     )
-    Path(output).write_text(json.dumps(corpus_answers(pruned, load(settings, torch.device("cpu"))(32))))
+    engine = load(settings, torch.device("cpu"))(32)
+    answers = corpus_answers(pruned, engine)
+    Path(output).write_text(json.dumps({"answers": answers, "in form": _in_form(pruned, engine)}))
+
+
+def _in_form(pruned: str, engine: Engine) -> dict[str, list[str | None]]:
+    """Answers to some prompts that must keep to a form, by its kind."""
+    loaded = ShardLoader(Artifact(Path(pruned))).load(0, BUDGETS["16"])
+    prompts = loaded.prompts[:40]
+    return {
+        name: [row.answer for row in answer_prompts(engine, prompts, loaded.images, decoding=decoding, grader=Grader())]
+        for name, decoding in IN_FORM.items()
+    }
 
 
 if __name__ == "__main__":

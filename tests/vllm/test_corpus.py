@@ -18,7 +18,7 @@ from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import end_tokens
 from pipeline.loader.shard import ShardLoader
 from tests.faults.fault_tools import answers_of, commits, kill_a_worker, wait_for
-from tests.vllm.corpus import BUDGETS, NEW_TOKENS, corpus_answers
+from tests.vllm.corpus import BUDGETS, COLOURS, NEW_TOKENS, corpus_answers
 
 pytestmark = pytest.mark.vllm
 REPO = Path(__file__).resolve().parents[2]
@@ -41,9 +41,25 @@ def next_logits(answerer, question: Question, begun: list[int]) -> torch.Tensor:
     return answerer.model(input_ids=ids, attention_mask=mask, **inputs).logits[0, -1]
 
 
-def test_answers_differ_at_most_by_near_ties(pruned_all, tiny_llava, answerer, run_in_vllm, tmp_path):
-    run_in_vllm("tests.vllm.corpus", str(pruned_all), tiny_llava, str(tmp_path / "found.json"))
-    found = json.loads((tmp_path / "found.json").read_text())
+@pytest.fixture(scope="module")
+def in_vllm(pruned_all, tiny_llava, run_in_vllm, tmp_path_factory):
+    """What vLLM answered."""
+    file = tmp_path_factory.mktemp("corpus") / "found.json"
+    run_in_vllm("tests.vllm.corpus", str(pruned_all), tiny_llava, str(file))
+    return json.loads(file.read_text())
+
+
+def test_answers_keep_to_a_form(in_vllm):
+    """Whatever the prompt: each answer is one of the words, as the regular expression and the schema say."""
+    for name, answers in in_vllm["in form"].items():
+        words = {json.loads(answer) if name == "json" else answer.strip() for answer in answers}
+        assert len(answers) == 40
+        assert words <= set(COLOURS), name
+        assert len(words) > 1, name
+
+
+def test_answers_differ_at_most_by_near_ties(pruned_all, in_vllm, answerer):
+    found = in_vllm["answers"]
     expected = corpus_answers(str(pruned_all), TransformersEngine(answerer, batch_size=32, batch_tokens=1 << 15))
     (end,) = end_tokens(answerer.model.generation_config)
     artifact = Artifact(pruned_all)
