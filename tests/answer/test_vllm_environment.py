@@ -7,6 +7,8 @@ from importlib import metadata
 
 import pytest
 
+from pipeline.answer.job import answer_corpus
+from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.vllm_environment import vllm_environment
 from pipeline.errors import UserError
 
@@ -74,3 +76,14 @@ def test_this_environment_is_looked_at_where_none_is_named():
         vllm_environment(None)
     with pytest.raises(UserError, match=rf"^--engine-python {sys.executable}: this environment has no vLLM"):
         vllm_environment(sys.executable)
+
+
+def test_a_job_looks_before_it_writes_anything(few, tiny_llava, tmp_path, interpreter):
+    python = interpreter(json.dumps({**WHOLE, "plugin": None}))
+    output = tmp_path / "answers"
+    settings = AnswerSettings(
+        pruned=str(few), model=tiny_llava, output=str(output), engine="vllm", engine_python=python
+    )
+    with pytest.raises(UserError, match="lacks zoo-prune-vllm"):
+        answer_corpus(settings, lambda line: None)
+    assert not output.exists()
