@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Families whose models vLLM runs with the plugin of integrations/vllm.
 SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+# What stands around an image of InternVL is of its processor, and a server knows the chat template alone.
+CHATTED = tuple(family for family in SERVED if family != "internvl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ ENGINES = {
     "openai": EngineKind(
         "pipeline.answer.openai_engine",
         ("server", "served_model", "concurrency", "request_timeout_sec", "trust_server_template"),
-        SERVED,
+        CHATTED,
         is_structured=True,
         is_remote=True,
     ),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import lru_cache
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ENGINE = "openai"
 _PROBE_PAUSES_SEC = (0.25, 0.5, 1.0)
+_REMEMBERED = 4  # encoded images: questions about one follow each other
 _NO_KEY, _NO_SUCH = (401, 403), (404, 405)
 
 
@@ -74,14 +75,20 @@ class OpenAIEngine:
         for question in questions:
             place_of.setdefault(question.image.image_id, len(place_of))
         order = sorted(range(len(questions)), key=lambda number: place_of[questions[number].image.image_id])
-        embeds = lru_cache(maxsize=self._settings.concurrency)(
-            lambda number: _embeds(self._prompter.image_embeds(questions[number].image))
-        )
         first_of: dict[int, int] = {}  # an image's address -> the first question about it
         firsts = [first_of.setdefault(id(question.image), number) for number, question in enumerate(questions)]
+        encoding = Lock()
+
+        @lru_cache(maxsize=_REMEMBERED)
+        def encoded(first: int) -> str | dict[str, str]:
+            return _embeds(self._prompter.image_embeds(questions[first].image))
+
+        def embeds(number: int) -> str | dict[str, str]:
+            with encoding:  # threads that ask about one image wait for one of them to encode it
+                return encoded(firsts[number])
 
         def reply(number: int) -> Reply:
-            return self._reply(questions[number], decoding, lambda: embeds(firsts[number]), given_up)
+            return self._reply(questions[number], decoding, lambda: embeds(number), given_up)
 
         with ThreadPoolExecutor(self._settings.concurrency) as pool:
             asked = {number: pool.submit(reply, number) for number in order}

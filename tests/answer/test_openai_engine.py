@@ -57,7 +57,8 @@ def server(few, tiny) -> Iterator[ChatServerStandIn]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    """Nothing is waited for long."""
+    """Nothing is waited for long, and no proxy stands between."""
+    monkeypatch.setenv("NO_PROXY", HOST)
     monkeypatch.setattr(chat_server, "PAUSES_SEC", (0.02, 0.05, 0.1, 0.2, 0.4, 0.4))
     monkeypatch.setattr("pipeline.answer.openai_engine._PROBE_PAUSES_SEC", (0.01,))
 

@@ -16,13 +16,14 @@ import torch
 
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import ServerSettings
+from pipeline.answer.engines import ENGINES
 from pipeline.answer.openai_engine import OpenAIEngine, check_server
 from pipeline.answer.served import served_name, server_command
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import followed
 from tests.faults.fault_tools import wait_for
-from tests.vllm.made import FORMS, questions
+from tests.vllm.made import questions
 from tests.vllm.models import build_for_vllm
 
 pytestmark = pytest.mark.vllm
@@ -101,7 +102,7 @@ def told(replies) -> list[tuple]:
     return [(list(reply.token_ids), reply.text, reply.finish_reason, reply.message) for reply in replies]
 
 
-@pytest.mark.parametrize("family", FORMS)
+@pytest.mark.parametrize("family", ENGINES["openai"].families)
 def test_a_server_answers_as_transformers_does(vllm_python, tmp_path, family):
     """At concurrency 16, in two rounds; for LLaVA it is killed in a third, and started again."""
     asked = questions(family)
