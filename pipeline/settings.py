@@ -144,6 +144,8 @@ def _bounds(marks: tuple[Any, ...]) -> str:
     least = next((f"{mark.ge:g}" for mark in marks if isinstance(mark, Ge)), None)
     above = next((f"{mark.gt:g}" for mark in marks if isinstance(mark, Gt)), None)
     most = next((f"{mark.le:g}" for mark in marks if isinstance(mark, Le)), None)
+    if above and most:
+        return f"above {above} and at most {most}"
     if least and most:
         return f"between {least} and {most}"
     if above and most:

@@ -71,7 +71,7 @@ class CommitRecord:
     began: float | None = None  # seconds since the epoch: first model batch
     committed: float | None = None
     sources: dict[str, str] = field(default_factory=dict)  # files of another artifact this was made from -> sha256
-    device: str | None = None  # that the model ran on: "cuda" or "cpu"; informative
+    device: str | None = None  # that the model ran on: "cuda", "cpu" or "server"; informative
     batch_size: int | None = None  # that it was made with: less than asked for where memory ran out; None: no model ran
 
     @classmethod

@@ -21,7 +21,7 @@ from schemas.tables import PROMPTS, SELECTIONS
 from schemas.wording import counted
 
 # What must be the same in the model that answers as in the one that pruned. The image processor plays no part any more.
-_MODEL_PARTS = ("family", "config", "weights", "projector")
+MODEL_PARTS = ("family", "config", "weights", "projector")
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ def check_model(option: str, model: dict[str, Any], pruned: Artifact, prune_job:
     Raises:
         UserError: naming the part that differs.
     """
-    for part in _MODEL_PARTS:
+    for part in MODEL_PARTS:
         if model[part] != prune_job.model.get(part):
             raise UserError(
                 f"--model {option} is not the model that pruned {pruned.address}: its {part} differs; "

@@ -1,9 +1,12 @@
-"""What answers prompts about pruned images. Implementations stand beside this file."""
+"""What answers prompts about pruned images. Implementations stand beside this file, see `engines`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pydantic import SecretStr
+
+from pipeline.answer.decoding import Decoding
 from pipeline.families.base import KeptImage, Posed
 from schemas.answers import FinishReason
 
@@ -14,6 +17,7 @@ class Question:
 
     prompt: Posed  # the user's words, or the conversation that they end; without chat template
     image: KeptImage  # at the budget that the model is to see
+    prompt_id: str = ""  # what draws belong to, see `Decoding`
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,29 @@ class Engine(Protocol):
     """A loaded language model that never sees pixels.
 
     It puts questions into batches as it sees fit; what it replies to one question does not depend on the others.
+    Prompts become token ids by `posing.prompt_ids` and generated tokens become answers by `decoding.finished`, so that
+    engines differ in nothing but who computes.
     """
 
-    def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
-        """Greedy replies to questions, in their order, each at most `max_new_tokens` long.
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Reply]:
+        """Replies to questions, in their order.
 
         A prompt that the model can't take is refused in its own reply and costs the other questions nothing.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The chat server that answers, and how a worker talks to it."""
+
+    url: str  # up to and without the `/chat/completions` of its requests
+    model: str  # as the server names it
+    api_key: SecretStr | None
+    concurrency: int  # requests that run at once
+    timeout_sec: float  # of one request
+    trust_template: bool  # prompts are posed by the server's template, also where it does not say as which tokens
+
+    def shared_by(self, workers: int) -> "ServerSettings":
+        """The same for one of so many workers, which have the requests that run at once between them."""
+        return replace(self, concurrency=max(1, -(-self.concurrency // workers)))

@@ -5,14 +5,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
+from pipeline.answer.decoding import Decoding, decoding_of
+from pipeline.answer.engine import ServerSettings
+from pipeline.answer.engines import ENGINES, check_engine, check_prompter
 from pipeline.answer.gains import StoredGains, check_gains
+from pipeline.answer.served import server_of
 from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
+from pipeline.answer.vllm_environment import vllm_environment
 from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.budget import Budget, GainBudget, MeanBudget
 from pipeline.cluster.attempts import Policy
-from pipeline.cluster.device import place
+from pipeline.cluster.device import Placement, place
 from pipeline.cluster.environment import environment, own_dtype
 from pipeline.cluster.following import Followed, follow
 from pipeline.cluster.memory import SmallerBatches
@@ -23,6 +30,7 @@ from pipeline.cluster.session import cluster_cpus, ray_session
 from pipeline.cluster.stopping import StopRequest
 from pipeline.cluster.stream import Stage, stream_shards
 from pipeline.errors import UserError
+from pipeline.families.base import torch_dtype
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
@@ -32,6 +40,8 @@ from pipeline.settings import deciding
 from schemas.records import FailureRecord, JobRecord
 from schemas.tables import SCHEMA_VERSION
 from schemas.wording import counted
+
+REMOTE_WORKERS = 2  # one reads a shard and writes another while the other has questions at the server
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,9 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         )
     check_generation(checkpoint)
     check_buildable(checkpoint)
+    check_engine(settings, checkpoint, family.name, positions)
+    versions = vllm_environment(settings.engine_python) if settings.engine == "vllm" else {}
+    decoding = decoding_of(settings)
     model = answering_identity(checkpoint, family)
     check_model(settings.model, model, pruned, prune_job)
     found = survey(pruned)
@@ -87,10 +100,16 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             **deciding(settings),
             "dtype": dtype,
             "positions": positions,
+            "json_schema": decoding.json_schema,
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
         },
         model=model,
-        environment={**environment(checkpoint), "pruned": pruned.address},
+        environment={
+            **environment(checkpoint),
+            "pruned": pruned.address,
+            **({"server": settings.server} if settings.server is not None else {}),
+            **{f"engine_{name}": version for name, version in versions.items()},
+        },
     )
     if artifact.finished and has_card(artifact):
         artifact.adopt_job(job)
@@ -98,6 +117,10 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
             say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.address}; nothing to do")
             return AnswerResult(0, found.num_shards)
+    server = server_of(settings, prune_job)
+    if decoding.system is not None or server is not None:
+        prompter = family.answerer(checkpoint, torch.device("cpu"), torch_dtype(dtype), positions, language=False)
+        check_prompter(settings, server, prompter, decoding, checkpoint)
     job = _settled(settings, pruned, found, artifact, job, say)
     with artifact.locked(say) as artifact:
         budget = _budget_in_force(settings, artifact.adopt_job(job))
@@ -122,7 +145,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             with ray_session(settings.ray_address, settings.num_cpus):
                 progress = Progress(sum(found.posable.get(shard, 0) for shard in pending), "prompts")
                 pinned = settings.model_copy(update={"model": checkpoint.pinned})
-                run = _run_shards(pinned, budget, dtype, pruned, artifact, pending, progress, say)
+                run = _run_shards(pinned, budget, decoding, server, dtype, pruned, artifact, pending, progress, say)
                 prompts, refused = progress.done, progress.errors
         if run.done == len(pending):
             _forget_what_changed(pruned, found, artifact, run, say)
@@ -201,6 +224,8 @@ def _forget_what_changed(
 def _run_shards(
     settings: AnswerSettings,
     budget: Budget | GainBudget,
+    decoding: Decoding,
+    server: ServerSettings | None,
     dtype: str,
     pruned: Artifact,
     artifact: Artifact,
@@ -209,8 +234,12 @@ def _run_shards(
     say: Callable[[str], None],
 ) -> Followed:
     """Answer the pending shards on the cluster, commit them to `artifact`, and tell how that ended."""
-    placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
-    workers = min(settings.workers or placement.workers or cluster_cpus(), len(pending))
+    if ENGINES[settings.engine].is_remote:
+        placement, room = Placement("cpu", 0.0), REMOTE_WORKERS
+    else:
+        placement = place(settings.device, settings.gpus_per_worker, settings.ray_address, say)
+        room = placement.workers or cluster_cpus()
+    workers = min(settings.workers or room, len(pending))
 
     with run_folder(artifact.store) as folder:
         generate = GenerateSettings(
@@ -221,7 +250,10 @@ def _run_shards(
             budget=budget,
             batch_size=settings.batch_size,
             batch_tokens=settings.batch_tokens,
-            max_new_tokens=settings.max_new_tokens,
+            decoding=decoding,
+            engine=settings.engine,
+            gpu_share=placement.gpus_per_worker,
+            server=server.shared_by(workers) if server is not None else None,
             grader=settings.grader,
             stop_file=folder.stop_file,
             positions=settings.positions,
@@ -231,7 +263,14 @@ def _run_shards(
 
         def outcomes(stop: StopRequest) -> Iterable[dict[str, Any]]:
             cpus = min(1.0, cluster_cpus() / workers)
-            stage = Stage(AnswerShards, generate, cpus, processes=workers, num_gpus=placement.gpus_per_worker)
+            stage = Stage(
+                AnswerShards,
+                generate,
+                cpus,
+                processes=workers,
+                num_gpus=placement.gpus_per_worker,
+                python=settings.engine_python,
+            )
             return stream_shards(pending, [stage], stop)
 
         smaller = SmallerBatches(settings.batch_size, say)

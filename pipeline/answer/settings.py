@@ -1,8 +1,10 @@
 """Settings of the answer job."""
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ValidationInfo, model_validator
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, SecretStr, ValidationInfo, model_validator
 
 from pipeline.budget import AnswerBudget, Budget, MeanBudget, parse_answer_budget
 from pipeline.errors import UserError
@@ -20,6 +22,8 @@ from pipeline.settings import (
 )
 
 ANSWERED = "what is answered"
+DECODED = "how answers are decoded"
+ENGINE = "what answers"
 
 
 def one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -30,6 +34,18 @@ def one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
             f"without it, then run zoo-prune grade --metric {text} over the answers"
         )
     return texts
+
+
+def is_server(text: str | None, info: ValidationInfo) -> str | None:
+    """The address of a server, without a slash at its end. Raises `UserError` where it is none, or holds a password."""
+    if text is None:
+        return None
+    parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise UserError(f"{named(info)}: the address holds a name or password; put the key into OPENAI_API_KEY")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UserError(f"{named(info)} {text}: expected http://HOST:PORT/v1, or https")
+    return text.rstrip("/")
 
 
 class AnswerSettings(ClusterSettings):
@@ -52,7 +68,6 @@ class AnswerSettings(ClusterSettings):
     min_tokens: Annotated[
         Count | None, Option("of an image, with --tokens mean:N or gain:G", "N", ANSWERED, decides=True)
     ] = None
-    max_new_tokens: Annotated[Count, Option("longest answer", "N", ANSWERED, decides=True)] = 64
     metric: Annotated[
         MetricTexts,
         AfterValidator(one_by_one),
@@ -68,6 +83,65 @@ class AnswerSettings(ClusterSettings):
             decides=True,
         ),
     ] = None
+
+    max_new_tokens: Annotated[Count, Option("longest answer", "N", DECODED, decides=True)] = 64
+    temperature: Annotated[
+        float, Ge(0), Option("0 takes the likeliest token, more draws among more of them", "T", DECODED, decides=True)
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        Gt(0),
+        Le(1),
+        Option("draw among the likeliest tokens that have this probability together", "P", DECODED, decides=True),
+    ] = 1.0
+    seed: Annotated[int, Option("of draws; each prompt has its own from it", "N", DECODED, decides=True)] = 0
+    stop: Annotated[
+        tuple[Text, ...], Option("an answer ends before it; can be given several times", "TEXT", DECODED, decides=True)
+    ] = ()
+    system: Annotated[Text | None, Option("what the system says before each prompt", "TEXT", DECODED, decides=True)] = (
+        None
+    )
+    json_schema: Annotated[
+        FolderToRead | None, Option("answers are JSON of the schema in this file", "FILE", DECODED, decides=True)
+    ] = None
+    regex: Annotated[Text | None, Option("answers match this regular expression", "REGEX", DECODED, decides=True)] = (
+        None
+    )
+
+    engine: Annotated[
+        Literal["transformers", "vllm", "openai"],
+        Option(
+            "transformers runs in the workers, vllm in workers of an environment of its own, openai asks a server",
+            "ENGINE",
+            ENGINE,
+            decides=True,
+        ),
+    ] = "transformers"
+    engine_python: Annotated[
+        Text | None, Option("interpreter of the environment that has vLLM, on every node", "PATH", ENGINE)
+    ] = None
+    server: Annotated[
+        Text | None,
+        AfterValidator(is_server),
+        Option("the chat server's address; the key, if it asks for one, is in OPENAI_API_KEY", "URL", ENGINE),
+    ] = None
+    served_model: Annotated[
+        Text | None, Option("the server's name of the model; without it that of examples/serve", "NAME", ENGINE)
+    ] = None
+    concurrency: Annotated[Count, Option("requests at once, of all workers together", "N", ENGINE)] = 16
+    request_timeout_sec: Annotated[
+        float, Gt(0), Option("for one request to the server", "SEC", ENGINE, name="request_timeout")
+    ] = 600.0
+    trust_server_template: Annotated[
+        bool,
+        Option(
+            "answer where the server does not say which tokens it makes of a prompt, so that they can't be checked",
+            "",
+            ENGINE,
+            decides=True,
+        ),
+    ] = False
+    api_key: SecretStr | None = None  # of the server; in no record
 
     batch_size: Annotated[Count, Option("prompts a batch at most", "N", WORK, decides=True)] = 32
     batch_tokens: Annotated[
@@ -87,6 +161,14 @@ class AnswerSettings(ClusterSettings):
             raise UserError(
                 f"--tokens {self.tokens}: images keep at least --min-tokens {self.min_tokens}, so their mean can't be "
                 "less; ask for a larger mean or a smaller minimum"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_have_a_temperature(self) -> Self:
+        if self.top_p < 1 and not self.temperature:
+            raise UserError(
+                f"--top-p {self.top_p:g}: nothing is drawn without a --temperature; give one, or leave --top-p out"
             )
         return self
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.answer.engine import Engine, Question, Reply
-from pipeline.answer.transformers_engine import TransformersEngine
+from pipeline.answer.decoding import Decoding
+from pipeline.answer.engine import Engine, Question, Reply, ServerSettings
+from pipeline.answer.engines import ENGINES, load_engine
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import write_table
 from pipeline.budget import Budget, GainBudget
@@ -17,8 +18,7 @@ from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
 from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
-from pipeline.families.base import KeptImage, Posed, Turn, torch_dtype
-from pipeline.families.checkpoint import open_checkpoint
+from pipeline.families.base import KeptImage, Posed, Turn
 from pipeline.families.loading import limit_threads
 from pipeline.grading.grader import Grader
 from pipeline.grading.metrics.exact import is_correct
@@ -29,13 +29,14 @@ from schemas.columns import table_of
 from schemas.records import CommitRecord
 from schemas.stored import StoredPrompt
 
+SERVER = "server"
 # What the driver learns of an answered shard.
 ANSWERED = pa.schema(
     [
         ("shard", pa.int32()),
         ("prompts", pa.int64()),
         ("refused", pa.int64()),
-        ("device", pa.string()),  # that the model ran on: "cuda" or "cpu"
+        ("device", pa.string()),  # that the model ran on: "cuda", "cpu", or "server" where a server answered
         ("batch_size", pa.int32()),  # prompts a batch: as asked, or less where memory ran out
         *ENDING,
     ]
@@ -53,12 +54,15 @@ class GenerateSettings:
     budget: Budget | GainBudget
     batch_size: int  # prompts a batch; a shard for which memory runs out is answered with less
     batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
-    max_new_tokens: int
+    decoding: Decoding
     stop_file: StopFile  # while it exists no further shard is begun
     positions: str | None = None  # of the family's; None: its default
     grader: Grader = Grader()
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
     policy: Policy = Policy()
+    gpu_share: float = 1.0  # of a GPU, where the device is one
+    engine: str = "transformers"
+    server: ServerSettings | None = None  # that the engine asks, if it asks one
 
 
 class AnswerShards:
@@ -71,6 +75,7 @@ class AnswerShards:
         self._refused: str | None = None  # why the model can't be used: in shards' outcomes, not in a dying worker
         try:
             self._device = worker_device(settings.device)
+            self._computed_on = SERVER if ENGINES[settings.engine].is_remote else self._device.type
             self._loader, self._engine_at = self._runner.load(self._load)
         except UserError as error:
             self._refused = str(error)
@@ -79,14 +84,8 @@ class AnswerShards:
         """What reads shards, and the engine at a batch size."""
         if self._device.type == "cpu":
             limit_threads(1)
-        checkpoint, family = open_checkpoint(self._settings.model)
-        dtype = torch_dtype(self._settings.dtype)
-        answerer = family.answerer(checkpoint, self._device, dtype, self._settings.positions)
-        loader = ShardLoader(Artifact(self._settings.pruned))
-        asked, tokens = self._settings.batch_size, self._settings.batch_tokens
-        return loader, lambda batch_size: TransformersEngine(
-            answerer, batch_size=batch_size, batch_tokens=tokens * batch_size // asked
-        )
+        engine_at = load_engine(self._settings, self._device)
+        return ShardLoader(Artifact(self._settings.pruned)), engine_at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A block of one row (`shard`) to one row of `ANSWERED`."""
@@ -109,7 +108,7 @@ class AnswerShards:
             engine,
             loaded.prompts,
             loaded.images,
-            max_new_tokens=self._settings.max_new_tokens,
+            decoding=self._settings.decoding,
             grader=self._settings.grader,
         )
         generated_at = time.perf_counter()
@@ -122,7 +121,6 @@ class AnswerShards:
             "generate": generated_at - loaded_at,
             "write": time.perf_counter() - generated_at,
         }
-        device = self._device.type
         record = CommitRecord(
             shard,
             {"answers": entry},
@@ -130,7 +128,7 @@ class AnswerShards:
             seconds,
             committed=time.time(),
             sources=loaded.sources,
-            device=device,
+            device=self._computed_on,
             batch_size=batch_size,
         )
         self._output.commit(record)
@@ -139,7 +137,7 @@ class AnswerShards:
             "status": Status.COMMITTED,
             "prompts": len(rows),
             "refused": refused,
-            "device": device,
+            "device": self._computed_on,
             "batch_size": batch_size,
         }
         return pa.Table.from_pylist([outcome], ANSWERED)
@@ -150,7 +148,7 @@ def answer_prompts(
     prompts: Sequence[StoredPrompt],
     images: Mapping[str, KeptImage],
     *,
-    max_new_tokens: int,
+    decoding: Decoding,
     grader: Grader,
 ) -> list[AnswerRow]:
     """Pose prompts about kept images and grade what comes back; a row for each prompt, in the order of `prompts`.
@@ -159,12 +157,16 @@ def answer_prompts(
     """
     rows: dict[int, AnswerRow] = {}
     there = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
-    questions = [Question(posed(prompts[number]), images[prompts[number].image_id]) for number in there]
-    replies = engine.answer(questions, max_new_tokens=max_new_tokens)
+    questions = [_question(prompts[number], images) for number in there]
+    replies = engine.answer(questions, decoding)
     for number, question, reply in zip(there, questions, replies, strict=True):
         rows[number] = _row(prompts[number], len(question.image.indices_K), reply, grader)
     no_image = Reply.refusal("its image has no selection in the pruned corpus")
     return [rows.get(number) or _row(prompt, 0, no_image, grader) for number, prompt in enumerate(prompts)]
+
+
+def _question(prompt: StoredPrompt, images: Mapping[str, KeptImage]) -> Question:
+    return Question(posed(prompt), images[prompt.image_id], prompt.prompt_id)
 
 
 def posed(prompt: StoredPrompt) -> Posed:

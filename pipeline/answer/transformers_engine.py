@@ -1,18 +1,24 @@
 """The engine that generates with Transformers in its own process."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply
-from pipeline.families.base import Answerer, KeptImage, UnusablePromptError
+from pipeline.answer.posing import prompt_ids
+from pipeline.answer.steps import Draw, StopStrings
+from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
+from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import FORCED, end_tokens, runs_alone
-from pipeline.families.loading import context_length, fixed_rotation_limit, forget_long_texts
-from schemas.answers import FinishReason
+from pipeline.families.loading import fixed_rotation_limit, forget_long_texts
+
+if TYPE_CHECKING:
+    from pipeline.answer.stage import GenerateSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,7 @@ class _Posed:
     number: int  # place among the questions that were asked together
     image: KeptImage
     token_ids: list[int]  # rendered text, the image's tokens in their place
+    prompt_id: str
 
     @property
     def last_position(self) -> int:
@@ -42,8 +49,18 @@ class _Posed:
         return (self.image.image_id, tuple(self.token_ids[:end]), own)
 
 
+def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], "TransformersEngine"]:
+    """The engine at a batch size, over the language model of the settings."""
+    checkpoint, family = open_checkpoint(settings.model)
+    answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)
+    asked, tokens = settings.batch_size, settings.batch_tokens
+    return lambda batch_size: TransformersEngine(
+        answerer, batch_size=batch_size, batch_tokens=tokens * batch_size // asked
+    )
+
+
 class TransformersEngine:
-    """An `Engine` over a family's language model.
+    """An `Engine` over a family's language model. It knows no structured output.
 
     Args:
         answerer: the family's tokenizer and model, loaded.
@@ -55,10 +72,9 @@ class TransformersEngine:
     def __init__(self, answerer: Answerer, *, batch_size: int, batch_tokens: int) -> None:
         self._answerer = answerer
         self._batch_size, self._batch_tokens = batch_size, batch_tokens
-        self._context = context_length(answerer.model)
 
-    def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
-        """Greedy replies to questions, in their order.
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Reply]:
+        """Replies to questions, in their order.
 
         Questions about one image run together, and images of similar length run beside each other.
         """
@@ -66,7 +82,8 @@ class TransformersEngine:
         posed: list[_Posed] = []
         for number, question in enumerate(questions):
             try:
-                posed.append(_Posed(number, question.image, self._token_ids(question)))
+                ids = prompt_ids(self._answerer, question, decoding)
+                posed.append(_Posed(number, question.image, ids, question.prompt_id))
             except UnusablePromptError as error:
                 replies[number] = Reply.refusal(str(error))
         place_of: dict[str, int] = {}
@@ -76,27 +93,15 @@ class TransformersEngine:
         def order(one: _Posed) -> tuple[int, ...]:
             return len(one.image.indices_K), place_of[one.image.image_id], len(one.token_ids), one.number
 
-        for chunk in self._chunks(sorted(posed, key=order), max_new_tokens):
+        ends = end_tokens(self._answerer.model.generation_config)
+        for chunk in self._chunks(sorted(posed, key=order), decoding.max_new_tokens):
             started = time.perf_counter()
-            outputs = list(_generate(self._answerer, chunk, max_new_tokens))
+            outputs = _generate(self._answerer, chunk, decoding, ends)
             seconds = (time.perf_counter() - started) / len(chunk)
-            for one, (token_ids, end) in zip(chunk, outputs, strict=True):
-                # An end that is no special token is part of the text, as it is where the model is used by itself.
-                text = self._answerer.tokenizer.decode([*token_ids, *end], skip_special_tokens=True)
-                assert isinstance(text, str), "one sequence decodes to one text"
-                reason = FinishReason.STOP if end else FinishReason.LENGTH
-                replies[one.number] = Reply(text, token_ids, reason, seconds)
+            for one, token_ids in zip(chunk, outputs, strict=True):
+                found = finished(self._answerer.tokenizer, token_ids, ends, decoding.stop)
+                replies[one.number] = Reply(found.text, found.token_ids, found.finish_reason, seconds)
         return [replies[number] for number in range(len(questions))]
-
-    def _token_ids(self, question: Question) -> list[int]:
-        """The full prompt. Raises `UnusablePromptError`, also where it is longer than what the model was made for."""
-        token_ids = self._answerer.token_ids(question.prompt, question.image)
-        if self._context is not None and len(token_ids) > self._context:
-            raise UnusablePromptError(
-                f"the prompt has {len(token_ids):,} tokens with its image, the model takes {self._context:,} "
-                "(max_position_embeddings); shorten it, or answer with fewer --tokens"
-            )
-        return token_ids
 
     def _chunks(self, posed: Sequence[_Posed], max_new_tokens: int) -> Iterator[Sequence[_Posed]]:
         """Questions that run together; one at a time where another row, or padding, could change an answer.
@@ -137,15 +142,12 @@ class TransformersEngine:
 
 
 @torch.inference_mode()
-def _generate(
-    answerer: Answerer, posed: Sequence[_Posed], max_new_tokens: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Generated token ids of each question, and the id that ended them, if one did.
+def _generate(answerer: Answerer, posed: Sequence[_Posed], decoding: Decoding, ends: Sequence[int]) -> list[list[int]]:
+    """Generated token ids of each question; behind the end of an answer there may be more, which mean nothing.
 
     Questions that begin alike, up to and including their image, share one pass over that beginning: its cache is
     computed once and copied to each of them.
     """
-    ends = end_tokens(answerer.model.generation_config)
     pad = _padding(answerer, ends)
     device = answerer.model.device
     owners: dict[tuple[object, ...], int] = {}  # beginning -> its number among the distinct beginnings
@@ -171,18 +173,20 @@ def _generate(
     inputs = answerer.image_inputs([one.image for one in posed], ids, mask)
     if shared:
         del inputs["mm_encoder_outputs"]
+    width = ids.shape[1]
     output = answerer.model.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         pad_token_id=pad,
+        logits_processor=[] if decoding.is_greedy else [Draw([one.prompt_id for one in posed], decoding, width)],
+        stopping_criteria=[StopStrings(answerer.tokenizer, decoding.stop, width)] if decoding.stop else [],
         **FORCED,
         **inputs,
         **shared,
     )
-    for tokens in output[:, ids.shape[1] :].tolist():
-        stop = next((n for n, token in enumerate(tokens) if token in ends), None)
-        yield (tokens, []) if stop is None else (tokens[:stop], tokens[stop : stop + 1])
+    generated: list[list[int]] = output[:, width:].tolist()
+    return generated
 
 
 def _padding(answerer: Answerer, ends: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine, Question, Reply
 from pipeline.families.base import KeptImage, Posed, Segment
 from pipeline.prune.select import image_seed
@@ -85,7 +86,7 @@ def answer_sets(
             if (number in long) == are_long
         ]
         questions = [Question(prompts[number], sets[place].kept) for place, number in asked]
-        found = engine.answer(questions, max_new_tokens=max_new_tokens)
+        found = engine.answer(questions, Decoding(max_new_tokens))
         for (place, number), reply in zip(asked, found, strict=True):
             replies[place][number] = reply
     return replies

@@ -34,6 +34,10 @@ _LOCKED_GRACE_SEC = 60.0
 Loaded = TypeVar("Loaded")
 
 
+class ProcessSpentError(Exception):
+    """Something in this process broke that the process can't mend. It ends, and Ray starts another for the shard."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How often a stage is tried on a shard, and how long one try may take."""
@@ -60,7 +64,8 @@ class StageRunner:
         """The function's table, or the one row of `schema` that says how the shard ended, see `ended_shard`.
 
         A try that takes too long ends this process: its thread can't be ended otherwise, and would go on using the
-        model and the process's settings beside the next shard. Ray starts another process, with the same shard.
+        model and the process's settings beside the next shard. So does one that raises `ProcessSpentError`. Ray starts
+        another process, with the same shard.
         """
         return self._run(shard, schema, lambda tries, number: self._in_time(tries, number, function))
 
@@ -107,8 +112,11 @@ class StageRunner:
                 if isinstance(error, NoBatchFitsError) or (isinstance(error, UserError) and not error.passing):
                     raise
                 failures.append(f"stage {self._stage}: {type(error).__name__}: {error}\n{_trace(error)}")
+                is_spent = isinstance(error, ProcessSpentError)
             if tries:
                 tries.note(len(failures) - 1, failures[-1])
+                if is_spent:
+                    end_process()
         failure = f"{failures[-1]}\n(tried {len(failures)} times)"
         return ended_shard(shard, schema, Status.GIVEN_UP, failure, self._stage)
 

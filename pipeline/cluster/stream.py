@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+from pipeline.cluster.interpreter import runtime_env
 from pipeline.cluster.stopping import StopRequest
 
 # Bound what Ray keeps about finished blocks. Actors start anew for each stream, so it must outlast many such starts.
@@ -34,6 +35,7 @@ class Stage:
     num_cpus: float
     processes: int | None = None  # at most so many at once; None: as many as there is room for. A class needs a number
     num_gpus: float = 0.0  # of each process
+    python: str | None = None  # interpreter of the environment that processes run in; None: as everywhere
 
 
 def stream_shards(shards: Sequence[int], stages: Sequence[Stage], stop: StopRequest) -> Iterator[dict[str, Any]]:
@@ -61,6 +63,8 @@ def _map_shards(dataset: ray.data.Dataset, stage: Stage, most: int) -> ray.data.
     options: dict[str, Any] = {"num_cpus": stage.num_cpus}
     if stage.num_gpus:  # not `num_gpus=`, which refuses whole blocks; docs/decisions/0004-gpus-of-whole-blocks.md
         options["ray_remote_args_fn"] = partial(dict, num_gpus=stage.num_gpus)
+    if stage.python is not None:
+        options["runtime_env"] = runtime_env(stage.python)
     if isinstance(stage.work, type):
         assert stage.processes is not None, "a pool of actors has a size"
         options.update(

@@ -12,8 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, KeptImage, Posed
-from pipeline.families.loading import load_part, shares_beginnings, takes_padding
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
+from pipeline.families.loading import context_length, load_part, part_of, shares_beginnings, takes_padding
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt
 
 
 def kept_places(image: KeptImage) -> Tensor:
@@ -38,6 +38,7 @@ class PackedAnswerer:
         dtype: torch.dtype,
         positions: str | None = None,
         *,
+        language: bool = True,
         part: type[Any],
         placeholder: str,
         default_template: str,
@@ -52,6 +53,7 @@ class PackedAnswerer:
         """Load tokenizer and language model.
 
         Args:
+            language: load the language model too; without it this is a `Prompter`.
             part: the language side, see `part_of`.
             placeholder: what stands for the image in the text of the prompt.
             default_template: for checkpoints without a chat template.
@@ -74,11 +76,18 @@ class PackedAnswerer:
         self._placeholder, self._template, self._inline = placeholder, default_template, inline
         self._expand, self._token_types, self._as_list = expand, token_types, as_list
         self._poser = Poser(checkpoint, self.tokenizer, self.render, add_special_tokens=add_special_tokens, video=video)
-        self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings = token_types is None and shares_beginnings(self.model)
-        self.takes_padding = takes_padding(self.model)
+        self.context = context_length(checkpoint.config)
+        self.width = checkpoint.config.get_text_config().hidden_size
+        self._device, self._dtype = device, dtype
         self._positions = positions or "compact"
-        self._newline_O = None if newline is None else newline(self.model)
+        self.model = load_part(part, checkpoint, device, dtype) if language else None
+        if language:
+            self.shares_beginnings = token_types is None and shares_beginnings(self.model)
+            self.takes_padding = takes_padding(self.model)
+        self._newline_O: Tensor | None = None
+        if newline is not None:
+            without = part_of(part, "model.language_model", "lm_head")
+            self._newline_O = newline(self.model or load_part(without, checkpoint, device, dtype)).detach()
 
     def render(self, prompt: Posed) -> str:
         """The prompt with one image placeholder, in the checkpoint's chat template or, without one, in the family's."""
@@ -91,12 +100,20 @@ class PackedAnswerer:
         )
         return self._expand(text)
 
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=self._placeholder, inline=self._inline)
+
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K + S image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         count = len(image.indices_K) + image.selection.num_structure
         return ids[:place] + [self.image_token_id] * count + ids[place + 1 :]
+
+    def image_embeds(self, image: KeptImage) -> dict[str, Tensor]:
+        """See `Prompter`: the kept features with every newline at its place between them."""
+        return {"image_embeds": self._sequence(image)}
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Arguments that give the model kept features and newlines where it expects its vision tower's output."""
@@ -111,7 +128,7 @@ class PackedAnswerer:
 
     def _sequence(self, image: KeptImage) -> Tensor:
         """Features (K + S, O) of the kept tokens, with every newline at its place between them."""
-        features_KO = image.features_KO.to(self.model.device, self.model.dtype)
+        features_KO = image.features_KO.to(self._device, self._dtype)
         structure = image.selection.structure
         if not structure:
             return features_KO

@@ -3,6 +3,7 @@
     Preparer   CPU, in decode tasks   PIL image -> the uint8 pixels that the model's own processor would keep
     Encoder    model actor            pixels -> per-image tokens at the projector's input and output
     Answerer   model actor            stored kept features -> what `generate` needs, without any vision weight
+    Prompter   any process            the same without the language model: for engines that have their own
 
 Axes: `N` visual tokens of an image, `K` kept tokens, `S` structure tokens, `D` projector input width, `O`
 language-model width. The packed sequence of an image is what the language model sees: N visual tokens with the S
@@ -148,20 +149,44 @@ class Turn:
 Posed = str | tuple[Turn, ...]  # what is asked: the user's words, or a conversation that ends with them
 
 
-class Answerer(Protocol):
+class Prompter(Protocol):
+    """Makes of a prompt and a kept image what any engine poses: token ids, and rows for those of the image.
+
+    An `Answerer` that was built with `language=False` is one: it holds the tokenizer and, where the family puts rows
+    of its own between those of the image, their weights.
+    """
+
+    tokenizer: Any  # a Transformers tokenizer
+    image_token_id: int
+    context: int | None  # tokens that the language model was made for; None: its config names no limit
+    width: int  # numbers in a row of `image_embeds`
+
+    def render(self, prompt: Posed) -> str:
+        """The text of a prompt, with one image placeholder. Raises `UnusablePromptError`."""
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """The prompt as the messages of a chat request, with a part `{"type": "image"}` where the image goes."""
+
+    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
+        """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
+
+    def image_embeds(self, image: KeptImage) -> dict[str, Tensor]:
+        """What an engine outside of this process is given of an image.
+
+        `image_embeds` (K + S, width) holds a row for every image token of `token_ids`, in their order, in the dtype
+        and on the device that this was built with. The families on a grid add where the rows lie.
+        """
+
+
+class Answerer(Prompter, Protocol):
     """Makes of a prompt and a kept image what `generate` needs.
 
     Built as `Answerer(checkpoint, device, dtype, positions)`, it holds tokenizer and language model only.
     """
 
-    tokenizer: Any  # a Transformers tokenizer
     model: Any  # a Transformers model with `generate`
-    image_token_id: int
     shares_beginnings: bool  # one pass over a prompt's beginning, image included, can serve all prompts about it
     takes_padding: bool  # prompts of different length can run beside each other; else each runs alone
-
-    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
-        """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Keyword arguments of `generate` that carry the images; each row of the batch has one image."""
@@ -174,7 +199,8 @@ class Family:
     name: str
     preparer: Callable[["Checkpoint"], Preparer]
     encoder: Callable[["Checkpoint", torch.device, torch.dtype], Encoder]
-    answerer: Callable[..., Answerer]  # (checkpoint, device, dtype, positions=None): None is the first of `positions`
+    # (checkpoint, device, dtype, positions=None, *, language=True): None is the first of `positions`.
+    answerer: Callable[..., Answerer]
     projector: Callable[[Any], ProjectorSpec]  # config -> the projector's form, on no device; its weights mean nothing
     projector_weights: str  # regular expression over checkpoint tensor names
     positions: tuple[str, ...] = ("compact", "original")  # how kept tokens may be numbered; the first is the default

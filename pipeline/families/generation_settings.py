@@ -6,6 +6,8 @@ A setting that a newer Transformers may bring and that is in none of the lists b
 """
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -57,9 +59,7 @@ def check_generation(checkpoint: Checkpoint) -> None:
     Raises:
         UserError: naming the setting and the file to change.
     """
-    file = checkpoint.path / "generation_config.json"
-    if not file.exists():
-        file = checkpoint.path / "config.json"
+    file = _file(checkpoint)
     try:
         if not isinstance(json.loads(file.read_bytes()), dict):
             raise ValueError("it holds no object")
@@ -81,6 +81,45 @@ def check_generation(checkpoint: Checkpoint) -> None:
             f"--model {checkpoint.name}: its generation settings ask for {named}, which answers here can't follow; "
             f"take it out of {file.name}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The generation settings of a checkpoint that an engine outside of Transformers is told."""
+
+    ends: list[int]  # token ids that end an answer
+    repetition_penalty: float = 1.0
+
+
+def followed(checkpoint: Checkpoint, engine: str) -> Followed:
+    """What an engine outside of Transformers must be told, so that it follows the checkpoint's generation settings.
+
+    Raises:
+        UserError: there are settings that it does not know; names them and the file to change.
+    """
+    config = generation_config(checkpoint)
+    settings = _settings_in_force(config)
+    unknown = sorted(settings.keys() & (_ROW_BY_ROW | _ALONE) - _TOKENS - {"repetition_penalty"})
+    if unknown:
+        named = ", ".join(f"{name} = {settings[name]!r}" for name in unknown)
+        raise UserError(
+            f"--model {checkpoint.name}: its generation settings ask for {named}, which --engine {engine} does not "
+            f"follow; answer with --engine transformers, or take it out of {_file(checkpoint).name}"
+        )
+    return Followed(end_tokens(config), float(settings.get("repetition_penalty", 1.0)))
+
+
+def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """The generation settings of the model that is loaded from a checkpoint."""
+    if _file(checkpoint).name == "config.json":
+        return GenerationConfig.from_model_config(checkpoint.config)
+    return GenerationConfig.from_pretrained(checkpoint.path)
+
+
+def _file(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's generation settings stand."""
+    file = checkpoint.path / "generation_config.json"
+    return file if file.exists() else checkpoint.path / "config.json"
 
 
 def runs_alone(config: GenerationConfig) -> bool:

@@ -14,9 +14,9 @@ from transformers.vision_utils import get_vision_position_ids
 from pipeline.errors import UserError
 from pipeline.families.answering import around_image
 from pipeline.families.base import Checkpoint, EncodedImage, KeptImage, Packed, Posed, Segment
-from pipeline.families.loading import captured, load_part, shares_beginnings, takes_padding
+from pipeline.families.loading import captured, context_length, load_part, shares_beginnings, takes_padding
 from pipeline.families.processing import NormalisingTable, image_processor, unusable
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt
 from zoo_ops import ProjectorSpec, host_buffer, upload
 
 PROCESSORS = ("Qwen2VLImageProcessor",)
@@ -158,12 +158,14 @@ class GridAnswerer:
         dtype: torch.dtype,
         positions: str | None = None,
         *,
+        language: bool = True,
         part: type[Any],
         output: Callable[[Sequence[KeptImage], Callable[[Tensor], Tensor]], Any] | None = None,
     ) -> None:
         """Load.
 
         Args:
+            language: load the language model too; without it this is a `Prompter`.
             part: the language side, see `part_of`.
             output: what takes the place of the vision tower's output, for models that need more than the features.
         """
@@ -176,19 +178,45 @@ class GridAnswerer:
                 f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
-        self._render = partial(
-            render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE
-        )
-        self._poser = Poser(checkpoint, self.tokenizer, self._render, video=VIDEO)
-        self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
+        self._poser = Poser(checkpoint, self.tokenizer, self.render, video=VIDEO)
+        self.context = context_length(checkpoint.config)
+        levels = getattr(checkpoint.config.vision_config, "deepstack_visual_indexes", ())
+        self.width = checkpoint.config.get_text_config().hidden_size * (1 + len(levels))
+        self._device, self._dtype = device, dtype
         self._output = output or _pooled
+        self.model = load_part(part, checkpoint, device, dtype) if language else None
+        if language:
+            self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
+
+    def render(self, prompt: Posed) -> str:
+        """The text of a prompt, with one image placeholder."""
+        return render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE, inline=INLINE)
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=PLACEHOLDER, inline=INLINE)
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with K image tokens in the place of the image."""
         ids = self._poser.ids(prompt)
         place = ids.index(self.image_token_id)
         return ids[:place] + [self.image_token_id] * len(image.indices_K) + ids[place + 1 :]
+
+    def image_embeds(self, image: KeptImage) -> dict[str, Tensor]:
+        """See `Prompter`: the kept features, and where on which grid they lie.
+
+        Deepstack rows stand beside the features of their token, level after level. `kept_hw` (K, 2) holds row and
+        column of every kept token, `true_hw` (2,) the rows and columns of the whole image.
+        """
+        levels = [image.extras_KO[f"deepstack.{level}"] for level in range(len(image.extras_KO))]
+        rows = torch.cat([image.features_KO, *levels], dim=1).to(self._device, self._dtype)
+        grid = image.selection.grid
+        row_K, col_K = image.indices_K // grid["cols"], image.indices_K % grid["cols"]
+        return {
+            "image_embeds": rows,
+            "kept_hw": torch.stack([row_K, col_K], dim=1),
+            "true_hw": torch.tensor([grid["rows"], grid["cols"]]),
+        }
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Arguments with the kept features and, for every token, its text position, time, row and column."""
@@ -202,13 +230,9 @@ class GridAnswerer:
             span = max(grid["rows"], grid["cols"])
             positions_4BT[0, number, real_T] = torch.arange(int(real_T.sum()), device=input_ids_BT.device)
             positions_4BT[1:, number, real_T] = around_image(is_image_T, places_3K, span)
-        to_model = partial(_to_model, self.model)
+        to_model = partial(torch.Tensor.to, device=self._device, dtype=self._dtype)
         return {"mm_encoder_outputs": {"image": self._output(images, to_model)}, "position_ids": positions_4BT}
 
 
 def _pooled(images: Sequence[KeptImage], to_model: Callable[[Tensor], Tensor]) -> Any:
     return BaseModelOutputWithPooling(pooler_output=[to_model(image.features_KO) for image in images])  # type: ignore[arg-type]
-
-
-def _to_model(model: Any, rows: Tensor) -> Tensor:
-    return rows.to(model.device, model.dtype)

@@ -21,9 +21,17 @@ from transformers.models.idefics3.modeling_idefics3 import (
 
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, EncodedImage, Family, KeptImage, Packed, Posed, Segment
-from pipeline.families.loading import captured, load_part, part_of, projector_form, shares_beginnings, takes_padding
+from pipeline.families.loading import (
+    captured,
+    context_length,
+    load_part,
+    part_of,
+    projector_form,
+    shares_beginnings,
+    takes_padding,
+)
 from pipeline.families.processing import TilePacker, image_processor, tile_bytes, unusable
-from pipeline.families.prompting import Poser, load_tokenizer, render_prompt, tokenise
+from pipeline.families.prompting import Poser, chat_messages, load_tokenizer, render_prompt, tokenise
 from zoo_ops import ProjectorSpec
 
 PLACEHOLDER = "<image>"
@@ -135,12 +143,14 @@ class TileAnswerer:
         dtype: torch.dtype,
         positions: str | None = None,
         *,
+        language: bool = True,
         part: type[Any],
         video: str | None = None,
     ) -> None:
         """Load.
 
         Args:
+            language: load the language model too; without it this is a `Prompter`.
             part: the language side, see `part_of`.
             video: what stands for a video in a text, where the family takes videos.
         """
@@ -153,19 +163,34 @@ class TileAnswerer:
                 f"--model {checkpoint.name}: token {self.image_token_id}, its config's image token, is {token!r} in "
                 f"its tokenizer, expected {PLACEHOLDER!r}; config and tokenizer do not belong together"
             )
-        self._render = partial(render_prompt, self.tokenizer, placeholder=PLACEHOLDER, default_template=TEMPLATE)
-        self._poser = Poser(checkpoint, self.tokenizer, self._render, video=video)
-        self.model = load_part(part, checkpoint, device, dtype)
-        self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
+        self._poser = Poser(checkpoint, self.tokenizer, self.render, video=video)
+        self.context = context_length(checkpoint.config)
+        self.width = checkpoint.config.get_text_config().hidden_size
+        self._device, self._dtype = device, dtype
+        self.model = load_part(part, checkpoint, device, dtype) if language else None
+        if language:
+            self.shares_beginnings, self.takes_padding = shares_beginnings(self.model), takes_padding(self.model)
+
+    def render(self, prompt: Posed) -> str:
+        """The text of a prompt, with one image placeholder."""
+        return render_prompt(self.tokenizer, prompt, placeholder=PLACEHOLDER, default_template=TEMPLATE)
+
+    def messages(self, prompt: Posed) -> list[dict[str, Any]]:
+        """See `Prompter`."""
+        return chat_messages(prompt, placeholder=PLACEHOLDER)
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """Token ids of the prompt, with the tags of all tiles and K image tokens in the place of the image."""
         self._poser.ids(prompt)  # refuses what it must
-        return tokenise(self.tokenizer, self._render(prompt).replace(PLACEHOLDER, _blocks(image)))
+        return tokenise(self.tokenizer, self.render(prompt).replace(PLACEHOLDER, _blocks(image)))
+
+    def image_embeds(self, image: KeptImage) -> dict[str, Tensor]:
+        """See `Prompter`: the kept features of all tiles."""
+        return {"image_embeds": image.features_KO.to(self._device, self._dtype)}
 
     def image_inputs(self, images: Sequence[KeptImage], input_ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Arguments that give the model the kept features where it expects its vision tower's output."""
-        features: Any = [image.features_KO.to(self.model.device, self.model.dtype) for image in images]
+        features: Any = [self.image_embeds(image)["image_embeds"] for image in images]
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
 

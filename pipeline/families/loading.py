@@ -177,13 +177,13 @@ def layer_kinds(model: Any) -> set[str]:
     return kinds or {"full_attention"}
 
 
-def context_length(model: Any) -> int | None:
+def context_length(config: Any) -> int | None:
     """How many tokens the language model was made for, its rotation of positions stretched as its config says.
 
     `generate` knows no such limit: with `max_new_tokens` it goes on beyond it, and answers nonsense. None where the
     config names no limit.
     """
-    text = model.config.get_text_config()
+    text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     if most is None:
         return None

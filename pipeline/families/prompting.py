@@ -169,16 +169,43 @@ def _conversation(turns: Sequence[Turn], texts: Sequence[str], *, with_image: bo
     ]
 
 
+def chat_messages(prompt: Posed, *, placeholder: str, inline: str | None = None) -> list[dict[str, Any]]:
+    """The turns as messages of a chat request, for a server that puts them into the chat template itself.
+
+    The part `{"type": "image"}` stands where the user's words name the image, else before the user's first words.
+
+    Args:
+        prompt: as of `render_prompt`, which must be able to render it.
+        placeholder: the family's image placeholder.
+        inline: an image inside a text, placeholder included; None: the placeholder alone.
+    """
+    inline = inline or placeholder
+    turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+    written = [_with_inline(turn.text, placeholder, inline)[0] for turn in turns]
+    messages = _conversation(turns, written, with_image=not any(inline in text for text in written))
+    for message, text in zip(messages, written, strict=True):
+        if inline in text:
+            before, behind = text.split(inline)
+            parts = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": behind}]
+            message["content"] = [part for part in parts if part.get("text") != ""]
+    return messages
+
+
+def takes_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the tokenizer is to add its special tokens to a rendered prompt: not where the template wrote them."""
+    bos = tokenizer.bos_token
+    return not (isinstance(bos, str) and text.startswith(bos))
+
+
 def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a rendered prompt. A beginning of sequence that the template wrote is not added again.
 
     Raises:
         UnusablePromptError: the tokenizer does not take the text.
     """
-    bos = tokenizer.bos_token
-    twice = isinstance(bos, str) and text.startswith(bos)
+    add_special_tokens = add_special_tokens and takes_special_tokens(tokenizer, text)
     try:
-        ids = tokenizer(text, add_special_tokens=add_special_tokens and not twice)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     except Exception as error:  # it raises many unrelated types about text it can't encode
         raise UnusablePromptError(f"the tokenizer can't take this prompt ({first_line(error)})") from error
     assert isinstance(ids, list), "one text gives one list of ids"

@@ -1,5 +1,6 @@
 """Questions about made-up images, and a stand-in for a family's language model that notes what it is given."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,10 @@ from torch import nn
 from transformers import GenerationConfig
 
 from pipeline.answer.engine import Question
+from pipeline.artifact.artifact import Artifact
+from pipeline.budget import Budget
 from pipeline.families.base import KeptImage, UnusablePromptError
+from pipeline.loader.shard import ShardLoader
 from schemas.stored import StoredSelection
 
 IMAGE, END, WORD = 9, 1, 7  # token ids
@@ -42,9 +46,9 @@ class FakeModel(nn.Module):
 
     device = torch.device("cpu")
 
-    def __init__(self, context: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=context))
+        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
         self.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=0)
         self.passes: list[int] = []  # rows of each pass over beginnings
         self.batches: list[dict[str, Any]] = []  # each call of `generate`
@@ -69,7 +73,8 @@ class FakeAnswerer:
     image_token_id = IMAGE
 
     def __init__(self, context: int | None = None) -> None:
-        self.model = FakeModel(context)
+        self.model = FakeModel()
+        self.context = context
         self.shares_beginnings = self.takes_padding = True
         self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f" {' '.join(map(str, ids))} ")
 
@@ -83,3 +88,9 @@ class FakeAnswerer:
         self, images: list[KeptImage], input_ids_BT: torch.Tensor, mask_BT: torch.Tensor
     ) -> dict[str, Any]:
         return {"mm_encoder_outputs": [image.image_id for image in images]}
+
+
+def questions_of(few: Path, budget: Budget, count: int = 8) -> list[Question]:
+    """The first questions of a pruned artifact."""
+    loaded = ShardLoader(Artifact(few)).load(0, budget)
+    return [Question(one.prompt, loaded.images[one.image_id], one.prompt_id) for one in loaded.prompts[:count]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.answer.checks import survey
+from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
 from pipeline.artifact.artifact import Artifact
@@ -30,12 +31,14 @@ class Echo:
         self.asked: list[Question] = []
         self.batch_size, self.memory = batch_size, memory
 
-    def answer(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[Reply]:
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Reply]:
         if self.batch_size > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         self.asked += questions
         return [
-            Reply.refusal("told to") if "no" in q.prompt else Reply(q.prompt, [max_new_tokens], FinishReason.STOP, 0.5)
+            Reply.refusal("told to")
+            if "no" in q.prompt
+            else Reply(q.prompt, [decoding.max_new_tokens], FinishReason.STOP, 0.5)
             for q in questions
         ]
 
@@ -56,7 +59,7 @@ def test_rows_come_in_the_order_of_the_prompts_and_are_graded():
         prompt(4, "free"),
     ]
     images = {"a": kept("a", 2), "b": kept("b", 3)}
-    rows = answer_prompts(engine, prompts, images, max_new_tokens=5, grader=Grader(by_type={"t": "object_f1"}))
+    rows = answer_prompts(engine, prompts, images, decoding=Decoding(5), grader=Grader(by_type={"t": "object_f1"}))
     assert [(r.prompt_id, r.answer, r.finish_reason.value, r.tokens, r.correct, r.message) for r in rows] == [
         ("p0", "red", "stop", 2, True, None),
         ("p1", None, "refused", 0, None, "its image has no selection in the pruned corpus"),
@@ -88,7 +91,7 @@ def stage(small_pruned, tmp_path, monkeypatch, memory):
     return AnswerShards(
         GenerateSettings(
             pruned=pruned, output=tmp_path / "out", model="m", dtype="float32", budget=Budget("count", 1),
-            batch_size=4, batch_tokens=100, max_new_tokens=6, stop_file=StopFile(LocalStore(tmp_path), "stop"),
+            batch_size=4, batch_tokens=100, decoding=Decoding(6), stop_file=StopFile(LocalStore(tmp_path), "stop"),
         )
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine, Reply
 from pipeline.answer.transformers_engine import TransformersEngine
 from schemas.answers import FinishReason
@@ -16,7 +17,7 @@ def rows_of_batches(answerer) -> list[list[list[int]]]:
 def test_replies_come_in_the_order_of_the_questions(answerer):
     engine: Engine = TransformersEngine(answerer, batch_size=2, batch_tokens=1000)
     questions = [question("24", "b", 3), question("3", "a"), question("222", "a"), question("2", "c", 1)]
-    replies = engine.answer(questions, max_new_tokens=3)
+    replies = engine.answer(questions, Decoding(3))
     word = [WORD]
     assert [(list(r.token_ids), r.finish_reason) for r in replies] == [
         (word * 3, FinishReason.LENGTH),
@@ -36,7 +37,7 @@ def test_batches_hold_similar_lengths_and_one_image_beside_itself(answerer):
     engine = TransformersEngine(answerer, batch_size=2, batch_tokens=1000)
     engine.answer(
         [question("4", "a", 3), question("22", "b"), question("6", "c"), question("2", "b"), question("8", "a", 3)],
-        max_new_tokens=1,
+        Decoding(1),
     )
     asked = [batch["mm_encoder_outputs"] for batch in answerer.model.batches]
     assert asked == [["b", "b"], ["c", "a"], ["a"]]
@@ -47,9 +48,7 @@ def test_batches_hold_similar_lengths_and_one_image_beside_itself(answerer):
 
 def test_a_beginning_is_computed_once_for_all_that_share_it(answerer):
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
-    engine.answer(
-        [question("2", "a"), question("44", "a"), question("5<>2", "a"), question("2", "b")], max_new_tokens=1
-    )
+    engine.answer([question("2", "a"), question("44", "a"), question("5<>2", "a"), question("2", "b")], Decoding(1))
     assert answerer.model.passes == [3]
     (batch,) = answerer.model.batches
     assert batch["past_key_values"].rows == 4
@@ -64,7 +63,7 @@ def test_nothing_is_shared_where_nothing_can_be(answerer, prompts, shares):
     """A family that can't, prompts with nothing behind the image, other words before it."""
     answerer.shares_beginnings = shares
     TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(
-        [question(prompt) for prompt in prompts], max_new_tokens=1
+        [question(prompt) for prompt in prompts], Decoding(1)
     )
     assert answerer.model.passes == []
     assert [len(rows) for rows in rows_of_batches(answerer)] == [2]
@@ -72,23 +71,19 @@ def test_nothing_is_shared_where_nothing_can_be(answerer, prompts, shares):
 
 def test_one_image_at_two_budgets_is_two_beginnings(answerer):
     questions = [question("2", "a", 1), question("4", "a", 2), question("6", "a", 2)]
-    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(questions, max_new_tokens=1)
+    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(questions, Decoding(1))
     assert answerer.model.passes == [2]
 
 
 def test_settings_that_look_at_the_prompt_take_one_at_a_time(answerer):
     answerer.model.generation_config.repetition_penalty = 1.5
-    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(
-        [question("2"), question("4")], max_new_tokens=1
-    )
+    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer([question("2"), question("4")], Decoding(1))
     assert [len(rows) for rows in rows_of_batches(answerer)] == [1, 1]
 
 
 def test_a_model_that_takes_no_padding_takes_one_at_a_time(answerer):
     answerer.takes_padding = False
-    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(
-        [question("2"), question("4")], max_new_tokens=1
-    )
+    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer([question("2"), question("4")], Decoding(1))
     assert [len(rows) for rows in rows_of_batches(answerer)] == [1, 1]
 
 
@@ -100,14 +95,14 @@ def test_texts_that_reach_the_limit_of_a_rotation_run_alone(answerer, monkeypatc
     monkeypatch.setattr(f"{where}.fixed_rotation_limit", lambda model: 110)
     monkeypatch.setattr(f"{where}.forget_long_texts", forgotten.append)
     questions = [question("2"), question("4"), question("66")]
-    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(questions, max_new_tokens=new_tokens)
+    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer(questions, Decoding(new_tokens))
     assert [len(rows) for rows in rows_of_batches(answerer)] == batches
     assert len(forgotten) == batches.count(1)
 
 
 def test_a_refused_prompt_costs_the_others_nothing(answerer):
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
-    first, second, third = engine.answer([question("2"), question("no!"), question("4")], max_new_tokens=2)
+    first, second, third = engine.answer([question("2"), question("no!"), question("4")], Decoding(2))
     assert second == Reply(None, (), FinishReason.REFUSED, 0.0, "no! can't be posed")
     assert (first.text, third.text) == (" 7 7 ", " 7 7 ")
     assert [len(rows) for rows in rows_of_batches(answerer)] == [2]
@@ -115,8 +110,8 @@ def test_a_refused_prompt_costs_the_others_nothing(answerer):
 
 def test_nothing_asked_and_nothing_posable(answerer):
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
-    assert engine.answer([], max_new_tokens=2) == []
-    assert [r.finish_reason for r in engine.answer([question("!")], max_new_tokens=2)] == [FinishReason.REFUSED]
+    assert engine.answer([], Decoding(2)) == []
+    assert [r.finish_reason for r in engine.answer([question("!")], Decoding(2))] == [FinishReason.REFUSED]
     assert answerer.model.batches == []
 
 
@@ -126,7 +121,7 @@ def test_nothing_asked_and_nothing_posable(answerer):
 def test_padding_is_a_token_and_never_the_image(answerer, own, ends, expected):
     answerer.model.generation_config.pad_token_id = own
     answerer.model.generation_config.eos_token_id = ends
-    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer([question("2")], max_new_tokens=1)
+    TransformersEngine(answerer, batch_size=8, batch_tokens=1000).answer([question("2")], Decoding(1))
     assert answerer.model.batches[0]["pad_token_id"] == expected
     assert torch.equal(answerer.model.batches[0]["input_ids"], torch.tensor([[IMAGE, IMAGE, 2]]))
 
@@ -140,10 +135,10 @@ def test_a_long_question_does_not_pad_the_others_to_its_length(answerer):
     answerer.shares_beginnings = False
     short = [question("2" * (1 + n % 3), f"{n}") for n in range(31)]
     engine = TransformersEngine(answerer, batch_size=16, batch_tokens=1000)
-    alone = engine.answer(short, max_new_tokens=3)
+    alone = engine.answer(short, Decoding(3))
     batches = rows_of_batches(answerer)
     answerer.model.batches.clear()
-    replies = engine.answer([*short[:7], question("2" * 10_000, "long"), *short[7:]], max_new_tokens=3)
+    replies = engine.answer([*short[:7], question("2" * 10_000, "long"), *short[7:]], Decoding(3))
     assert rows_of_batches(answerer)[:-1] == batches
     assert [len(rows) for rows in rows_of_batches(answerer)] == [16, 15, 1]
     assert [reply.token_ids for n, reply in enumerate(replies) if n != 7] == [reply.token_ids for reply in alone]
@@ -154,7 +149,7 @@ def test_long_questions_run_together_as_far_as_their_tokens_may(answerer):
     answerer.shares_beginnings = False
     lengths = [10, 95, 30, 45, 40, 96, 97, 12, 200]
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=200)
-    replies = engine.answer([question("2" * (n - 1), f"{n}", 1) for n in lengths], max_new_tokens=3)
+    replies = engine.answer([question("2" * (n - 1), f"{n}", 1) for n in lengths], Decoding(3))
     assert [len(reply.token_ids) for reply in replies] == [3] * len(lengths)
     widths = [[sum(row) for row in batch["attention_mask"].tolist()] for batch in answerer.model.batches]
     assert widths == [[10, 12], [30, 45, 40], [95, 96], [97], [200]]
@@ -164,7 +159,7 @@ def test_long_questions_run_together_as_far_as_their_tokens_may(answerer):
 def test_a_prompt_beyond_the_context_is_refused_alone():
     answerer = FakeAnswerer(context=6)
     engine = TransformersEngine(answerer, batch_size=8, batch_tokens=1000)
-    replies = engine.answer([question("2222"), question("22222"), question("2")], max_new_tokens=4)
+    replies = engine.answer([question("2222"), question("22222"), question("2")], Decoding(4))
     assert [reply.text is None for reply in replies] == [False, True, False]
     message = (
         "the prompt has 7 tokens with its image, the model takes 6 (max_position_embeddings); "

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Question, Reply
 from pipeline.answer.transformers_engine import TransformersEngine
 from pipeline.budget import Budget
@@ -113,7 +114,7 @@ class Case:
         """What the engine replies to prompts about images, which are given by their number."""
         engine = TransformersEngine(answerer or self.answerer(), batch_size=batch_size, batch_tokens=1 << 15)
         questions = [Question(prompt, kept[f"{image:064x}"]) for image, prompt in asked]
-        return engine.answer(questions, max_new_tokens=max_new_tokens)
+        return engine.answer(questions, Decoding(max_new_tokens))
 
     def pixel_inputs(self, image: Image.Image) -> dict[str, Any]:
         """What the model's own image processor gives the stock model."""

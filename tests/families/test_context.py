@@ -64,9 +64,9 @@ def test_a_prompt_up_to_the_context_is_answered_as_by_the_untouched_model_and_a_
 )
 def test_a_stretched_rotation_stretches_the_context(parameters, expected):
     text = SimpleNamespace(max_position_embeddings=100, rope_parameters=parameters)
-    assert context_length(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))) == expected
+    assert context_length(SimpleNamespace(get_text_config=lambda: text)) == expected
 
 
 def test_configs_name_their_context_where_it_is_looked_for(case, tiny_llava):
     config = AutoConfig.from_pretrained(tiny_llava)
-    assert context_length(SimpleNamespace(config=config)) == config.text_config.max_position_embeddings
+    assert context_length(config) == config.text_config.max_position_embeddings

@@ -63,7 +63,10 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "pruned": "p", "model": "m", "output": "o", "tokens": "mean:9", "min_tokens": 4, "max_new_tokens": 2,
             "metric": ["exact", "caption=object_f1"], "positions": "original", "batch_size": 3, "batch_tokens": 4,
             "dtype": "float16", "workers": 2, "gpus_per_worker": 2, "device": "cpu", "retries": 1,
-            "shard_timeout": 60,
+            "shard_timeout": 60, "temperature": 0.5, "top_p": 0.75, "seed": 4, "stop": [".", "no"],
+            "system": "be short", "json_schema": "form.json", "regex": "[a-z]+", "engine": "openai",
+            "engine_python": "env/bin/python", "server": "http://there:8000/v1", "served_model": "x", "concurrency": 3,
+            "request_timeout": 2.5, "trust_server_template": True,
         },
     }[job]  # fmt: skip
     keys = {key(name, option): option for name, _, option in options(COMMANDS[job].settings)}

@@ -33,7 +33,7 @@ JOBS = {
     "choose": choose_budget,
     "status": job_status,
 }
-NOT_OPTIONS = {"ray_address", "num_cpus"}  # of the environment, and of callers in Python
+NOT_OPTIONS = {"ray_address", "num_cpus", "api_key"}  # of the environment, and of callers in Python
 TEXTS = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md")), REPO / "examples" / "scenes" / "README.md"]
 
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster import attempts
+from pipeline.cluster.attempts import Policy, ProcessSpentError, StageRunner
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, passed_on
 from pipeline.cluster.run_folder import TriesFolder
 from pipeline.errors import UserError
@@ -137,3 +138,24 @@ def test_every_start_has_the_whole_time_out(monkeypatch):
 
     assert runner(timeout_sec=5.0).run_batches(7, SCHEMA, 4, work) is GOOD
     assert ends == [5.0, 0.0] * 3
+
+
+def test_a_process_that_is_spent_ends_after_its_reason_is_written_down(tmp_path, monkeypatch):
+    """Ray starts another with the same shard, which finds the try counted and goes on from there."""
+    folder = TriesFolder(LocalStore(tmp_path))
+    shard = folder.of_shard(7, "work")
+
+    def end() -> None:
+        (reason,) = shard.failures()
+        raise SystemExit(reason)
+
+    def die() -> pa.Table:
+        raise ProcessSpentError("the engine died")
+
+    monkeypatch.setattr(attempts, "end_process", end)
+    with pytest.raises(SystemExit, match="ProcessSpentError: the engine died"):
+        runner(retries=1, tries=folder).run(7, SCHEMA, die)
+    assert runner(retries=1, tries=folder).run(7, SCHEMA, lambda: GOOD) is GOOD
+    shard.note(1, "stage work: it died again")
+    (row,) = runner(retries=1, tries=folder).run(7, SCHEMA, die).to_pylist()
+    assert (row["status"], row["failure"]) == (Status.GIVEN_UP, "stage work: it died again\n(tried 2 times)")

@@ -24,7 +24,8 @@ def test_what_decides_the_bytes():
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER)) == {
         "tokens": "all", "dtype": "auto", "batch_size": 32, "batch_tokens": 32_768, "max_new_tokens": 64,
-        "positions": None, "metric": [], "min_tokens": None,
+        "positions": None, "metric": [], "min_tokens": None, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": [],
+        "system": None, "json_schema": None, "regex": None, "engine": "transformers", "trust_server_template": False,
     }  # fmt: skip
     assert deciding(AnswerSettings(**ANSWER, metric=("caption=object_f1",)))["metric"] == ["caption=object_f1"]
 

@@ -1,12 +1,13 @@
 """What Ray is asked for, without Ray."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster import stream
+from pipeline.cluster import interpreter, stream
 from pipeline.cluster.stream import Stage, stream_items
 
 
@@ -15,9 +16,11 @@ class Asked:
 
     def __init__(self) -> None:
         self.pools: list[Any] = []
+        self.environments: list[Any] = []
 
-    def map_batches(self, _work: object, *, compute: Any = None, **_: object) -> "Asked":
+    def map_batches(self, _work: object, *, compute: Any = None, runtime_env: Any = None, **_: object) -> "Asked":
         self.pools.append(compute)
+        self.environments.append(runtime_env)
         return self
 
     def iter_rows(self) -> list[dict[str, Any]]:
@@ -37,3 +40,22 @@ def test_no_stage_gets_more_processes_than_there_are_shards(monkeypatch, items, 
     assert list(stream_items([{"shard": n} for n in range(items)], stages)) == []
     tasks, actors = asked.pools
     assert (tasks.size, actors.max_size) == (size, size)
+
+
+def test_a_stage_runs_in_the_environment_of_its_interpreter(monkeypatch):
+    """It finds this project's code as the driver does."""
+    asked = Asked()
+    monkeypatch.setattr(stream, "ray", SimpleNamespace(data=SimpleNamespace(from_items=lambda *_, **__: asked)))
+    model = type("Model", (), {})
+    stages = [Stage(model, None, 1.0, processes=1), Stage(model, None, 0.5, processes=1, python="/envs/vllm/python")]
+    list(stream_items([{"shard": 0}], stages))
+    own, other = asked.environments
+    assert own is None
+    assert other["py_executable"] == "/envs/vllm/python"
+    code = Path(other["env_vars"]["PYTHONPATH"])
+    assert (code / "pipeline" / "cluster" / "stream.py").samefile(stream.__file__)
+
+
+def test_other_packages_than_this_project_are_not_shown_to_another_environment(monkeypatch):
+    monkeypatch.setattr(interpreter, "__file__", "/somewhere/site-packages/pipeline/cluster/interpreter.py")
+    assert interpreter.runtime_env("/envs/vllm/python") == {"py_executable": "/envs/vllm/python"}
