@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.answer.stage import posed
-from pipeline.datasets.source import Sample
+from pipeline.datasets.torch_dataset import Sample
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage, Posed, UnusablePromptError
 from pipeline.families.prompting import tokenise

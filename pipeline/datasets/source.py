@@ -1,8 +1,6 @@
 """A finished pruned artifact, checked and counted once, from which any process can read samples."""
 
 import hashlib
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,14 +20,6 @@ from schemas.stored import StoredPrompt
 from schemas.wording import counted
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A prompt that can be posed, and its image at the budget that was asked for."""
-
-    prompt: StoredPrompt
-    image: KeptImage  # the same object for all prompts of a shard that are about it
-
-
 @dataclass(frozen=True, eq=False)
 class Source:
     """What reading samples takes, in any process. No file is held open."""
@@ -47,24 +37,21 @@ class Source:
         """Where the artifact lies."""
         return self.store.locate()
 
-    def read(self, places: Sequence[int]) -> list[Sample | None]:
-        """All samples of some shards, one shard behind the other, each in the order of its prompts.
+    def read(self, place: int) -> list[tuple[StoredPrompt, KeptImage | None]]:
+        """All prompts of a shard with their images, in the order of the corpus.
 
-        None stands where a prompt is about an image that could not be pruned, which happens in a corpus that has grown.
+        Prompts about the same image have the same object. None stands for an image that could not be pruned, which
+        prompts can be about in a corpus that has grown.
 
         Args:
-            places: of the shards among `shards`.
+            place: of the shard among `shards`.
 
         Raises:
             UserError: the artifact is not any more what it was when it was opened.
         """
-        loader = ShardLoader(Artifact(self.store))
-        return [sample for place in places for sample in self._read(loader, place)]
-
-    def _read(self, loader: ShardLoader, place: int) -> Iterator[Sample | None]:
         shard = int(self.shards[place])
         try:
-            loaded = loader.load(shard, self.budget)
+            loaded = ShardLoader(Artifact(self.store)).load(shard, self.budget)
         except RecordError as error:
             raise UserError(f"{error}; run the prune job again with the same --output to redo that shard") from error
         if len(loaded.prompts) != self.counts[place]:
@@ -73,17 +60,7 @@ class Source:
                 f"it had {self.counts[place]:,} when it was opened; a job has changed it meanwhile, open it again"
             )
         images = {image_id: _in_dtype(image, self.dtype) for image_id, image in loaded.images.items()}
-        missing = 0
-        for prompt in loaded.prompts:
-            image = images.get(prompt.image_id)
-            missing += image is None
-            yield None if image is None else Sample(prompt, image)
-        if missing:
-            warnings.warn(
-                f"{self.address}: {counted(missing, 'prompts', 'are')} left out of shard {shard:08d}, as what "
-                "they are about could not be pruned",
-                stacklevel=2,
-            )
+        return [(prompt, images.get(prompt.image_id)) for prompt in loaded.prompts]
 
 
 def open_source(

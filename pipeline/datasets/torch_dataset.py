@@ -4,20 +4,32 @@ dataset = PrunedDataset("out/photos", tokens="64", batch_size=32, collate=Collat
 for batch in PrunedLoader(dataset, num_workers=4): ...
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.datasets.order import Epoch, Share
-from pipeline.datasets.source import Sample, Source, open_source
+from pipeline.datasets.source import Source, open_source
 from pipeline.errors import UserError
+from pipeline.families.base import KeptImage
 from pipeline.storage import LocalStore
+from schemas.stored import StoredPrompt
 from schemas.wording import counted
 
 _FORM = 1  # of states
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt that can be posed, and its image at the budget that was asked for."""
+
+    prompt: StoredPrompt
+    image: KeptImage  # the same object for all prompts of a shard that are about it
 
 
 class PrunedDataset(IterableDataset[Any]):
@@ -265,10 +277,21 @@ class _Blocks:
         if block not in self._held:
             while len(self._held) >= self._most:
                 self._held.popitem(last=False)
-            samples = self._source.read(self._order.shards_of(block).tolist())
+            samples = [sample for place in self._order.shards_of(block).tolist() for sample in self._read(place)]
             self._held[block] = [samples[sample] for sample in self._order.samples_of(block)]
         self._held.move_to_end(block)
         return self._held[block][within]
+
+    def _read(self, place: int) -> list[Sample | None]:
+        read = self._source.read(place)
+        missing = sum(image is None for _, image in read)
+        if missing:
+            warnings.warn(
+                f"{self._source.address}: {counted(missing, 'prompts', 'are')} left out of shard "
+                f"{self._source.shards[place]:08d}, as their image could not be pruned",
+                stacklevel=2,
+            )
+        return [None if image is None else Sample(prompt, image) for prompt, image in read]
 
 
 class _Numbered(IterableDataset[tuple[int, Any]]):

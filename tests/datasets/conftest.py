@@ -9,7 +9,7 @@ import torch
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import pack_features
 from pipeline.artifact.tables import write_features_tar, write_table
-from pipeline.datasets.source import Sample
+from pipeline.datasets.torch_dataset import Sample
 from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord
 from schemas.selections import ErrorRow, FeatureRow, Grid, Position, PromptRow, SelectionRow

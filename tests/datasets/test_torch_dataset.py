@@ -132,9 +132,9 @@ def test_a_lane_reads_each_of_its_shards_once(make, monkeypatch):
     dataset = PrunedDataset(make(COUNTS), batch_size=2, collate=ids)
     read = []
     real = type(dataset.source).read
-    monkeypatch.setattr(type(dataset.source), "read", lambda self, places: read.append(places) or real(self, places))
+    monkeypatch.setattr(type(dataset.source), "read", lambda self, place: read.append(place) or real(self, place))
     list(dataset)
-    assert read == [[0], [1], [2], [3], [4]]  # the places of the five shards that have prompts
+    assert read == [0, 1, 2, 3, 4]  # the places of the five shards that have prompts
 
 
 def test_workers_that_cannot_share_the_lanes_are_refused(make):

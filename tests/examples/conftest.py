@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES_DIR / "tiny_llava_training"))
+for folder in ("tiny_llava_training", "fine_tuning"):
+    sys.path.insert(0, str(EXAMPLES_DIR / folder))
 
 
 @pytest.fixture(scope="session")
