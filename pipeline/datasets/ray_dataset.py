@@ -66,6 +66,7 @@ class EngineInputs(Protocol):
     """What makes of a prompt and a kept image what an engine is given; see `pipeline.families.base`."""
 
     image_token_id: int
+    context: int | None  # tokens that the language model was made for
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """The full prompt, an image token for every row of the image. Raises `UnusablePromptError`."""
@@ -242,6 +243,10 @@ def _engine_rows(
 def _with_one_token(inputs: EngineInputs, prompt: StoredPrompt, image: KeptImage, rows: int) -> list[int]:
     """The prompt with one image token, in whose place vLLM puts as many as the image has rows."""
     ids = inputs.token_ids(posed(prompt), image)
+    if inputs.context is not None and len(ids) > inputs.context:
+        raise UnusablePromptError(
+            f"the prompt has {len(ids):,} tokens with its image, the model takes {inputs.context:,}; ask for fewer"
+        )
     first = ids.index(inputs.image_token_id)
     if ids[first : first + rows] != [inputs.image_token_id] * rows:
         raise UserError(

@@ -76,7 +76,7 @@ class PrunedDataset(IterableDataset[Any]):
             block_shards: shards whose samples are mixed with each other; so many are in memory for each lane.
             lanes: runs of the rank's share that are given by turns, a batch each. The number of workers must divide it.
                 None: as many as there are workers, and the order then depends on their number.
-            rank: of this process; None: torch.distributed's, 0 without it.
+            rank: of this process; None: torch.distributed's, which must have begun; 0 without it.
             world_size: number of ranks; None: torch.distributed's, 1 without it.
             even: give every rank equally many samples, so that none waits for another at the end; up to
                 `world_size - 1` samples of an epoch are then given to none.
@@ -84,18 +84,19 @@ class PrunedDataset(IterableDataset[Any]):
         Raises:
             UserError: bad arguments, or an artifact that can't be read from, see `open_source`.
         """
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-        self._world_size = world_size or (torch.distributed.get_world_size() if distributed else 1)
+        if (rank is None) != (world_size is None):
+            raise UserError(f"rank {rank} of world_size {world_size}: give both, or neither and let torch tell them")
+        self._finds_ranks = rank is None
+        self._rank, self._world_size = _ranks() if rank is None or world_size is None else (rank, world_size)
         if not 0 <= self._rank < self._world_size:
-            raise UserError(f"rank {self._rank} of world_size {self._world_size}: ranks count from 0; give both")
+            raise UserError(f"rank {rank} of world_size {world_size}: ranks count from 0")
         for name, value in (("batch_size", batch_size), ("block_shards", block_shards), ("lanes", lanes)):
             if value is not None and value < 1:
                 raise UserError(f"{name} {value}: expected 1 or more")
         if collate is not None and batch_size is None:
             raise UserError("collate makes batches of samples: give batch_size too")
         self._source = open_source(pruned, tokens=tokens, min_tokens=min_tokens, dtype=dtype)
-        self._batch_size, self._collate = batch_size, collate
+        self._min_tokens, self._batch_size, self._collate = min_tokens, batch_size, collate
         self._shuffle, self._seed, self._block_shards = shuffle, seed, block_shards
         self._lanes, self._has_own_lanes, self._even = lanes, lanes is not None, even
         self._epoch, self._start = 0, 0  # with which batch of which epoch a pass begins
@@ -173,6 +174,8 @@ class PrunedDataset(IterableDataset[Any]):
         return {
             "artifact": self._source.sha256,
             "tokens": self._source.tokens,
+            "min_tokens": self._min_tokens,
+            "dtype": str(self._source.dtype),
             "batch_size": self._batch_size,
             "seed": self._seed if self._shuffle else None,
             "block_shards": self._block_shards,
@@ -191,6 +194,14 @@ class PrunedDataset(IterableDataset[Any]):
         return Share.of(
             total, self._rank, self._world_size, even=self._even, batch_size=self._batch_size or 1, lanes=lanes
         )
+
+    def check_ranks(self) -> None:
+        """Refuse to give another rank's share: torch.distributed began after the dataset was opened."""
+        if self._finds_ranks and (now := _ranks()) != (self._rank, self._world_size):
+            raise UserError(
+                f"this process is rank {now[0]} of {now[1]}, and was rank {self._rank} of {self._world_size} when the "
+                "dataset was opened; open it after torch.distributed.init_process_group, or give rank and world_size"
+            )
 
     def begin(self) -> None:
         """Begin a pass: go on with the next epoch if all of this one was given."""
@@ -223,6 +234,8 @@ class PrunedDataset(IterableDataset[Any]):
                 f"{self._source.address} can't be read from a forked process, which the library that reads buckets "
                 "does not survive; give the DataLoader multiprocessing_context='spawn'"
             )
+        if info is None:
+            self.check_ranks()
         if self._ahead and self._of != worker:
             assert self._of is not None, "only a worker's state is ahead"
             raise UserError(
@@ -264,6 +277,13 @@ class PrunedDataset(IterableDataset[Any]):
         return {**self.__dict__, "_was_sent": True}
 
 
+def _ranks() -> tuple[int, int]:
+    """Rank and number of ranks, as torch.distributed has them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
 class _Blocks:
     """The samples of an epoch by their places, with the blocks in memory that were used last."""
 
@@ -277,7 +297,7 @@ class _Blocks:
         if block not in self._held:
             while len(self._held) >= self._most:
                 self._held.popitem(last=False)
-            samples = [sample for place in self._order.shards_of(block).tolist() for sample in self._read(place)]
+            samples = [sample for shard in self._order.shards_of(block).tolist() for sample in self._read(shard)]
             self._held[block] = [samples[sample] for sample in self._order.samples_of(block)]
         self._held.move_to_end(block)
         return self._held[block][within]
@@ -337,6 +357,7 @@ class PrunedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:  # a generator, where `DataLoader` has a class of its own
         """Give the rest of the epoch."""
+        self.pruned.check_ranks()
         self.pruned.begin()
         for number, batch in super().__iter__():
             self.pruned.reach(number)

@@ -19,7 +19,7 @@ COUNTS = (5, 0, 3)
 class Inputs:
     """A family without a model: words are their lengths."""
 
-    image_token_id = 7
+    image_token_id, context = 7, 20
 
     def token_ids(self, prompt, image):
         if "0-2" in prompt:
@@ -82,6 +82,13 @@ def test_prompts_about_one_image_follow_each_other(make, inputs, monkeypatch):
     monkeypatch.setattr(type(source), "read", lambda self, place: read(self, place)[::2] + read(self, place)[1::2])
     (rows,) = read_engine_rows(0, EngineSettings(source, "m", "float32", {"max_tokens": 3}))
     assert rows.table["prompt_id"].to_pylist() == ["0-0", "0-1", "0-2", "0-3", "0-4"]
+
+
+def test_a_prompt_that_is_too_long_has_its_reason(make, inputs, monkeypatch):
+    monkeypatch.setattr(Inputs, "context", 8)
+    (rows,) = read_engine_rows(0, EngineSettings(open_source(make((2,))), "m", "float32", {"max_tokens": 3}))
+    told = "the prompt has 9 tokens with its image, the model takes 8; ask for fewer"
+    assert rows.table["__inference_error__"].to_pylist() == [told] * 2
 
 
 def test_image_tokens_in_several_runs_are_refused(make, inputs, monkeypatch):

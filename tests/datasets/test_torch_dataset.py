@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 
 from pipeline.datasets import torch_dataset
@@ -107,12 +108,16 @@ def test_even_shares_are_equally_large(make):
     assert flat(flat(shares)) == ALL[: 4 * (len(ALL) // 4)]
 
 
-def test_ranks_are_those_of_torch_distributed_unless_they_are_given(make, tmp_path):
+def test_ranks_are_those_of_torch_distributed_unless_they_are_given(make):
     address = make(COUNTS)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    early = PrunedDataset(address, batch_size=2)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
     try:
-        assert len(list(PrunedDataset(address))) == len(ALL)
-        assert len(list(PrunedDataset(address, rank=1, world_size=2))) == len(ALL) - len(ALL) // 2
+        assert ids(list(PrunedDataset(address))) == ids(list(PrunedDataset(address, rank=1, world_size=2)))
+        assert ids(list(PrunedDataset(address, rank=0, world_size=2))) == ALL[: len(ALL) // 2]
+        for passing in (early, PrunedLoader(early, 1)):
+            with pytest.raises(UserError, match="this process is rank 1 of 2, and was rank 0 of 1 when the dataset"):
+                list(passing)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -291,6 +296,7 @@ def test_the_state_of_a_worker_is_no_other_workers(make, monkeypatch):
         ({"shuffle": False}, "seed: 5 -> None"),
         ({"batch_size": 3}, "batch_size: 2 -> 3"),
         ({"tokens": 1}, "tokens: 'all' -> '1'"),
+        ({"dtype": "float16"}, "dtype: 'torch.float32' -> 'torch.float16'"),
         ({"lanes": 2}, "lanes: 1 -> 2"),
         ({"rank": 1, "world_size": 2}, "rank: 0 -> 1; world_size: 1 -> 2"),
         ({"block_shards": 2}, "block_shards: 1 -> 2"),
@@ -337,7 +343,8 @@ def test_artifacts_that_cannot_be_read_from_are_refused_in_one_sentence(make, tm
 def test_arguments_that_make_no_sense_are_refused(make):
     address = make((2,))
     for options, told in (
-        ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2: ranks count from 0"),
+        ({"rank": 1}, "rank 1 of world_size None: give both"),
         ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
         ({"collate": ids}, "give batch_size too"),
         ({"dtype": "int8"}, "dtype 'int8'"),
