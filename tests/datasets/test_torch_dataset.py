@@ -142,10 +142,16 @@ def test_a_lane_reads_each_of_its_shards_once(make, monkeypatch):
     assert read == [0, 1, 2, 3, 4]  # the places of the five shards that have prompts
 
 
-def test_workers_that_cannot_share_the_lanes_are_refused(make):
+def in_a_worker(monkeypatch: pytest.MonkeyPatch, number: int, workers: int) -> None:
+    """What follows in this process is as in a worker that was forked."""
+    monkeypatch.setattr(torch_dataset, "get_worker_info", lambda: SimpleNamespace(id=number, num_workers=workers))
+
+
+def test_workers_that_cannot_share_the_lanes_are_refused(make, monkeypatch):
     dataset = PrunedDataset(make(COUNTS), batch_size=2, collate=ids, lanes=3)
+    in_a_worker(monkeypatch, 1, 2)
     with pytest.raises(UserError, match="num_workers=2: so many can't share 3 lanes; ask for a number that divides 3"):
-        list(DataLoader(dataset, batch_size=None, num_workers=2))
+        list(dataset)
 
 
 def passes(loader, epochs: int) -> list[list[str]]:
@@ -249,8 +255,7 @@ class _Workers:
         self.patch = monkeypatch
 
     def _in(self, worker: int) -> PrunedDataset:
-        info = SimpleNamespace(id=worker, num_workers=len(self.copies))
-        self.patch.setattr(torch_dataset, "get_worker_info", lambda: info)
+        in_a_worker(self.patch, worker, len(self.copies))
         return self.copies[worker]
 
     def load(self, states: list[dict]) -> None:
@@ -377,12 +382,13 @@ def test_a_damaged_shard_is_told(make, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
-def test_a_bucket_is_read_and_not_by_forked_workers(make, s3, form):
+def test_a_bucket_is_read_and_not_by_forked_workers(make, s3, form, monkeypatch):
     dataset = PrunedDataset(make((3, 2), root=f"{s3}/pruned", form=form), batch_size=2, collate=ids)
     assert flat(copy.copy(dataset)) == ["0-0", "0-1", "0-2", "1-0", "1-1"]
-    with pytest.raises(UserError, match="can't be read from a forked process"):
-        list(DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="fork"))
     assert PrunedLoader(dataset, 2).multiprocessing_context == multiprocessing.get_context("spawn")
+    in_a_worker(monkeypatch, 0, 2)
+    with pytest.raises(UserError, match="can't be read from a forked process"):
+        list(dataset)
 
 
 @pytest.mark.slow
