@@ -53,10 +53,10 @@ $(VLLM_STAMP): constraints.txt pyproject.toml integrations/vllm/pyproject.toml
 	touch $(VLLM_STAMP)
 
 test: $(STAMP)   ## run the whole suite (without the slow marker)
-	$(PYTEST) -m "not slow and not browser and not lmms"
+	$(PYTEST) -m "not slow and not browser and not lmms and not vllm"
 
 test-fast: $(STAMP) ## the tests of parts, without Ray and whole jobs: the inner loop
-	$(PYTEST) -m "not slow and not browser and not lmms and not ray and not long"
+	$(PYTEST) -m "not slow and not browser and not lmms and not vllm and not ray and not long"
 
 test-browser: $(STAMP) ## the report in Debian's chromium, which is installed where that is allowed
 	.ci/chromium

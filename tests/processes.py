@@ -5,10 +5,12 @@ from xdist.scheduler import LoadFileScheduling
 # Files whose tests take `ray_session`. Another Ray would cost 12 s of processor time to start and 4 % of a processor
 # for as long as it lives.
 ON_ONE_RAY = {
+    "tests/datasets/test_ray_dataset.py",
     "tests/faults/test_kill.py",
     "tests/faults/test_object_store_kills.py",
     "tests/faults/test_tries.py",
     "tests/jobs/test_signals.py",
+    "tests/vllm/test_ray_llm.py",
 }
 
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("pipeline.cluster", "pipeline.loader", "pipeline.report"),
     ("pipeline.grading",),
     ("pipeline.answer", "pipeline.index"),
-    ("pipeline.prune",),
+    ("pipeline.datasets", "pipeline.prune"),
     ("pipeline.choosing",),
     ("jobs",),
 )

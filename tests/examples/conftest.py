@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES_DIR / "tiny_llava_training"))
-sys.path.append(str(EXAMPLES_DIR / "lmms_eval"))  # after the former, whose export.py is another
+for folder in ("tiny_llava_training", "fine_tuning"):
+    sys.path.insert(0, str(EXAMPLES_DIR / folder))
+sys.path.append(str(EXAMPLES_DIR / "lmms_eval"))  # after the first, whose export.py is another
 
 
 @pytest.fixture(scope="session")
