@@ -32,6 +32,8 @@ from benchmarks.synthetic import textured
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:")
 
+SHARPNESS = 3.0  # of the language model's attention
+
 
 @dataclass(frozen=True)
 class Dims:
@@ -200,13 +202,16 @@ def save_model(folder: Path, dims: Dims) -> str:
     """Write a checkpoint of random weights, the same every time, whose answers have no end of their own.
 
     Every matrix keeps the size of what it is given (deviation 1 / sqrt(inputs)), so that all layers, and with them the
-    image, have a say in every answer.
+    image, have a say in every answer. Queries of the language model are larger: it attends to some tokens, not evenly
+    to all, and so the few of the prompt have a say too.
     """
     torch.manual_seed(0)
     model = LlavaNextForConditionalGeneration(_config(dims))
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "embed" not in name:
-            weight.normal_(0.0, weight[0].numel() ** -0.5)
+            weight.normal_(
+                0.0, (SHARPNESS if "language_model" in name and "q_proj" in name else 1.0) * weight[0].numel() ** -0.5
+            )
         elif "embed" in name or "image_newline" in name:
             weight.normal_(0.0, 1.0)
     model.generation_config.eos_token_id = None
