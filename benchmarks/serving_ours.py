@@ -35,8 +35,7 @@ class Ours:
             corpus=(str(manifest),), model=model, output=str(output), max_tokens=str(tokens), batch_size=BATCH
         )
         self._plan, self._limits, self._model = plan(settings), limits, model
-        self._artifact = Artifact(output)
-        self._output = output
+        self._artifact, self.output = Artifact(output), output
         self._encoder: EncodeShards | None = None
         self._answering: dict[int, AnswerShards] = {}
 
@@ -60,7 +59,7 @@ class Ours:
         def work(clock: Clock) -> Answers:
             decoded = decode_samples(index, self._model)
             encoded = encoder.encode_shard(decoded, BATCH)
-            write_shard(encoded, WriteSettings(self._output, ("webdataset",)))
+            write_shard(encoded, WriteSettings(self.output, ("webdataset",)))
             seconds = self._record(self._artifact).seconds
             clock.seconds.clear()  # the stages tell their time themselves
             clock.seconds["prepare"] = seconds["read"] + seconds["decode"]
@@ -72,11 +71,11 @@ class Ours:
 
     def answer_turn(self, new_tokens: int) -> Callable[[Clock], Answers]:
         """Loads the artifact, answers its prompts and commits the answers: the stage of the answer job."""
-        output = self._output.with_name(f"{self._output.name}-answers-{new_tokens}")
+        output = self.output.with_name(f"{self.output.name}-answers-{new_tokens}")
         stage = self._answering.get(new_tokens)
         if stage is None:
             settings = GenerateSettings(
-                pruned=self._output,
+                pruned=self.output,
                 output=output,
                 model=self._model,
                 dtype=self._plan.dtype,
@@ -100,7 +99,7 @@ class Ours:
     def kept_sets(self) -> dict[str, Tensor]:
         """The kept tokens of every image, ascending, by the name of its file."""
         images = ShardLoader(self._artifact).load(0, Budget("all")).images
-        table = pq.read_table(self._output / self._record(self._artifact).files["selections"].path)
+        table = pq.read_table(self.output / self._record(self._artifact).files["selections"].path)
         names = (source.rpartition("/")[2] for source in table["source"].to_pylist())
         return {name: images[one].indices_K for name, one in zip(names, table["image_id"].to_pylist(), strict=True)}
 

@@ -24,8 +24,8 @@ def leading_line(result: dict[str, Any], share_of: Mapping[int, float], levels: 
         f"**{row['times']:.1f} times the answers a second** of the untouched model, pruning included: {row['prompts']} "
         f"prompts about each image at {row['tokens']} of {visual:,} visual tokens ({100 * share:.1f} %), on a model "
         f"with LLaVA-NeXT-7B's proportions ([docs/serving_gain.md](docs/serving_gain.md)). At the nearest share that "
-        f"accuracy was measured at, {nearest} of {whole} tokens ({100 * share_of[nearest]:.4g} %), the default selector "
-        f"answers {' and '.join(levels[nearest])} of the bundled corpus's one-word questions."
+        f"accuracy was measured at, {nearest} of {whole} tokens ({100 * share_of[nearest]:.4g} %), the default "
+        f"selector answers {' and '.join(levels[nearest])} of the bundled corpus's one-word questions."
     )
 
 
@@ -56,6 +56,8 @@ def gain_lines(result: dict[str, Any]) -> list[str]:
             f"{row['times']:.1f} | {row['times_by_cpu']:.1f} | {goal} | {row['times_by_operations_scaled']:.1f} | "
             f"{row['times_by_operations_original']:.1f} |"
         )
+    if "vllm" in result:
+        lines += ["", vllm_line(result["vllm"])]
     lines += ["", "Where the time goes, milliseconds an answer (prune: an image):", ""]
     cases = [row for row in result["cases"].values() if row["new_tokens"] > 1 or row["side"] == "prune"]
     shown = [part for part in PARTS if any(row["parts_sec"].get(part) for row in cases)]
@@ -72,6 +74,18 @@ def gain_lines(result: dict[str, Any]) -> list[str]:
             f"{' | '.join(parts)} |"
         )
     return [*lines, "", *once_lines(result)]
+
+
+def vllm_line(found: dict[str, Any]) -> str:
+    """The row about vLLM: on pictures, and on the artifact."""
+    return (
+        f"vLLM {found['version']}, prefix caching on, {found['images']} images x {found['prompts']} prompts, "
+        f"{found['new_tokens']} new tokens: from the artifact at {found['tokens']} tokens {found['times']:.1f} times "
+        f"the answers a second that it gives from pictures ({found['times_by_cpu']:.1f} by processor time), "
+        f"{found['times_with_pruning']:.1f} times with the prune pass counted. Of its {found['answers']} answers "
+        f"{found['equal from pictures']} from pictures are the untouched model's, token for token, and "
+        f"{found['equal from the artifact']} from the artifact are those of our own engine."
+    )
 
 
 def once_lines(result: dict[str, Any]) -> list[str]:
@@ -91,8 +105,8 @@ def once_lines(result: dict[str, Any]) -> list[str]:
         f"* Peak memory of a process that does nothing else, less its imports: {memory}.",
         f"* Bytes read for an image: {read['picture_bytes_an_image'] / 1024:,.0f} KiB of JPEG; of the artifact "
         f"{artifact} (float32 rows of a width of {result['arithmetic']['measured']['dims']['text_width']}). Weights: "
-        f"vision side {weights['vision'] / MIB:,.0f} MiB, language side {weights['language'] / MIB:,.0f} MiB; answering "
-        "from an artifact holds the second alone.",
+        f"vision side {weights['vision'] / MIB:,.0f} MiB, language side {weights['language'] / MIB:,.0f} MiB; "
+        "answering from an artifact holds the second alone.",
         f"* Checked first, token for token, on {equal['images']} images and {equal['answers']} answers: "
         + "; ".join(f"{name}" for name in equal if " = " in name)
         + f". {equal['distinct answers of the untouched model']} of these answers are distinct. The published "

@@ -8,8 +8,8 @@ from transformers import LlavaNextForConditionalGeneration
 
 from benchmarks import serving
 from benchmarks.scaled_next import ORIGINAL, SCALED, TINY, arithmetic, save_model
-from benchmarks.serving import ANSWER, IN_REQUEST, PRUNE, SHARED, UNTOUCHED, Work, operations
-from benchmarks.serving_baselines import Clock, Limits
+from benchmarks.serving_baselines import Clock, Limits, Stock
+from benchmarks.serving_bench import ANSWER, IN_REQUEST, PRUNE, SHARED, UNTOUCHED, Bench, Work, operations
 from benchmarks.serving_tables import arithmetic_lines, gain_lines, leading_line
 
 
@@ -81,8 +81,8 @@ def test_a_side_that_answers_otherwise_is_not_timed(monkeypatch, tmp_path):
         answers = self.untouched(asked, new_tokens, clock)
         return {name: [*tokens[:-1], tokens[-1] + 1] for name, tokens in answers.items()}
 
-    monkeypatch.setattr(serving.Stock, "shared", shared)
-    bench = serving.Bench(tmp_path, TINY, Limits(32, 16_384), torch.get_num_threads())
+    monkeypatch.setattr(Stock, "shared", shared)
+    bench = Bench(tmp_path, TINY, Limits(32, 16_384), torch.get_num_threads())
     with pytest.raises(AssertionError, match="a shared prefix changes an answer"):
         serving.check_equality(bench, 20, 3)
 
