@@ -104,7 +104,7 @@ def main(kind: str, model: str, source: str, new_tokens: str, prompts: str) -> N
 
     with tempfile.TemporaryDirectory(prefix="serving-vllm-") as made:
         folder = Path(model)
-        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
+        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}}
         if kind == PICTURES:
             folder = renamed(folder, Path(made))
         else:
