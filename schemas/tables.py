@@ -4,7 +4,7 @@ from schemas.answers import AnswerRow
 from schemas.columns import schema_of, struct_of
 from schemas.grades import GradeRow
 from schemas.samples import IndexRow, Prompt, Sample
-from schemas.selections import ErrorRow, FeatureRow, PromptRow, SelectionRow
+from schemas.selections import ErrorRow, FeatureRow, PayloadRow, PromptRow, SelectionRow
 
 SCHEMA_VERSION = 2
 
@@ -16,6 +16,7 @@ SELECTIONS = schema_of(SelectionRow)
 PROMPTS = schema_of(PromptRow)
 ERRORS = schema_of(ErrorRow)
 FEATURES = schema_of(FeatureRow)
+PAYLOADS = schema_of(PayloadRow)
 
 ANSWERS = schema_of(AnswerRow)
 GRADES = schema_of(GradeRow)

@@ -139,7 +139,9 @@ class Ledger:
             self.store.delete(_commit_key(shard))
 
     @contextmanager
-    def opened(self, record: CommitRecord, table: str, used: dict[str, str] | None = None) -> Iterator[BinaryIO]:
+    def opened(
+        self, record: CommitRecord, table: str, used: dict[str, str] | None = None, *, in_parts: bool = False
+    ) -> Iterator[BinaryIO]:
         """A committed file to read from: the one its record names, even if it is replaced meanwhile.
 
         Args:
@@ -147,6 +149,8 @@ class Ledger:
             table: whose file.
             used: takes the file's sha256, by its path in the artifact. All bytes are compared with it first, also where
                 size and tag are as committed: what is made from the file says by this hash what it was made from.
+            in_parts: the caller reads some parts and checks them itself, by the checksums of pages or those in the
+                table `payloads`; all bytes are compared only where the tag is not as committed.
 
         Raises:
             RecordError: the record names no such file, or another one lies in its place.
@@ -159,7 +163,7 @@ class Ledger:
             size = stream.seek(0, os.SEEK_END)
             # Asked after the file was opened: if the tag is the committed one, it is that of the opened file too.
             found = self.store.stat(entry.path)
-            same = used is None and found is not None and found.tag == entry.tag
+            same = (used is None or in_parts) and found is not None and found.tag == entry.tag
             problem = _other_size(entry, size) or (None if same else _other_bytes(entry, stream))
             if problem is not None:
                 raise RecordError(f"{self.store.locate()}: {problem}")
