@@ -13,7 +13,7 @@ from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.grading.grader import Grader
-from pipeline.grading.survey import most_references
+from pipeline.grading.survey import references_in
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted, why_not_posed
 from schemas.tables import PROMPTS, SELECTIONS
@@ -102,7 +102,7 @@ def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
         UserError: naming the types that there are, or what the metric takes.
     """
     if found.prompts and grader != Grader():
-        grader.check(most_references(dataset_of(pruned.store, found.prompts, PROMPTS)), pruned.address)
+        grader.check(references_in(dataset_of(pruned.store, found.prompts, PROMPTS)), pruned.address)
 
 
 def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:

@@ -225,21 +225,24 @@ class Ledger:
                 return problem
         return None
 
-    def resume(self, num_shards: int, *, deep: bool = False, sources: Mapping[str, str] | None = None) -> Resume:
+    def resume(
+        self, shards: int | Sequence[int], *, deep: bool = False, sources: Mapping[str, str] | None = None
+    ) -> Resume:
         """What is there and what is still to do: lists the store once and reads each commit record once.
 
         A shard whose record is damaged, whose files are missing or altered, or that was made from files that are not
         those in force, counts as never done.
 
         Args:
-            num_shards: shards the job has in all.
+            shards: how many the job has in all, or their numbers where it does not have the first so many.
             deep: read every committed byte.
             sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
         listed = self.listing()
         committed = _commits_among(listed.values())
-        resume = Resume(strays=sorted(shard for shard in committed if shard >= num_shards))
-        expected = [shard for shard in range(num_shards) if shard in committed]
+        wanted = range(shards) if isinstance(shards, int) else sorted(shards)
+        resume = Resume(strays=sorted(committed.keys() - set(wanted)))
+        expected = [shard for shard in wanted if shard in committed]
         problems: dict[int, str | None] = {}  # of shards that are done again; None: only made from other files
         for shard, record in self.read_commits(expected):
             if isinstance(record, CommitRecord):
@@ -252,7 +255,7 @@ class Ledger:
                     problems[shard] = problem
             else:
                 problems[shard] = "its commit record vanished" if record is None else str(record)
-        resume.pending = [shard for shard in range(num_shards) if shard in problems or shard not in committed]
+        resume.pending = [shard for shard in wanted if shard in problems or shard not in committed]
         for shard, problem in problems.items():
             resume.damaged.append(shard)
             if problem is None:

@@ -113,6 +113,13 @@ def dataset_of(store: Store, keys: Iterable[str], schema: pa.Schema, holds: ds.E
     return ds.FileSystemDataset([form.make_fragment(key, files, holds) for key in keys], schema, form, files)
 
 
+def table_bytes(rows: pa.Table) -> bytes:
+    """The bytes of the file that `write_table` makes of `rows`."""
+    sink = pa.BufferOutputStream()
+    _write_rows(sink, rows)
+    return bytes(sink.getvalue())
+
+
 def table_size(rows: pa.Table) -> int:
     """Bytes of the file that `write_table` makes of `rows`; nothing is written."""
     sink = pa.MockOutputStream()
