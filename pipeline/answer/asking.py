@@ -211,8 +211,12 @@ class Plan:
 
     def images_of(self, shard: int) -> pa.Array:
         """Ids of the images of a pruned shard that prompts ask about which can be posed."""
-        asked = f"select distinct image_id from {self.prompts} where status = '{OK}' and image_shard = {shard}"
-        return self.db.sql(asked).to_arrow_table()["image_id"].combine_chunks()
+        self.db.execute(  # once: the prompts may have to be read from the artifact
+            "create table if not exists asked_images as "
+            f"select distinct image_shard, image_id from {self.prompts} where status = '{OK}' order by all"
+        )
+        found = self.db.sql(f"select image_id from asked_images where image_shard = {shard}")
+        return found.to_arrow_table()["image_id"].combine_chunks()
 
     def write(self, artifact: Artifact) -> Asked:
         """Write the prompts into the output, which the caller holds. Answers to others than these are taken back."""
