@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.answer.checks import Survey
 from pipeline.answer.settings import AnswerSettings
 from pipeline.artifact.artifact import Artifact
-from pipeline.artifact.asked import Asked, digest_of, drop_asked, read_record, write_asked, write_record
+from pipeline.artifact.asked import TABLE, Asked, digest_of, drop_asked, read_record, write_asked, write_record
 from pipeline.artifact.index import read_index
 from pipeline.artifact.tables import dataset_of
 from pipeline.corpus.asking import PromptsFile
@@ -125,9 +125,12 @@ class Asking:
         return {"prompts_sha256": self.sha256, "where": self.where, **columns}
 
     def known(self, artifact: Artifact, found: Survey) -> Asked | None:
-        """What lies in the output already, if it was made from the pruned files in force."""
+        """The prompts that lie in the output already, if they are whole and made from the pruned files in force."""
         asked = read_record(artifact.store)
-        return asked if asked is not None and asked.made_from == digest_of(found.hashes) else None
+        if asked is None or asked.made_from != digest_of(found.hashes):
+            return None
+        listed = {entry.key: entry for entry in artifact.store.walk(f"{TABLE}/")}
+        return asked if artifact.problem_among(asked.files.values(), listed) is None else None
 
     def refuse_others(self, artifact: Artifact) -> None:
         """Refuse an output that answers another file.
@@ -166,18 +169,44 @@ class Asking:
         if self.where is not None:
             _choose(db, prompts, self.where)
             prompts = f"(select * from {prompts} where prompt_id in (select prompt_id from chosen))"
-        plan = Plan(db, digest_of(found.hashes), prompts, order)
+        plan = Plan(db, prompts, digest_of(found.hashes), order)
         plan.check(named, say)
         return plan
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which prompts are asked about which shards, before anything of it is written."""
+class Chosen:
+    """The prompts that are asked."""
 
     db: duckdb.DuckDBPyConnection
-    made_from: str
     prompts: str  # as SQL's `from` has it
+
+    @classmethod
+    def before(cls, artifact: Artifact, asked: Asked) -> "Chosen":
+        """Those that lie in the output already."""
+        db = duckdb.connect()
+        db.register("asked", dataset_of(artifact.store, [entry.path for entry in asked.files.values()], ASKED))
+        return cls(db, "asked")
+
+    def most_references(self) -> dict[str | None, int]:
+        """The types of prompts, with the largest number of references that one prompt of the type has."""
+        return most_references(self.db, self.prompts)
+
+    def images_of(self, shard: int) -> pa.Array:
+        """Ids of the images of a pruned shard that prompts ask about which can be posed."""
+        self.db.execute(  # once: the prompts may have to be read from the artifact
+            "create table if not exists asked_images as "
+            f"select distinct image_shard, image_id from {self.prompts} where status = '{OK}' order by all"
+        )
+        found = self.db.sql(f"select image_id from asked_images where image_shard = {shard}")
+        return found.to_arrow_table()["image_id"].combine_chunks()
+
+
+@dataclass(frozen=True)
+class Plan(Chosen):
+    """Which prompts are asked about which shards, before anything of it is written."""
+
+    made_from: str
     order: str  # column by which they go in a shard
 
     def check(self, named: str, say: Callable[[str], None]) -> None:
@@ -204,19 +233,6 @@ class Plan:
         about = f"{counted(images, 'images')} in {counted(shards, 'shards')}"
         also = f"; refused without being posed: {refused}" if refused else ""
         say(f"{named}: {counted(statuses[OK], 'prompts')} about {about}{also}")
-
-    def most_references(self) -> dict[str | None, int]:
-        """The types of prompts, with the largest number of references that one prompt of the type has."""
-        return most_references(self.db, self.prompts)
-
-    def images_of(self, shard: int) -> pa.Array:
-        """Ids of the images of a pruned shard that prompts ask about which can be posed."""
-        self.db.execute(  # once: the prompts may have to be read from the artifact
-            "create table if not exists asked_images as "
-            f"select distinct image_shard, image_id from {self.prompts} where status = '{OK}' order by all"
-        )
-        found = self.db.sql(f"select image_id from asked_images where image_shard = {shard}")
-        return found.to_arrow_table()["image_id"].combine_chunks()
 
     def write(self, artifact: Artifact) -> Asked:
         """Write the prompts into the output, which the caller holds. Answers to others than these are taken back."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.answer.asking import Asking, Plan
+from pipeline.answer.asking import Asking, Chosen, Plan
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.gains import StoredGains, check_gains
 from pipeline.answer.settings import AnswerSettings
@@ -127,13 +127,16 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
             say(f"{counted(len(work.shards), 'shards', 'are')} there already in {artifact.address}; nothing to do")
             return AnswerResult(0, len(work.shards))
-    plan = None if asking is None else _planned(asking, settings, pruned, found, say)
-    job = _settled(settings, pruned, found, plan, artifact, job, say)
+    plan = None if asking is None or asked is not None else _planned(asking, settings, pruned, found, say)
+    chosen = plan if asked is None else Chosen.before(artifact, asked)
+    job = _settled(settings, pruned, found, chosen, artifact, job, say)
     with artifact.locked(say) as artifact:
         budget = _budget_in_force(settings, artifact.adopt_job(job))
         before, found = found, survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
-        if asking is not None and plan is not None:
-            plan = plan if found is before else _planned(asking, settings, pruned, found, say)
+        asked = None if asking is None else asking.known(artifact, found)
+        if asking is not None and asked is None:
+            if plan is None or found is not before:
+                plan = _planned(asking, settings, pruned, found, say)
             asked = plan.write(artifact)
         work = _Work.of(found, asked)
         num_shards = len(work.shards)
@@ -182,7 +185,7 @@ def _settled(
     settings: AnswerSettings,
     pruned: Artifact,
     found: Survey,
-    plan: Plan | None,
+    chosen: Chosen | None,
     artifact: Artifact,
     job: JobRecord,
     say: Callable[[str], None],
@@ -197,7 +200,7 @@ def _settled(
     budget = settings.budget
     if isinstance(budget, Budget):
         return job
-    gains = StoredGains(pruned, found, None if plan is None else plan.images_of)
+    gains = StoredGains(pruned, found, None if chosen is None else chosen.images_of)
     old = artifact.check_job(job)
     known = old.resolved if old is not None else {}
     if isinstance(budget, MeanBudget):

@@ -212,7 +212,16 @@ class Ledger:
         found = ((entry, self.store.stat(entry.path)) for entry in record.files.values())
         return self._first_problem(found, deep)
 
-    def _first_problem(self, files: Iterator[tuple[FileEntry, Entry | None]], deep: bool) -> str | None:
+    def problem_among(self, files: Iterable[FileEntry], listed: Mapping[str, Entry]) -> str | None:
+        """What is wrong with one of these files, or None; compares sha256 where the tag is another.
+
+        Args:
+            files: as they were written.
+            listed: as `listing` gives it.
+        """
+        return self._first_problem(((entry, listed.get(entry.path)) for entry in files), deep=False)
+
+    def _first_problem(self, files: Iterable[tuple[FileEntry, Entry | None]], deep: bool) -> str | None:
         for entry, found in files:
             problem = _missing(entry) if found is None else _other_size(entry, found.size_bytes)
             if problem is None and found is not None and (deep or found.tag != entry.tag):
