@@ -341,7 +341,7 @@ def test_a_subset_reads_only_the_bytes_of_its_images(one_shard, answer, tmp_path
     pruned = tmp_path / "pruned"
     one_shard(pruned, features=form)
     sizes = {row["image_id"]: row["size_bytes"] for row in rows_of(pruned, "payloads")}
-    asked = [row["image_id"] for row in rows_of(pruned, "selections")[7:20:12]]
+    asked = [row["image_id"] for row in rows_of(pruned, "selections")[2:5:2]]  # not side by side
     file = lines(tmp_path / "f.jsonl", [{"image_id": image, "prompt": "what ?"} for image in asked])
     read_of.clear()
     rows, result, _ = answer(pruned, tmp_path / "out", prompts=file, tokens="all")
@@ -352,16 +352,12 @@ def test_a_subset_reads_only_the_bytes_of_its_images(one_shard, answer, tmp_path
             by_folder[Path(path).parent.name] += count
     (features,) = (pruned / "features").iterdir()
     wanted, whole = sum(sizes[image] for image in asked), features.stat().st_size
-    # Of Parquet a row group is the least that is read: an image, or about a mebibyte.
-    group = (
-        max(pq.ParquetFile(features).metadata.row_group(n).total_byte_size for n in (0,)) if form == "parquet" else 0
-    )
-    assert (
-        wanted
-        <= by_folder["features"]
-        <= (wanted + 4 * io.DEFAULT_BUFFER_SIZE if form == "webdataset" else 2.5 * group)
-    )
-    assert by_folder["features"] < whole / 2
+    most = wanted + 4 * io.DEFAULT_BUFFER_SIZE
+    if form == "parquet":  # of which a row group is the least that is read: an image, or about a mebibyte
+        groups = pq.ParquetFile(features).metadata
+        assert groups.num_row_groups >= 3
+        most = groups.row_group(0).total_byte_size + 4 * io.DEFAULT_BUFFER_SIZE
+    assert wanted <= by_folder["features"] <= most < whole / 2
     record = Artifact(pruned).read_commit(0)
     assert record is not None
     sources = Artifact(tmp_path / "out").read_commit(0).sources  # type: ignore[union-attr]
