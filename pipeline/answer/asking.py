@@ -80,7 +80,9 @@ with told as (
 ), again as (
     select *, prompt_id is not null and turn = 1 as is_own,
            prompt_id is not null and turn > 1 and found = '{ok}' as late,
-           row_number() over (partition by content order by position) as copy
+           row_number() over (
+               partition by content, prompt_id is not null and turn = 1 order by prompt_id is not null, position
+           ) as copy
     from told
 )
 select position,
