@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jobs.console import quiet_libraries
 from pipeline.artifact.index import read_index
-from pipeline.artifact.tables import write_features_tar, write_table
+from pipeline.artifact.tables import write_features, write_table
 from pipeline.budget import parse_budget
 from pipeline.cluster.environment import own_dtype
 from pipeline.corpus.decode import decode_image
@@ -140,12 +140,12 @@ def bare_loop(
 def write_shard_files(
     output: Path, rows: list[IndexRow], selections: list[SelectionRow], features: list[FeatureRow]
 ) -> None:
-    """The four files of a shard."""
+    """The five files of a shard."""
     shard, decisions = rows[0].shard, table_of(SelectionRow, selections)
     write_table(output, "selections", shard, decisions)
     write_table(output, "prompts", shard, table_of(PromptRow, prompt_rows(rows)))
     write_table(output, "errors", shard, table_of(ErrorRow, []))
-    write_features_tar(output, shard, decisions, table_of(FeatureRow, features))
+    write_features(output, shard, decisions, table_of(FeatureRow, features), ("webdataset",))
 
 
 def main() -> None:

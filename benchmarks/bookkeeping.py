@@ -45,6 +45,7 @@ FILES = {
     "prompts": "prompts/part-{:08d}.parquet",
     "errors": "errors/part-{:08d}.parquet",
     "features.webdataset": "features/shard-{:08d}.tar",
+    "payloads": "payloads/part-{:08d}.parquet",
 }
 WORDS = ("what", "colour", "is", "the", "small", "thing", "left", "of", "big", "one", "on", "table", "how", "many", "?")
 STAGES = ("read", "decode", "encode", "score", "select", "write")

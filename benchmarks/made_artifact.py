@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.artifact.tables import write_table
+from pipeline.artifact.tables import write_features, write_table
 from pipeline.budget import parse_budget
 from schemas.columns import schema_of, structs_of, table_of
 from schemas.records import CommitRecord, JobRecord
@@ -90,7 +90,7 @@ def _write_shard(made: Made, form: Form, number: int) -> None:
         "errors": write_table(made.pruned, "errors", number, shard.errors),
     }
     if form.width:
-        files["features.parquet"] = write_table(made.pruned, "features", number, shard.features)
+        files.update(write_features(made.pruned, number, shard.selections, shard.features, ("parquet",)))
     failed, asked, empty = shard.unreadable, len(shard.prompts), int(shard.empty.sum())
     counts = {
         "samples": form.images_a_shard + failed,

@@ -19,8 +19,13 @@ EXAMPLES = """examples:
       --output out/answers
   <program> --pruned out/scenes --model examples/tiny-llava --tokens all \\
       --output out/answers-all
+  <program> --pruned out/scenes --model examples/tiny-llava --tokens 32 \\
+      --prompts examples/asking/questions.jsonl --output out/asked
+  <program> --pruned out/scenes --model examples/tiny-llava --tokens 32 \\
+      --where "type = 'count' and num_kept = 64" --output out/counts
 
 The same pruned corpus serves every budget up to the one it was pruned with.
+A line of --prompts: {"source": "000000.jpg", "prompt": "what is this ?"}
 Run the same command again to resume; committed shards are skipped.
 """
 

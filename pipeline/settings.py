@@ -209,6 +209,7 @@ Count = Annotated[int, Ge(1)]
 BudgetText = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_budget)]
 AnswerBudgetText = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_is_answer_budget)]
 FolderToRead = Annotated[Text, AfterValidator(_to_read)]  # held as an absolute path, or an address
+FileToRead = FolderToRead
 FolderToWrite = Annotated[Text, AfterValidator(_to_write)]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

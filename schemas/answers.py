@@ -18,10 +18,10 @@ class FinishReason(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class AnswerRow:
-    """answers/part-*.parquet: one row per prompt that has the status "ok" in the pruned artifact."""
+    """answers/part-*.parquet: a row per prompt of the status "ok" in the pruned artifact, or per prompt of a file."""
 
     prompt_id: str = column(pa.string())
-    image_id: str = column(pa.string())
+    image_id: str | None = column(pa.string())  # null where a prompt of a file names none that is there
     answer: str | None = column(pa.string())  # null where the prompt was refused
     answer_tokens: list[int] = column(pa.list_(pa.int32()))  # generated token ids, end-of-sequence excluded
     finish_reason: FinishReason = column(pa.string())

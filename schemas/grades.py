@@ -12,7 +12,7 @@ class GradeRow:
     """grades/part-*.parquet: one row per answer of the artifact that was graded, in its order."""
 
     prompt_id: str = column(pa.string())
-    image_id: str = column(pa.string())
+    image_id: str | None = column(pa.string())  # as the answer has it
     type: str | None = column(pa.string())
     metric: str = column(pa.string())  # what `score` is
     score: float | None = column(pa.float64())  # from 0 to 1, `cider_d` to 10; null where there is nothing to score

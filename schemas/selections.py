@@ -100,6 +100,19 @@ class ErrorRow:
 
 
 @dataclass(slots=True, kw_only=True)
+class PayloadRow:
+    """payloads: one row per image whose features are stored, in the order in which their files hold them.
+
+    By it the features of one image are found, read and checked without those of others.
+    """
+
+    image_id: str = column(pa.string())
+    offset: int | None = column(pa.int64())  # byte of the tar at which the payload begins; null: there is no tar
+    size_bytes: int = column(pa.int64())  # of the payload, in any form
+    sha256: str = column(pa.string())  # of the same
+
+
+@dataclass(slots=True, kw_only=True)
 class FeatureRow:
     """features/part-*.parquet: the payload that is also the WebDataset member <image_id>.features.safetensors."""
 

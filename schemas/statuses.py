@@ -15,10 +15,19 @@ class PromptStatus(StrEnum):
     DUPLICATE_ID = "duplicate_prompt_id"
 
 
+class AskedStatus(StrEnum):
+    """What else can keep a prompt from being posed that is asked about an artifact after it was pruned."""
+
+    UNKNOWN = "unknown_image"
+    AMBIGUOUS = "ambiguous_source"
+
+
 _IN_WORDS: dict[str, str] = {
     PromptStatus.BAD: "not in the form of a prompt",
     PromptStatus.EMPTY: "without text",
     PromptStatus.DUPLICATE_ID: "with the id of another prompt",
+    AskedStatus.UNKNOWN: "about images that are not there",
+    AskedStatus.AMBIGUOUS: "about one of several images",
 }
 
 

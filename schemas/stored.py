@@ -13,10 +13,10 @@ _SELECTIONS = {field.name: field.type for field in SELECTIONS}
 
 @dataclass(slots=True, kw_only=True)
 class StoredPrompt:
-    """A prompt as it is posed."""
+    """A prompt as it is posed. One that can't be posed may lack its image."""
 
     prompt_id: str = column(_PROMPTS["prompt_id"])
-    image_id: str = column(_PROMPTS["image_id"])
+    image_id: str = column(_PROMPTS["image_id"])  # of a prompt that can be posed
     prompt: str = column(_PROMPTS["prompt"])
     messages: list[Message] | None = list_column(Message, default=None)
     references: list[str] | None = column(_PROMPTS["references"])

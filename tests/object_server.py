@@ -63,6 +63,7 @@ class ObjectServer:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.faults = Faults()
         self.requests: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()  # bytes of objects, by `/BUCKET/KEY`
         self._moto = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
         self._moto.start()
         self._behind = self._moto.get_host_and_port()
@@ -160,6 +161,8 @@ class ObjectServer:
         if fault == "500 done":
             _answer(to, 500, {}, b"<Error><Code>InternalError</Code></Error>")
             return
+        if _kind(to.command, to.path) == "GET":
+            self.sent[urllib.parse.unquote(urllib.parse.urlsplit(to.path).path)] += len(data)
         _answer(to, status, headers, data, cut=fault == "cut done")
 
     def _pass_on(self, of: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -218,6 +221,7 @@ def object_server(started_object_server: ObjectServer, monkeypatch: pytest.Monke
     for name, value in started_object_server.environment.items():
         monkeypatch.setenv(name, value)
     started_object_server.faults, started_object_server.requests = Faults(), Counter()
+    started_object_server.sent = Counter()
     bucket.cache_clear()
     yield started_object_server
     started_object_server.faults = Faults()

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import pack_features
-from pipeline.artifact.tables import write_features_tar, write_table
+from pipeline.artifact.tables import write_features, write_table
 from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord
 from schemas.selections import ErrorRow, FeatureRow, Grid, Position, PromptRow, SegmentRow, SelectionRow
@@ -51,7 +51,7 @@ def write_pruned_shard(artifact: Artifact, shard: int, value: float = 0.0) -> Co
             "selections": write_table(artifact.store, "selections", shard, table),
             "prompts": write_table(artifact.store, "prompts", shard, table_of(PromptRow, prompts)),
             "errors": write_table(artifact.store, "errors", shard, table_of(ErrorRow, [error])),
-            "features.webdataset": write_features_tar(artifact.store, shard, table, table_of(FeatureRow, features)),
+            **write_features(artifact.store, shard, table, table_of(FeatureRow, features), ("webdataset",)),
         },
         {"images": 3, "samples": 4, "samples.ok": 3, "prompts": 2, "prompts.ok": 2},
     )

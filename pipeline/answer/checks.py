@@ -14,7 +14,7 @@ from pipeline.artifact.tables import dataset_of
 from pipeline.budget import Budget
 from pipeline.errors import UserError
 from pipeline.grading.grader import Grader
-from pipeline.grading.survey import most_references, references_of
+from pipeline.grading.survey import references_in, references_of
 from schemas.records import JobRecord, to_json
 from schemas.statuses import OK, Counted, why_not_posed
 from schemas.tables import PROMPTS, SELECTIONS
@@ -104,7 +104,7 @@ def check_metrics(pruned: Artifact, found: Survey, grader: Grader) -> None:
     """
     if found.prompts and grader != Grader():
         prompts = dataset_of(pruned.store, found.prompts, PROMPTS)
-        grader.check(most_references(prompts), pruned.address, partial(references_of, prompts))
+        grader.check(references_in(prompts), pruned.address, partial(references_of, prompts))
 
 
 def check_stored(pruned: Artifact, found: Survey, budget: Budget, text: str) -> None:

@@ -6,7 +6,7 @@ posed asks about.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,10 +77,16 @@ def check_gains(text: str, pruned: Artifact, prune_job: JobRecord) -> None:
 
 
 class StoredGains:
-    """The gains in a pruned artifact, of the images that are asked about."""
+    """The gains in a pruned artifact, of the images that are asked about.
 
-    def __init__(self, pruned: Artifact, found: Survey) -> None:
-        self._pruned, self._found = pruned, found
+    Args:
+        pruned: the artifact.
+        found: its survey.
+        asked: the ids of the images of a shard that are asked about; without it the prompts of the artifact say so.
+    """
+
+    def __init__(self, pruned: Artifact, found: Survey, asked: Callable[[int], pa.Array] | None = None) -> None:
+        self._pruned, self._found, self._asked = pruned, found, asked
 
     def threshold(self, budget: MeanBudget) -> float:
         """The least threshold at which the mean is not exceeded; gains that tie there are all left out.
@@ -141,17 +147,24 @@ class StoredGains:
         )
 
     def _shards(self) -> Iterator[_Shard]:
-        elsewhere = self._asked_from_elsewhere()
-        store = self._pruned.store
-        here = (ds.field("status") == PromptStatus.OK) & (ds.field("image_shard") == ds.field("shard"))
-        for number, (selections, prompts) in enumerate(zip(self._found.selections, self._found.prompts, strict=True)):
-            asked = dataset_of(store, [prompts], PROMPTS).to_table(columns=["image_id"], filter=here)["image_id"]
-            wanted = pa.chunked_array([*asked.chunks, pa.array(sorted(elsewhere[number]), pa.string())])
-            is_asked = ds.field("image_id").isin(pa.concat_arrays(wanted.chunks))
+        asked = self._asked or self._asked_by_the_artifact()
+        for number, selections in enumerate(self._found.selections):
+            is_asked = ds.field("image_id").isin(asked(number))
             columns = ["gain", "num_tokens", "position"]
-            table = dataset_of(store, [selections], SELECTIONS).to_table(columns=columns, filter=is_asked)
+            table = dataset_of(self._pruned.store, [selections], SELECTIONS).to_table(columns=columns, filter=is_asked)
             if len(table):
                 yield _shard_of(table)
+
+    def _asked_by_the_artifact(self) -> Callable[[int], pa.Array]:
+        elsewhere = self._asked_from_elsewhere()
+        here = (ds.field("status") == PromptStatus.OK) & (ds.field("image_shard") == ds.field("shard"))
+
+        def asked(number: int) -> pa.Array:
+            prompts = dataset_of(self._pruned.store, [self._found.prompts[number]], PROMPTS)
+            own = prompts.to_table(columns=["image_id"], filter=here)["image_id"]
+            return pa.concat_arrays([*own.chunks, pa.array(sorted(elsewhere[number]), pa.string())])
+
+        return asked
 
     def _asked_from_elsewhere(self) -> defaultdict[int, set[str]]:
         """Images that prompts of other shards than their own ask about, which come with a corpus that has grown."""

@@ -1,12 +1,13 @@
 """The answer job: it loads, answers and commits the prompts of a pruned corpus, a shard at a time."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from pipeline.answer.asking import Asking, Chosen, Plan
 from pipeline.answer.checks import Survey, check_metrics, check_model, check_prompts, check_stored, corpus_of, survey
 from pipeline.answer.decoding import Decoding, decoding_of
 from pipeline.answer.engine import ServerSettings
@@ -17,6 +18,7 @@ from pipeline.answer.settings import AnswerSettings
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.answer.vllm_environment import vllm_environment
 from pipeline.artifact.artifact import Artifact, drop_strays
+from pipeline.artifact.asked import Asked
 from pipeline.budget import Budget, GainBudget, MeanBudget
 from pipeline.cluster.attempts import Policy
 from pipeline.cluster.device import Placement, place
@@ -34,6 +36,7 @@ from pipeline.families.base import torch_dtype
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from pipeline.families.generation_settings import check_generation
 from pipeline.families.loading import check_buildable
+from pipeline.grading.grader import Grader
 from pipeline.loader.shard import check_features
 from pipeline.report.card import has_card, write_card
 from pipeline.settings import deciding
@@ -54,6 +57,21 @@ class AnswerResult:
     refused: int = 0  # of them
     failures: dict[int, str] = field(default_factory=dict)  # shards that were given up, with the reason
     stopped_by: int | None = None  # signal number
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What there is to answer."""
+
+    shards: Sequence[int]
+    prompts: Mapping[int, int]  # to be answered, by shard
+    sources: Mapping[str, str]  # files in force that answers are made from, sha256 by path
+
+    @classmethod
+    def of(cls, found: Survey, asked: Asked | None) -> "_Work":
+        if asked is None:
+            return cls(range(found.num_shards), found.posable, found.hashes)
+        return cls(sorted(asked.files), asked.rows, {**found.hashes, **asked.sources})
 
 
 def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> AnswerResult:
@@ -85,13 +103,17 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     corpus = corpus_of(pruned)
     if corpus is None:
         raise UserError(f"--pruned {pruned.address} has lost its _index; run its prune job again to make it anew")
-    check_prompts(pruned, found)
-    check_metrics(pruned, found, settings.grader)
+    artifact = Artifact(settings.output)
+    asking = Asking.of(settings)
+    if asking is None:
+        check_prompts(pruned, found)
+        check_metrics(pruned, found, settings.grader)
+    else:
+        asking.refuse_others(artifact)
     if isinstance(settings.budget, Budget):
         check_stored(pruned, found, settings.budget, settings.tokens)
     else:
         check_gains(settings.tokens, pruned, prune_job)
-    artifact = Artifact(settings.output)
     dtype = settings.dtype if settings.dtype != "auto" else own_dtype(checkpoint)
     job = JobRecord(
         kind="answer",
@@ -102,6 +124,7 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "positions": positions,
             "json_schema": decoding.json_schema,
             "pruned": {**prune_job.settings, **prune_job.model, "corpus": corpus},
+            **({} if asking is None else {"asked": asking.identity}),
         },
         model=model,
         environment={
@@ -109,24 +132,35 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
             "pruned": pruned.address,
             **({"server": settings.server} if settings.server is not None else {}),
             **{f"engine_{name}": version for name, version in versions.items()},
+            **({} if settings.prompts is None else {"prompts": settings.prompts}),
         },
     )
-    if artifact.finished and has_card(artifact):
+    asked = None if asking is None else asking.known(artifact, found)
+    if artifact.finished and has_card(artifact) and (asking is None or asked is not None):
         artifact.adopt_job(job)
-        resume = artifact.resume(found.num_shards, sources=found.hashes)
+        work = _Work.of(found, asked)
+        resume = artifact.resume(work.shards, sources=work.sources)
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
-            say(f"{counted(found.num_shards, 'shards', 'are')} there already in {artifact.address}; nothing to do")
-            return AnswerResult(0, found.num_shards)
+            say(f"{counted(len(work.shards), 'shards', 'are')} there already in {artifact.address}; nothing to do")
+            return AnswerResult(0, len(work.shards))
     server = server_of(settings, prune_job)
     if decoding.system is not None or server is not None:
         prompter = family.answerer(checkpoint, torch.device("cpu"), torch_dtype(dtype), positions, language=False)
         check_prompter(settings, server, prompter, decoding, checkpoint)
-    job = _settled(settings, pruned, found, artifact, job, say)
+    plan = None if asking is None or asked is not None else _planned(asking, settings, pruned, found, say)
+    chosen = plan if asked is None else Chosen.before(artifact, asked)
+    job = _settled(settings, pruned, found, chosen, artifact, job, say)
     with artifact.locked(say) as artifact:
         budget = _budget_in_force(settings, artifact.adopt_job(job))
-        found = survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
-        num_shards = found.num_shards
-        resume = artifact.resume(num_shards, sources=found.hashes)
+        before, found = found, survey(pruned, found)  # again: until the lock was held, the pruned corpus could grow
+        asked = None if asking is None else asking.known(artifact, found)
+        if asking is not None and asked is None:
+            if plan is None or found is not before:
+                plan = _planned(asking, settings, pruned, found, say)
+            asked = plan.write(artifact)
+        work = _Work.of(found, asked)
+        num_shards = len(work.shards)
+        resume = artifact.resume(work.shards, sources=work.sources)
         pending = resume.pending
         for reason in resume.reasons:
             say(reason)
@@ -143,12 +177,14 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
         run, prompts, refused = Followed(), 0, 0
         if pending:
             with ray_session(settings.ray_address, settings.num_cpus):
-                progress = Progress(sum(found.posable.get(shard, 0) for shard in pending), "prompts")
+                progress = Progress(sum(work.prompts.get(shard, 0) for shard in pending), "prompts")
                 pinned = settings.model_copy(update={"model": checkpoint.pinned})
-                run = _run_shards(pinned, budget, decoding, server, dtype, pruned, artifact, pending, progress, say)
+                run = _run_shards(
+                    pinned, budget, decoding, server, dtype, pruned, asked, artifact, pending, progress, say
+                )
                 prompts, refused = progress.done, progress.errors
         if run.done == len(pending):
-            _forget_what_changed(pruned, found, artifact, run, say)
+            _forget_what_changed(pruned, found, asked, artifact, run, say)
             if not run.failures:
                 write_card(artifact, say)
                 artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "answer", "num_shards": num_shards})
@@ -157,10 +193,21 @@ def answer_corpus(settings: AnswerSettings, say: Callable[[str], None]) -> Answe
     return AnswerResult(run.done, num_shards - len(pending), prompts, refused, run.failures, run.stopped_by)
 
 
+def _planned(
+    asking: Asking, settings: AnswerSettings, pruned: Artifact, found: Survey, say: Callable[[str], None]
+) -> Plan:
+    """Which prompts are asked. Raises UserError where none can be, or a metric has nothing to score."""
+    plan = asking.plan(pruned, found, say)
+    if settings.grader != Grader():
+        settings.grader.check(plan.most_references(), settings.prompts or pruned.address, plan.references_of)
+    return plan
+
+
 def _settled(
     settings: AnswerSettings,
     pruned: Artifact,
     found: Survey,
+    chosen: Chosen | None,
     artifact: Artifact,
     job: JobRecord,
     say: Callable[[str], None],
@@ -175,7 +222,7 @@ def _settled(
     budget = settings.budget
     if isinstance(budget, Budget):
         return job
-    gains = StoredGains(pruned, found)
+    gains = StoredGains(pruned, found, None if chosen is None else chosen.images_of)
     old = artifact.check_job(job)
     known = old.resolved if old is not None else {}
     if isinstance(budget, MeanBudget):
@@ -205,13 +252,19 @@ def _budget_in_force(settings: AnswerSettings, job: JobRecord) -> Budget | GainB
 
 
 def _forget_what_changed(
-    pruned: Artifact, before: Survey, artifact: Artifact, run: Followed, say: Callable[[str], None]
+    pruned: Artifact,
+    before: Survey,
+    asked: Asked | None,
+    artifact: Artifact,
+    run: Followed,
+    say: Callable[[str], None],
 ) -> None:
     """Give up the shards whose pruned files were redone, or appeared, while the answers were made."""
     found = survey(pruned, before)
     if found is before:
         return
-    resume = artifact.resume(found.num_shards, sources=found.hashes)
+    work = _Work.of(found, asked)
+    resume = artifact.resume(work.shards, sources=work.sources)
     if resume.pending:
         artifact.forget(resume.damaged)
         say(f"{counted(len(resume.pending), 'shards')} of {pruned.address} changed while they were answered")
@@ -228,6 +281,7 @@ def _run_shards(
     server: ServerSettings | None,
     dtype: str,
     pruned: Artifact,
+    asked: Asked | None,
     artifact: Artifact,
     pending: list[int],
     progress: Progress,
@@ -245,6 +299,7 @@ def _run_shards(
         generate = GenerateSettings(
             pruned=pruned.store,
             output=artifact.store,
+            asked=None if asked is None else asked.files,
             model=settings.model,
             dtype=dtype,
             budget=budget,

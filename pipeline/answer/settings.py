@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, SecretStr, ValidationInfo, model_validator
 
 from pipeline.budget import AnswerBudget, Budget, MeanBudget, parse_answer_budget
+from pipeline.corpus.reading import Reading
 from pipeline.errors import UserError
 from pipeline.grading.grader import METRIC_HELP, Grader, MetricTexts, parse_metrics
 from pipeline.settings import (
@@ -14,13 +15,16 @@ from pipeline.settings import (
     AnswerBudgetText,
     ClusterSettings,
     Count,
+    FileToRead,
     FolderToRead,
     FolderToWrite,
     Option,
     Text,
+    flag,
     named,
 )
 
+ASKED = "what is asked"
 ANSWERED = "what is answered"
 DECODED = "how answers are decoded"
 ENGINE = "what answers"
@@ -54,6 +58,31 @@ class AnswerSettings(ClusterSettings):
     pruned: Annotated[FolderToRead, Option("the output of a prune job", "FOLDER")]
     model: Annotated[Text, Option("the checkpoint that pruned it", "PATH|ID")]
     output: Annotated[FolderToWrite, Option("where the answers lie; the same folder resumes", "FOLDER")]
+
+    prompts: Annotated[
+        FileToRead | None,
+        Option(
+            "asked in place of the prompts of the corpus: JSONL or Parquet, in each row image_id or source, prompt or "
+            "messages, and references, type, id if there are any",
+            "FILE",
+            ASKED,
+        ),
+    ] = None
+    where: Annotated[
+        Text | None,
+        Option(
+            "ask only prompts for which this condition holds, on prompt_id, prompt, messages, references, type and the "
+            "columns that the view images has of their image, as in: type = 'yesno' and last_gain > 0.1",
+            "SQL",
+            ASKED,
+        ),
+    ] = None
+    prompt_column: Annotated[
+        Text | None, Option("of --prompts, with the prompt or the turns of a conversation", "NAME", ASKED)
+    ] = None
+    reference_column: Annotated[Text | None, Option("of --prompts, with what is answered", "NAME", ASKED)] = None
+    type_column: Annotated[Text | None, Option("of --prompts, with the type of the prompt", "NAME", ASKED)] = None
+    id_column: Annotated[Text | None, Option("of --prompts, with the id of the prompt", "NAME", ASKED)] = None
 
     tokens: Annotated[
         AnswerBudgetText,
@@ -171,6 +200,24 @@ class AnswerSettings(ClusterSettings):
                 f"--top-p {self.top_p:g}: nothing is drawn without a --temperature; give one, or leave --top-p out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _columns_are_of_a_file(self) -> Self:
+        for name in ("prompt_column", "reference_column", "type_column", "id_column"):
+            value = getattr(self, name)
+            if value is not None and self.prompts is None:
+                raise UserError(f"{flag(name)} {value}: it is a column of --prompts; give that file too")
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """How the rows of `prompts` are read."""
+        return Reading(
+            prompt_column=self.prompt_column,
+            reference_column=self.reference_column,
+            type_column=self.type_column,
+            id_column=self.id_column,
+        )
 
     @property
     def budget(self) -> AnswerBudget:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -11,6 +12,7 @@ from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine, Question, Reply, ServerSettings
 from pipeline.answer.engines import ENGINES, load_engine
 from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.asked import TABLE, read_asked
 from pipeline.artifact.tables import write_table
 from pipeline.budget import Budget, GainBudget
 from pipeline.cluster.attempts import Policy, StageRunner
@@ -22,11 +24,12 @@ from pipeline.families.base import KeptImage, Posed, Turn
 from pipeline.families.loading import limit_threads
 from pipeline.grading.grader import Grader
 from pipeline.grading.metrics.exact import is_correct
-from pipeline.loader.shard import ShardLoader
+from pipeline.loader.shard import LoadedShard, ShardLoader
 from pipeline.storage import Store
 from schemas.answers import AnswerRow, FinishReason
-from schemas.columns import table_of
-from schemas.records import CommitRecord
+from schemas.columns import rows_of, schema_of, table_of
+from schemas.records import CommitRecord, FileEntry
+from schemas.statuses import OK
 from schemas.stored import StoredPrompt
 
 SERVER = "server"
@@ -56,6 +59,7 @@ class GenerateSettings:
     batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
     decoding: Decoding
     stop_file: StopFile  # while it exists no further shard is begun
+    asked: Mapping[int, FileEntry] | None = None  # files of prompts in the output, by shard; None: the pruned ones
     positions: str | None = None  # of the family's; None: its default
     grader: Grader = Grader()
     device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
@@ -101,7 +105,8 @@ class AnswerShards:
     def answer_shard(self, shard: int, batch_size: int) -> pa.Table:
         """Answer and commit one shard, at most `batch_size` prompts a batch."""
         started = time.perf_counter()
-        loaded = self._loader.load(shard, self._settings.budget)
+        files = {} if self._settings.asked is None else {TABLE: self._settings.asked[shard]}
+        loaded, unposable = self._load_shard(shard, files)
         loaded_at = time.perf_counter()
         engine = self._engine_at(batch_size)
         rows = answer_prompts(
@@ -110,6 +115,7 @@ class AnswerShards:
             loaded.images,
             decoding=self._settings.decoding,
             grader=self._settings.grader,
+            unposable=unposable,
         )
         generated_at = time.perf_counter()
         entry = write_table(self._settings.output, "answers", shard, table_of(AnswerRow, rows))
@@ -123,7 +129,7 @@ class AnswerShards:
         }
         record = CommitRecord(
             shard,
-            {"answers": entry},
+            {"answers": entry, **files},
             counts,
             seconds,
             committed=time.time(),
@@ -142,6 +148,19 @@ class AnswerShards:
         }
         return pa.Table.from_pylist([outcome], ANSWERED)
 
+    def _load_shard(self, shard: int, files: Mapping[str, FileEntry]) -> tuple[LoadedShard, dict[int, str]]:
+        """What a shard asks, and of those prompts that can't be posed why, by their places."""
+        if not files:
+            return self._loader.load(shard, self._settings.budget), {}
+        used: dict[str, str] = {}
+        table = read_asked(self._output, shard, files[TABLE], used)
+        prompts = rows_of(StoredPrompt, table.select(schema_of(StoredPrompt).names))
+        told = zip(table["status"].to_pylist(), table["message"].to_pylist(), strict=True)
+        unposable = {place: message or status for place, (status, message) in enumerate(told) if status != OK}
+        posable = [prompt for place, prompt in enumerate(prompts) if place not in unposable]
+        loaded = self._loader.load_images(posable, self._settings.budget)
+        return LoadedShard(prompts, loaded.images, {**loaded.sources, **used}), unposable
+
 
 def answer_prompts(
     engine: Engine,
@@ -150,13 +169,17 @@ def answer_prompts(
     *,
     decoding: Decoding,
     grader: Grader,
+    unposable: Mapping[int, str] = MappingProxyType({}),
 ) -> list[AnswerRow]:
     """Pose prompts about kept images and grade what comes back; a row for each prompt, in the order of `prompts`.
 
-    A prompt whose image is not among `images` is refused without being posed.
+    A prompt whose image is not among `images` is refused without being posed, and so is one whose place is in
+    `unposable`, which says why.
     """
-    rows: dict[int, AnswerRow] = {}
-    there = [number for number, prompt in enumerate(prompts) if prompt.image_id in images]
+    rows: dict[int, AnswerRow] = {
+        number: _row(prompts[number], 0, Reply.refusal(why), grader) for number, why in unposable.items()
+    }
+    there = [number for number, one in enumerate(prompts) if one.image_id in images and number not in rows]
     questions = [_question(prompts[number], images) for number in there]
     replies = engine.answer(questions, decoding)
     for number, question, reply in zip(there, questions, replies, strict=True):

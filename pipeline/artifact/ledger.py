@@ -139,7 +139,9 @@ class Ledger:
             self.store.delete(_commit_key(shard))
 
     @contextmanager
-    def opened(self, record: CommitRecord, table: str, used: dict[str, str] | None = None) -> Iterator[BinaryIO]:
+    def opened(
+        self, record: CommitRecord, table: str, used: dict[str, str] | None = None, *, in_parts: bool = False
+    ) -> Iterator[BinaryIO]:
         """A committed file to read from: the one its record names, even if it is replaced meanwhile.
 
         Args:
@@ -147,6 +149,8 @@ class Ledger:
             table: whose file.
             used: takes the file's sha256, by its path in the artifact. All bytes are compared with it first, also where
                 size and tag are as committed: what is made from the file says by this hash what it was made from.
+            in_parts: the caller reads some parts and checks them itself, by the checksums of pages or those in the
+                table `payloads`; all bytes are compared only where the tag is not as committed.
 
         Raises:
             RecordError: the record names no such file, or another one lies in its place.
@@ -159,7 +163,7 @@ class Ledger:
             size = stream.seek(0, os.SEEK_END)
             # Asked after the file was opened: if the tag is the committed one, it is that of the opened file too.
             found = self.store.stat(entry.path)
-            same = used is None and found is not None and found.tag == entry.tag
+            same = (used is None or in_parts) and found is not None and found.tag == entry.tag
             problem = _other_size(entry, size) or (None if same else _other_bytes(entry, stream))
             if problem is not None:
                 raise RecordError(f"{self.store.locate()}: {problem}")
@@ -208,7 +212,16 @@ class Ledger:
         found = ((entry, self.store.stat(entry.path)) for entry in record.files.values())
         return self._first_problem(found, deep)
 
-    def _first_problem(self, files: Iterator[tuple[FileEntry, Entry | None]], deep: bool) -> str | None:
+    def problem_among(self, files: Iterable[FileEntry], listed: Mapping[str, Entry]) -> str | None:
+        """What is wrong with one of these files, or None; compares sha256 where the tag is another.
+
+        Args:
+            files: as they were written.
+            listed: as `listing` gives it.
+        """
+        return self._first_problem(((entry, listed.get(entry.path)) for entry in files), deep=False)
+
+    def _first_problem(self, files: Iterable[tuple[FileEntry, Entry | None]], deep: bool) -> str | None:
         for entry, found in files:
             problem = _missing(entry) if found is None else _other_size(entry, found.size_bytes)
             if problem is None and found is not None and (deep or found.tag != entry.tag):
@@ -221,21 +234,24 @@ class Ledger:
                 return problem
         return None
 
-    def resume(self, num_shards: int, *, deep: bool = False, sources: Mapping[str, str] | None = None) -> Resume:
+    def resume(
+        self, shards: int | Sequence[int], *, deep: bool = False, sources: Mapping[str, str] | None = None
+    ) -> Resume:
         """What is there and what is still to do: lists the store once and reads each commit record once.
 
         A shard whose record is damaged, whose files are missing or altered, or that was made from files that are not
         those in force, counts as never done.
 
         Args:
-            num_shards: shards the job has in all.
+            shards: how many the job has in all, or their numbers where it does not have the first so many.
             deep: read every committed byte.
             sources: sha256 by path of the files in force that shards are made from; None where they are made from none.
         """
         listed = self.listing()
         committed = _commits_among(listed.values())
-        resume = Resume(strays=sorted(shard for shard in committed if shard >= num_shards))
-        expected = [shard for shard in range(num_shards) if shard in committed]
+        wanted = range(shards) if isinstance(shards, int) else sorted(shards)
+        resume = Resume(strays=sorted(committed.keys() - set(wanted)))
+        expected = [shard for shard in wanted if shard in committed]
         problems: dict[int, str | None] = {}  # of shards that are done again; None: only made from other files
         for shard, record in self.read_commits(expected):
             if isinstance(record, CommitRecord):
@@ -248,7 +264,7 @@ class Ledger:
                     problems[shard] = problem
             else:
                 problems[shard] = "its commit record vanished" if record is None else str(record)
-        resume.pending = [shard for shard in range(num_shards) if shard in problems or shard not in committed]
+        resume.pending = [shard for shard in wanted if shard in problems or shard not in committed]
         for shard, problem in problems.items():
             resume.damaged.append(shard)
             if problem is None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.asked import read_record
 from pipeline.artifact.index import read_index
 from pipeline.cluster.run_folder import in_flight
 from pipeline.errors import UserError
@@ -81,7 +82,7 @@ def job_status(output: Path | str, now: Callable[[], float] = time.time) -> JobS
             tally.add(record)
         elif record is not None:  # else it was taken back meanwhile
             tally.damaged.append(shard)
-    whole = _of_prune(artifact, tally.shards) if job.kind == "prune" else _of_source(job)
+    whole = _of_prune(artifact, tally.shards) if job.kind == "prune" else _of_source(artifact, job)
     rate = tally.rate(owner.began) if owner is not None else None
     finished = finished and not tally.damaged and whole.shards in (None, tally.shards)
     left = None if whole.total is None else max(0, whole.total - tally.done)
@@ -168,8 +169,16 @@ def _of_prune(artifact: Artifact, done: int) -> _Whole:
     return _Whole(index.num_shards, index.num_images)
 
 
-def _of_source(job: JobRecord) -> _Whole:
-    """A later job has a shard for each one of what it works on, which knows how many prompts there are."""
+def _of_source(artifact: Artifact, job: JobRecord) -> _Whole:
+    """A later job has a shard for each one of what it works on, which knows how many prompts there are.
+
+    One that was given prompts of its own keeps them in its output.
+    """
+    if job.settings.get("asked") is not None:
+        asked = read_record(artifact.store)
+        if asked is None:
+            return _Whole(note="its prompts are not assigned to shards yet, so it is not known how many there are")
+        return _Whole(len(asked.files), sum(asked.rows.values()))
     option, count, work = {
         "answer": ("pruned", Counted.PROMPTS.named(OK), "answers"),
         "grade": ("answers", "prompts", "grades"),
@@ -180,4 +189,4 @@ def _of_source(job: JobRecord) -> _Whole:
         named = f"{where}, which it {work}, holds no shard any more" if where else f"its record names no --{option}"
         return _Whole(note=f"{named}, so it is not known how many shards there are")
     records = list(source.commits())
-    return _Whole(records[-1].shard + 1, sum(record.counts.get(count, 0) for record in records))
+    return _Whole(len(records), sum(record.counts.get(count, 0) for record in records))

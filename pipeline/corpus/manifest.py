@@ -1,12 +1,15 @@
 """Scanning a JSONL manifest: one sample a line, each naming an image file, which is hashed."""
 
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.record import sample_of_record
 from pipeline.corpus.sample import MAX_JSON_BYTES, ScanUnit, parse_record
 from pipeline.storage.input_file import open_input
 from schemas.samples import Sample
+
+TOO_LONG = f"the line has over {MAX_JSON_BYTES} bytes; no more are read"
 
 
 def scan_manifest(unit: ScanUnit, reading: Reading) -> Iterator[Sample]:
@@ -19,14 +22,30 @@ def scan_manifest(unit: ScanUnit, reading: Reading) -> Iterator[Sample]:
         if unit.begin:
             stream.seek(unit.begin - 1)
             _skip_line(stream.readline)
-        while (offset := stream.tell()) < unit.end:
-            line = stream.readline(MAX_JSON_BYTES + 1)
-            if len(line) > MAX_JSON_BYTES:
-                if not line.endswith(b"\n"):
-                    _skip_line(stream.readline)
-                yield _bad(unit, offset, f"the line has over {MAX_JSON_BYTES} bytes; no more are read")
+        for offset, line in lines(stream, unit.end):
+            if line is None:
+                yield _bad(unit, offset, TOO_LONG)
             elif line.strip():
                 yield _sample_of(unit, offset, line, reading)
+
+
+def lines(stream: BinaryIO, end: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """Every line that begins before `end`, with the byte at which it begins; None in place of one that is too long.
+
+    Raises:
+        InputReadError: the storage does not give the file.
+    """
+    while end is None or stream.tell() < end:
+        offset = stream.tell()
+        line = stream.readline(MAX_JSON_BYTES + 1)
+        if not line:
+            return
+        if len(line) <= MAX_JSON_BYTES:
+            yield offset, line
+            continue
+        if not line.endswith(b"\n"):
+            _skip_line(stream.readline)
+        yield offset, None
 
 
 def _skip_line(readline: Callable[[int], bytes]) -> None:

@@ -88,7 +88,7 @@ def read_prompts(record: dict[str, Any], sample_name: str, reading: Reading = Re
             item |= _beside(record, reading)
             if "id" in item:
                 item["id"] = _numbered(item["id"], len(prompts))
-        prompts.append(_prompt(f"{sample_name}#{len(prompts)}", item))
+        prompts.append(prompt_of(f"{sample_name}#{len(prompts)}", item))
     return prompts
 
 
@@ -104,7 +104,7 @@ def _own_prompts(record: dict[str, Any], name: str, reading: Reading) -> list[Pr
         beside = {"references": record["caption"], "type": CAPTION_TYPE, **_beside(record, reading)}
         if "id" in beside:
             beside["id"] = _numbered(beside["id"], 0)
-        return [_prompt(f"{name}#0", {"prompt": reading.caption_prompt, **beside})]
+        return [prompt_of(f"{name}#0", {"prompt": reading.caption_prompt, **beside})]
     return []
 
 
@@ -113,7 +113,7 @@ def _listed_prompts(record: dict[str, Any], name: str) -> list[Prompt]:
     raw = record["prompts"]
     if not isinstance(raw, list):
         return [_bad(f"{name}#0", f"'prompts' is {shown(raw)}, expected a list: {PROMPTS_FORM}")]
-    prompts = [_prompt(f"{name}#{number}", item) for number, item in enumerate(raw)]
+    prompts = [prompt_of(f"{name}#{number}", item) for number, item in enumerate(raw)]
     beside = record.get("prompt")
     if isinstance(beside, str) and beside.strip():
         message = f"'prompt' {shown(beside)} stands beside 'prompts' and was not read; put it into their list"
@@ -136,7 +136,7 @@ def _column_prompts(record: dict[str, Any], name: str, reading: Reading) -> list
     if is_conversation(value):
         return _turn_prompts(value, column, name, beside)
     if isinstance(value, str):
-        return [_prompt(f"{name}#0", {"prompt": value, **beside})]
+        return [prompt_of(f"{name}#0", {"prompt": value, **beside})]
     if not isinstance(value, list):
         return [_bad(f"{name}#0", f"{column!r} is {shown(value)}, expected a text, a list of texts or a conversation")]
     prompts = []
@@ -152,7 +152,7 @@ def _column_prompts(record: dict[str, Any], name: str, reading: Reading) -> list
             prompts.append(bad)
         else:
             each = {key: many[number] for key, many in beside.items()} if isinstance(item, str) else {}
-            prompts.append(_prompt(own_id, {"prompt": item, **each} if isinstance(item, str) else item))
+            prompts.append(prompt_of(own_id, {"prompt": item, **each} if isinstance(item, str) else item))
     return prompts
 
 
@@ -166,7 +166,7 @@ def _turn_prompts(turns: Any, key: str, name: str, beside: dict[str, Any]) -> li
             item = {**beside, "prompt": asked.prompt, "references": asked.references}
             if "id" in beside:
                 item["id"] = _numbered(beside["id"], number)
-            prompt = _prompt(f"{name}#{number}", item)
+            prompt = prompt_of(f"{name}#{number}", item)
             prompt.messages = asked.messages
             prompts.append(prompt)
     except TurnError as error:
@@ -183,8 +183,8 @@ def _bad(own_id: str, message: str) -> Prompt:
     return Prompt(prompt_id=own_id, status=PromptStatus.BAD, message=message)
 
 
-def _prompt(own_id: str, item: Any) -> Prompt:
-    """One prompt. What is right about a wrong one stays in its row, so that it can be found again."""
+def prompt_of(own_id: str, item: Any) -> Prompt:
+    """One prompt, of a text or an object. What is right about a wrong one stays, so that it can be found again."""
     prompt = Prompt(prompt_id=own_id, status=PromptStatus.OK)
     if isinstance(item, str):
         item = {"prompt": item}

@@ -71,7 +71,7 @@ def _message(number: int, turn: Any) -> Message:
     role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise TurnError(f"turn {number} is said by {str(speaker)[:40]!r}, expected one of {', '.join(_ROLES)}")
-    return Message(role=role, text=_text(number, turn.get("value", turn.get("content"))))
+    return Message(role=role, text=_text(number, turn.get("value", turn.get("content", turn.get("text")))))
 
 
 def _text(number: int, content: Any) -> str:

@@ -20,7 +20,7 @@ from pipeline.grading.metrics.metric import Corpus
 from pipeline.grading.settings import GradeSettings
 from pipeline.grading.stage import Given, compared_with, grade_answers, read_answers
 from pipeline.grading.summary import COLUMNS, SummaryLine, summary_of
-from pipeline.grading.survey import most_references, references_of
+from pipeline.grading.survey import references_in, references_of
 from pipeline.settings import deciding
 from schemas.columns import table_of
 from schemas.grades import GradeRow
@@ -110,18 +110,18 @@ def grade_corpus(settings: GradeSettings, say: Callable[[str], None]) -> GradeRe
             **({} if against is None else {"against": against.artifact.address}),
         },
     )
-    artifact, num_shards = Artifact(settings.output), len(answers.records)
+    artifact, shards = Artifact(settings.output), list(answers.records)
     if artifact.finished:
         artifact.adopt_job(job)
-        resume = artifact.resume(num_shards, sources=work.sources)
+        resume = artifact.resume(shards, sources=work.sources)
         if not (resume.pending or resume.strays) and artifact.manifest_holds():
             return _result(artifact, 0)
     with artifact.locked(say) as artifact:
         artifact.adopt_job(job)
-        resume = artifact.resume(num_shards, sources=work.sources)
+        resume = artifact.resume(shards, sources=work.sources)
         for reason in resume.reasons:
             say(reason)
-        drop_strays(artifact, resume, num_shards, say)
+        drop_strays(artifact, resume, len(shards), say)
         if resume.outdated:
             say(f"{counted(len(resume.outdated), 'shards', 'are')} graded again: the answers have changed since")
         if resume.pending:
@@ -136,7 +136,9 @@ def grade_corpus(settings: GradeSettings, say: Callable[[str], None]) -> GradeRe
                 artifact.commit(record)
                 progress.add(record.counts["prompts"])
         scores = [asdict(line) for line in summary_of(_grades(artifact))]
-        artifact.finish({"schema_version": SCHEMA_VERSION, "kind": "grade", "num_shards": num_shards, "scores": scores})
+        artifact.finish(
+            {"schema_version": SCHEMA_VERSION, "kind": "grade", "num_shards": len(shards), "scores": scores}
+        )
     return _result(artifact, len(resume.pending))
 
 
@@ -168,7 +170,7 @@ class _Work:
             UserError: no references, or metrics that have nothing to score.
         """
         answers = dataset_of(self.answers.artifact.store, self.answers.hashes(), ANSWERS)
-        most = most_references(answers)
+        most = references_in(answers)
         where = f"--answers {self.answers.artifact.address}"
         if self.against is not None:
             self.grader.check(dict.fromkeys(most, 1), where, self._said_by_others)

@@ -21,7 +21,7 @@ class Given:
     """What grading reads of an answer. Older artifacts have these columns too."""
 
     prompt_id: str = column(pa.string())
-    image_id: str = column(pa.string())
+    image_id: str | None = column(pa.string())
     answer: str | None = column(pa.string())
     type: str | None = column(pa.string())
     references: list[str] | None = column(pa.list_(pa.string()))

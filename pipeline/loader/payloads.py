@@ -1,43 +1,67 @@
 """The stored features of some images out of a file that holds those of a whole shard."""
 
-import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-_SUFFIX = ".features.safetensors"
+from schemas.selections import PayloadRow
+
+GAP_BYTES = 64 << 10  # between two payloads that are read at once: less than what another request would cost
+RUN_BYTES = 8 << 20  # that are read at once, or one payload
 
 
-def payloads_in_parquet(stream: BinaryIO, image_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The image id and the payload of each wanted image, in the order of the file.
+def payloads_in_parquet(stream: BinaryIO, wanted: Mapping[int, PayloadRow]) -> Iterator[tuple[PayloadRow, bytes]]:
+    """Each wanted row of the table `payloads`, which is given by its place there, and the payload; in this order.
 
-    The features of a row group without any wanted image are not read.
+    Row groups without a wanted image are not read.
     """
     file = pq.ParquetFile(stream)
-    wanted = pa.array(sorted(image_ids), pa.string())
+    left = sorted(wanted, reverse=True)
+    first = 0
     for group in range(file.num_row_groups):
-        found = pc.is_in(file.read_row_group(group, ["image_id"])["image_id"], value_set=wanted)
-        if not pc.any(found).as_py():
-            continue
-        table = file.read_row_group(group, ["image_id", "features"]).filter(found)
-        for image_id, payload in zip(table["image_id"], table["features"], strict=True):
-            yield image_id.as_py(), payload.as_py()
+        behind = first + file.metadata.row_group(group).num_rows
+        if left and left[-1] < behind:
+            features = file.read_row_group(group, ["features"])["features"]
+            while left and left[-1] < behind:
+                place = left.pop()
+                yield wanted[place], features[place - first].as_py()
+        first = behind
 
 
-def payloads_in_tar(stream: BinaryIO, image_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The image id and the payload of each wanted image, in the order of the tar.
+def payloads_in_tar(stream: BinaryIO, wanted: Mapping[int, PayloadRow]) -> Iterator[tuple[PayloadRow, bytes]]:
+    """As `payloads_in_parquet`. Nothing is read but wanted payloads, and what little lies between neighbours."""
+    for run in _runs([wanted[place] for place in sorted(wanted)]):
+        begin = _offset(run[0])
+        data = memoryview(_read(stream, begin, _offset(run[-1]) + run[-1].size_bytes - begin))
+        for row in run:
+            yield row, bytes(data[_offset(row) - begin :][: row.size_bytes])
 
-    Of other members only the headers are read, and nothing behind the last wanted one.
-    """
-    left = len(image_ids)
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
-        while left and (member := archive.next()) is not None:
-            image_id = member.name.removesuffix(_SUFFIX)
-            if member.name.endswith(_SUFFIX) and image_id in image_ids:
-                content = archive.extractfile(member)
-                assert content is not None, "regular members have a stream"
-                yield image_id, content.read()
-                left -= 1
+
+def _offset(row: PayloadRow) -> int:
+    assert row.offset is not None, "a shard with a tar says where its payloads begin"
+    return row.offset
+
+
+def _runs(rows: Sequence[PayloadRow]) -> Iterator[list[PayloadRow]]:
+    """The rows in groups that are read at once."""
+    run: list[PayloadRow] = []
+    for row in rows:
+        if run:
+            gap = _offset(row) - _offset(run[-1]) - run[-1].size_bytes
+            if gap > GAP_BYTES or _offset(row) + row.size_bytes - _offset(run[0]) > RUN_BYTES:
+                yield run
+                run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _read(stream: BinaryIO, begin: int, size: int) -> bytearray:
+    """These bytes, or fewer where the file ends; asked for at once, which `read` of a buffered stream would not do."""
+    stream.seek(begin)
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size and (count := stream.readinto(view[done:])):  # type: ignore[attr-defined]  # streams have it
+        done += count
+    return data[:done]

@@ -1,7 +1,10 @@
 """A committed shard of a pruned artifact as it is answered: its prompts, and the images they ask about at a budget."""
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,12 +13,15 @@ import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import unpack_features
+from pipeline.artifact.tables import PARQUET, PAYLOADS, TAR
 from pipeline.budget import Budget, GainBudget
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage
 from pipeline.loader.payloads import payloads_in_parquet, payloads_in_tar
+from pipeline.storage import StorageError
 from schemas.columns import rows_of, schema_of
-from schemas.records import CommitRecord, JobRecord
+from schemas.records import CommitRecord, JobRecord, RecordError
+from schemas.selections import PayloadRow
 from schemas.statuses import PromptStatus
 from schemas.stored import StoredPrompt, StoredSelection
 
@@ -50,7 +56,15 @@ class ShardLoader:
         Raises:
             RecordError: a file is not the one that its commit record names.
         """
-        return _Reading(self._artifact, budget).load(shard)
+        reading = _Reading(self._artifact, budget)
+        record = reading.commit(shard)
+        prompts = reading.prompts(record)
+        return LoadedShard(prompts, reading.images_of(prompts, record), reading.sources)
+
+    def load_images(self, prompts: Sequence[StoredPrompt], budget: Budget | GainBudget) -> LoadedShard:
+        """As `load`, with prompts that are known already: of the pruned files those of their images alone are read."""
+        reading = _Reading(self._artifact, budget)
+        return LoadedShard(list(prompts), reading.images_of(prompts), reading.sources)
 
 
 def check_features(pruned: Artifact, prune_job: JobRecord) -> None:
@@ -74,16 +88,15 @@ class _Reading:
     budget: Budget | GainBudget
     sources: dict[str, str] = field(default_factory=dict)
 
-    def load(self, shard: int) -> LoadedShard:
-        record = self.commit(shard)
-        prompts = self.prompts(record)
+    def images_of(self, prompts: Sequence[StoredPrompt], known: CommitRecord | None = None) -> dict[str, KeptImage]:
         by_shard: defaultdict[int, set[str]] = defaultdict(set)
         for prompt in prompts:
             by_shard[prompt.image_shard].add(prompt.image_id)
         images: dict[str, KeptImage] = {}
         for number, wanted in by_shard.items():
-            images.update(self.images(record if number == shard else self.commit(number), wanted))
-        return LoadedShard(prompts, images, self.sources)
+            record = known if known is not None and known.shard == number else self.commit(number)
+            images.update(self.images(record, wanted))
+        return images
 
     def commit(self, shard: int) -> CommitRecord:
         record = self.artifact.read_commit(shard)
@@ -97,23 +110,39 @@ class _Reading:
         return rows_of(StoredPrompt, table.filter(pc.equal(table["status"], PromptStatus.OK)).drop_columns(["status"]))
 
     def images(self, record: CommitRecord, wanted: set[str]) -> dict[str, KeptImage]:
-        with self.artifact.opened(record, "selections", self.sources) as stream:
-            table = pq.read_table(stream, columns=schema_of(StoredSelection).names)
+        with self.artifact.opened(record, "selections", self.sources, in_parts=True) as stream:
+            table = self.checked(record, stream)
         mask = pc.is_in(table["image_id"], value_set=pa.array(sorted(wanted), pa.string()))
         rows = {row.image_id: row for row in rows_of(StoredSelection, table.filter(mask))}
         if not rows:
             return {}
-        form = "features.parquet" if "features.parquet" in record.files else "features.webdataset"
-        payloads = payloads_in_parquet if form == "features.parquet" else payloads_in_tar
-        with self.artifact.opened(record, form, self.sources) as stream:
-            images = {
-                image_id: kept_image(rows[image_id], payload, self.budget)
-                for image_id, payload in payloads(stream, rows.keys())
-            }
-        missing = sorted(rows.keys() - images.keys())
+        with self.artifact.opened(record, PAYLOADS, self.sources) as stream:
+            payloads = dict(enumerate(rows_of(PayloadRow, pq.read_table(stream))))
+        found = {place: row for place, row in payloads.items() if row.image_id in rows}
+        missing = sorted(rows.keys() - {row.image_id for row in found.values()})
         if missing:
             raise RuntimeError(f"features of image {missing[0]} are not in shard {record.shard}")
+        form, read = (TAR, payloads_in_tar) if TAR in record.files else (PARQUET, payloads_in_parquet)
+        images = {}
+        with self.artifact.opened(record, form, self.sources, in_parts=True) as stream:
+            for row, payload in read(stream, found):
+                if hashlib.sha256(payload).hexdigest() != row.sha256:
+                    raise RecordError(
+                        f"{self.artifact.address}: the features of image {row.image_id} in {record.files[form].path} "
+                        f"differ from their sha256 in {record.files[PAYLOADS].path}"
+                    )
+                images[row.image_id] = kept_image(rows[row.image_id], payload, self.budget)
         return images
+
+    def checked(self, record: CommitRecord, stream: BinaryIO) -> pa.Table:
+        """The columns of the selections that answering reads, whose pages are compared with their checksums."""
+        try:
+            return pq.read_table(stream, columns=schema_of(StoredSelection).names, page_checksum_verification=True)
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            path = record.files["selections"].path
+            raise RecordError(f"{self.artifact.address}: {path} can't be read ({error}); it was altered") from error
 
 
 def kept_image(row: StoredSelection, payload: bytes, budget: Budget | GainBudget) -> KeptImage:

@@ -1,5 +1,6 @@
 """`--plan`: what a prune job will read, write and take, before it begins. It writes nothing and starts no Ray."""
 
+import hashlib
 import math
 import os
 from collections import Counter
@@ -28,13 +29,14 @@ from pipeline.prune.write import error_rows, prompt_rows
 from schemas.columns import table_of
 from schemas.records import CommitRecord, FileEntry, to_json
 from schemas.samples import IndexRow
-from schemas.selections import ErrorRow, PromptRow
+from schemas.selections import ErrorRow, PayloadRow, PromptRow
 from schemas.views import STAGES
 
 BUDGETS = ("32", "64", "128", "256", "all")  # that are shown beside the one that is asked for
 DTYPES = ("float32", "float16", "int8")  # bfloat16 takes what float16 takes
 BATCH_OF_AUTO = 8  # with `--batch-size auto` the job measures; the plan does not
 REPEATED = 64  # shards that a sample of the corpus is repeated to, to see how many images a shard holds
+_PAYLOADS = 64  # rows that tell what a row takes
 MODEL_STAGES = ("encode", "score", "select")
 
 
@@ -178,6 +180,7 @@ class _Output:
         self._index = Size.of(table_of(IndexRow, rows))
         self._prompts = Size.of(table_of(PromptRow, prompt_rows(rows)))
         self._errors = Size.of(table_of(ErrorRow, list(error_rows(rows))))
+        self._payloads = Size.of(table_of(PayloadRow, [_payload_row(number) for number in range(_PAYLOADS)]))
 
     def _cut(self) -> tuple[list[int], int]:
         """Pixels of each shard, and the images in them: of the corpus, or of its sample again and again."""
@@ -221,16 +224,24 @@ class _Output:
         if dtype is not None and "parquet" in forms:
             features += images * self.payload(dtype, budget) * measured.packed.get(dtype, 1.0)
         selection = max(0.0, measured.decisions.selection.each + further * measured.decisions.selection_token)
-        names = ["selections", "prompts", "errors", *(f"features.{form}" for form in forms if dtype is not None)]
+        names = ["selections", "prompts", "errors"]
+        names += [*(f"features.{form}" for form in forms), "payloads"] if dtype is not None else []
         files = -(-shards // SHARDS_PER_FILE)
         return {
             "features": features,
+            "payloads": 0.0 if dtype is None else self._payloads.at(images, shards),
             "selections": Size(measured.decisions.selection.base, selection).at(images, shards),
             "prompts": self._prompts.at(total.prompts, shards),
             "errors": self._errors.at(sum(total.failed.values()), shards),
             "index": self._index.at(total.samples, files),
             "records": shards * _record_bytes(names) + len(to_json(self._planned.job)) + self._inputs,
         }
+
+
+def _payload_row(number: int) -> PayloadRow:
+    """A row that takes as much as any other: no two hashes have anything in common."""
+    image_id, sha256 = (hashlib.sha256(f"{name} {number}".encode()).hexdigest() for name in ("image", "payload"))
+    return PayloadRow(image_id=image_id, offset=number << 19, size_bytes=1 << 19, sha256=sha256)
 
 
 def _record_bytes(names: Sequence[str]) -> int:

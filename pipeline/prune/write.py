@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifact.artifact import Artifact
-from pipeline.artifact.tables import write_features_tar, write_table
+from pipeline.artifact.tables import write_features, write_table
 from pipeline.cluster.attempts import Policy, StageRunner
 from pipeline.cluster.metrics import count_shard
 from pipeline.cluster.outcomes import Status, passed_on
@@ -65,11 +65,9 @@ def write_shard(batch: pa.Table, settings: WriteSettings) -> pa.Table:
     selections = nested_table(batch["selection"], places)
     statuses, counts = write_statuses(settings.root, shard, rows)
     files = {"selections": write_table(settings.root, "selections", shard, selections), **statuses}
-    features = nested_table(batch["features"], places if settings.features else [])
-    if "webdataset" in settings.features:
-        files["features.webdataset"] = write_features_tar(settings.root, shard, selections, features)
-    if "parquet" in settings.features:
-        files["features.parquet"] = write_table(settings.root, "features", shard, features)
+    if settings.features:
+        features = nested_table(batch["features"], places)
+        files.update(write_features(settings.root, shard, selections, features, settings.features))
     record = CommitRecord(
         shard=shard,
         files=files,

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.tables import PAYLOADS
 from pipeline.storage.paths import is_url
 from schemas.records import JobRecord
 
@@ -123,6 +124,9 @@ def _tables(rows: Mapping[str, int], files: Mapping[str, list[str]], tables: lis
     if _TARS in files:
         what = "WebDataset tars: `<image_id>.features.safetensors`, in pick order, beside `<image_id>.json`"
         yield f"| `features/` | {rows[_TARS]:,} | {len(files[_TARS]):,} | {what} |"
+    if PAYLOADS in files:
+        what = "where the features of each image lie in its tar, and their sha256"
+        yield f"| `{PAYLOADS}/` | {rows[PAYLOADS]:,} | {len(files[PAYLOADS]):,} | {what} |"
 
 
 def _reading(job: JobRecord, tables: list[str], has_tars: bool) -> Iterator[str]:

@@ -12,7 +12,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.artifact.artifact import Artifact, made_from
+from pipeline.artifact.artifact import Artifact
+from pipeline.artifact.asked import TABLE, answered_from
 from pipeline.budget import AnswerBudget, parse_answer_budget
 from pipeline.errors import UserError
 from pipeline.report.cache import Part, SummaryCache, cached_columns
@@ -36,7 +37,8 @@ class _Run:
     """Committed answers at one budget."""
 
     budget: str
-    part: Part
+    part: Part  # `answers`, and `prompts` where they were asked those of a file
+    file: str | None  # sha256 of that file
 
 
 def connect(
@@ -56,7 +58,8 @@ def connect(
 
     Args:
         pruned: output of a prune job.
-        answers: outputs of answer jobs over it, any number; the column `budget` of the view tells them apart.
+        answers: outputs of answer jobs over it, any number; the column `budget` of the view tells them apart. Where
+            they were asked the prompts of a file, the view `prompts` has these in place of those of the corpus.
         grades: outputs of grade jobs over these answers.
         memory_gib: that DuckDB may hold before it spills; None: its own default, 80 % of the machine's.
         summaries: for statements of our own that read summaries alone. Of a large output they come out of this cache:
@@ -77,8 +80,10 @@ def connect(
             entries.append(artifact.file_of(record, table, listed))
         shards.append(_shard_row(record))
         hashes.update((entry.path, entry.sha256) for entry in record.files.values())
-    part = Part(artifact, {view: (schema, files[table]) for view, table, schema in _TABLES})
     runs = list(_runs(artifact, hashes, answers))
+    of_a_file = any(run.file is not None for run in runs)
+    own = {view: (schema, files[table]) for view, table, schema in _TABLES if not (of_a_file and view == "prompts")}
+    part = Part(artifact, own)
     db = duckdb.connect()
     if memory_gib is not None:
         db.execute(f"set memory_limit = '{memory_gib:f}GiB'")
@@ -106,6 +111,10 @@ def _register(db: duckdb.DuckDBPyConnection, part: Part, runs: Sequence[_Run]) -
     schema = ANSWERS.append(pa.field("budget", pa.string()))
     children = [run.part.dataset("answers", schema, ds.field("budget") == run.budget) for run in runs]
     db.register("answers", ds.UnionDataset(schema, children))
+    if "prompts" not in part.tables:
+        asked = ds.UnionDataset(PROMPTS, [run.part.dataset("prompts") for run in runs])
+        db.register("asked_prompts", asked)
+        db.execute("create view prompts as select distinct on (prompt_id) * from asked_prompts")
     db.execute(tokens_view())
     for macro in sampling_macros():
         db.execute(macro)
@@ -131,6 +140,9 @@ def _attach(
             for run, name in zip(runs, others, strict=True)
         )
         db.execute(f"create view answers as {union}")
+        if "prompts" not in part.tables:
+            prompts = " union all ".join(f"select * from {name}.prompts" for name in others)
+            db.execute(f"create view prompts as select distinct on (prompt_id) * from ({prompts})")
     else:
         nothing = [ANSWERS.field(name) for name in cached_columns(ANSWERS)]
         db.register("answers", pa.schema([*nothing, pa.field("budget", pa.string())]).empty_table())
@@ -140,9 +152,18 @@ def _attach(
 def _runs(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path | str]) -> Iterator[_Run]:
     """The answers of each folder, made from files that the pruned artifact holds now."""
     owner_of: dict[AnswerBudget, Path | str] = {}
+    files: dict[str | None, Path | str] = {}
     for path in answers:
         answered = Artifact(path)
-        tokens = str(answered.require_job("answer", "--answers").settings["tokens"])
+        settings = answered.require_job("answer", "--answers").settings
+        tokens, file = str(settings["tokens"]), (settings.get("asked") or {}).get("prompts_sha256")
+        files.setdefault(file, path)
+        if len(files) > 1:
+            one, other = files.values()
+            raise UserError(
+                f"--answers {one} and {other} answer prompts of different files, or of a file and of the corpus; name "
+                "answers to the same prompts"
+            )
         other = owner_of.setdefault(parse_answer_budget(tokens, "--tokens"), path)
         if other is not path:
             raise UserError(
@@ -150,16 +171,19 @@ def _runs(artifact: Artifact, hashes: Mapping[str, str], answers: Sequence[Path 
                 "name one of them"
             )
         listed = answered.listing()
-        entries = []
+        entries, prompts = [], []
         for record in answered.checked_commits():
-            if not made_from(record, hashes):
+            if not answered_from(record, hashes):
                 raise UserError(
                     f"--answers {path}: shard {record.shard:08d} was not answered from what --pruned "
                     f"{artifact.address} holds: they belong to another artifact, or its shards were redone since; name "
                     "the other one, or run the answer job again"
                 )
             entries.append(answered.file_of(record, "answers", listed))
-        yield _Run(tokens, Part(answered, {"answers": (ANSWERS, entries)}))
+            if file is not None:
+                prompts.append(answered.file_of(record, TABLE, listed))
+        tables = {"answers": (ANSWERS, entries), **({} if file is None else {"prompts": (PROMPTS, prompts)})}
+        yield _Run(tokens, Part(answered, tables), file)
 
 
 def ask(

@@ -106,7 +106,8 @@ def test_a_shard_is_committed_with_what_it_was_made_from(stage, tmp_path):
     assert set(record.seconds) == {"load", "generate", "write"}
     hashes = survey(Artifact(tmp_path / "pruned")).hashes
     assert sorted(record.sources) == [
-        *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
+        *("features/shard-00000000.tar", "features/shard-00000001.tar"),
+        *("payloads/part-00000000.parquet", "payloads/part-00000001.parquet", "prompts/part-00000001.parquet"),
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
     ]
     assert record.sources.items() <= hashes.items()

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
-DATA_FOLDERS = ("selections", "prompts", "errors", "features")
+DATA_FOLDERS = ("selections", "prompts", "errors", "features", "payloads")
 NUM_SHARDS = 40
 RUN_SETTINGS: dict[str, Any] = {
     "images": 320,

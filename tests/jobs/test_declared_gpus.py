@@ -128,7 +128,7 @@ def test_an_actor_on_a_gpu_gets_one_whole_shard_a_call(gpus, actors, on_gpus):
 def test_pruning_writes_the_same_bytes(on_cpus, on_gpus, measured):
     assert measured >= 1
     assert (on_gpus[0] / "half" / "_SUCCESS").exists()
-    for folder in ("selections", "prompts", "errors", "features"):
+    for folder in ("selections", "prompts", "errors", "features", "payloads"):
         expected = {path.name: path.read_bytes() for path in (on_cpus / "pruned" / folder).iterdir()}
         assert len(expected) == 3
         there = {path.name: path.read_bytes() for path in (on_gpus[0] / "half" / folder).iterdir()}

@@ -78,7 +78,8 @@ def test_a_run_is_seen_while_it_goes_on_and_when_it_is_done(prune, corpus, tmp_p
     assert seen[3].errors == {"missing_file": 1, "empty_prompt": 1}
     after = look(output)
     assert (after.state, after.owner, after.shards_running) == (State.FINISHED, None, {})
-    files = [path for name in ("selections", "prompts", "errors", "features") for path in (output / name).iterdir()]
+    folders = ("selections", "prompts", "errors", "features", "payloads")
+    files = [path for name in folders for path in (output / name).iterdir()]
     assert after.size_bytes == sum(path.stat().st_size for path in files)
     lines = told(output, capsys)
     assert lines[0] == f"prune job in {output}: finished"

@@ -26,7 +26,8 @@ def test_what_was_read_is_noted_with_its_hash(small_pruned, tmp_path):
     loaded = ShardLoader(artifact).load(1, BUDGET)
     images = loaded.images
     assert sorted(loaded.sources) == [
-        *("features/shard-00000000.tar", "features/shard-00000001.tar", "prompts/part-00000001.parquet"),
+        *("features/shard-00000000.tar", "features/shard-00000001.tar"),
+        *("payloads/part-00000000.parquet", "payloads/part-00000001.parquet", "prompts/part-00000001.parquet"),
         *("selections/part-00000000.parquet", "selections/part-00000001.parquet"),
     ]
     hashes = survey(artifact).hashes
@@ -35,7 +36,7 @@ def test_what_was_read_is_noted_with_its_hash(small_pruned, tmp_path):
     assert all(torch.equal(image.indices_K, torch.tensor([3])) for image in images.values())
 
 
-@pytest.mark.parametrize("table", ["prompts", "selections", "features.webdataset"])
+@pytest.mark.parametrize("table", ["prompts", "selections", "features.webdataset", "payloads"])
 def test_another_file_in_the_place_of_a_committed_one_is_not_read(small_pruned, tmp_path, table):
     artifact, other = (Artifact(small_pruned(tmp_path / name, value=value)) for name, value in (("a", 0.0), ("b", 1.0)))
     record, foreign = artifact.read_commit(0), other.read_commit(0)
@@ -55,10 +56,27 @@ def test_bytes_that_rotted_under_an_unchanged_time_are_not_answered_from(small_p
     assert record is not None
     path = Path(artifact.address) / record.files["features.webdataset"].path
     status, data = path.stat(), bytearray(path.read_bytes())
-    data[700] ^= 1
+    data[600] ^= 1  # of the payload, which begins behind the header of its member
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(RecordError, match="differs from the sha256 in its commit record"):
+    with pytest.raises(RecordError, match=r"features of image 0000.* in features/shard-00000000.tar differ from their"):
+        ShardLoader(artifact).load(0, BUDGET)
+
+
+def test_a_ranking_that_rotted_under_an_unchanged_time_is_not_answered_from(small_pruned, tmp_path):
+    """Each byte of the column is in a page that has a checksum."""
+    artifact = Artifact(small_pruned(tmp_path / "out"))
+    record = artifact.read_commit(0)
+    assert record is not None
+    path = Path(artifact.address) / record.files["selections"].path
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (ranking,) = [one for one in columns if one.path_in_schema.startswith("ranking")]
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[ranking.data_page_offset + ranking.total_compressed_size // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RecordError, match=r"selections/part-00000000.parquet can't be read \(.*; it was altered"):
         ShardLoader(artifact).load(0, BUDGET)
 
 
@@ -89,9 +107,9 @@ def test_each_record_and_file_is_opened_once(small_pruned, tmp_path, monkeypatch
         calls.append(("commit", shard))
         return read_commit(self, shard)
 
-    def note_opened(self, record, table, used):
+    def note_opened(self, record, table, used, **how):
         calls.append((table, record.shard))
-        return opened(self, record, table, used)
+        return opened(self, record, table, used, **how)
 
     monkeypatch.setattr(Artifact, "read_job", note_job)
     monkeypatch.setattr(Artifact, "read_commit", note_commit)
@@ -99,7 +117,7 @@ def test_each_record_and_file_is_opened_once(small_pruned, tmp_path, monkeypatch
     loader.load(1, BUDGET)
     assert sorted(calls) == [
         *[("commit", 0), ("commit", 1), ("features.webdataset", 0), ("features.webdataset", 1)],
-        *[("prompts", 1), ("selections", 0), ("selections", 1)],
+        *[("payloads", 0), ("payloads", 1), ("prompts", 1), ("selections", 0), ("selections", 1)],
     ]
 
 

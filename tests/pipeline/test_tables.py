@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 
-from pipeline.artifact.tables import write_features_tar
+from pipeline.artifact.tables import write_features
 from schemas.tables import FEATURES
 
 REPO = Path(__file__).resolve().parents[2]
@@ -23,7 +23,8 @@ def test_the_bytes_are_those_of_webdatasets_own_writer(small_pruned, tmp_path):
         {"image_id": image, "num_kept": 2, "width": 3, "dtype": "float32", "features": payload}
         for image, payload in zip(selections["image_id"].to_pylist(), payloads, strict=True)
     ]
-    entry = write_features_tar(tmp_path / "out", 0, selections, pa.Table.from_pylist(rows, FEATURES))
+    files = write_features(tmp_path / "out", 0, selections, pa.Table.from_pylist(rows, FEATURES), ("webdataset",))
+    entry = files["features.webdataset"]
     written = tmp_path / "out" / entry.path
     with wds.TarWriter(str(tmp_path / "theirs.tar"), encoder=False, mtime=0, user="", group="") as writer:
         for sample in wds.WebDataset(str(written), shardshuffle=False):

@@ -45,7 +45,7 @@ def planned(tiny_llava, scenes_tars, tmp_path_factory) -> Forecast:
 def test_bytes_are_those_that_the_run_then_writes(planned, pruned_64):
     assert planned.size_bytes == pytest.approx(written(pruned_64), rel=WITHIN)
     assert planned.table["float32"]["64"] == planned.size_bytes
-    for folder, share in (("features", 0.02), ("selections", 0.2), ("prompts", 0.3)):
+    for folder, share in (("features", 0.02), ("payloads", 0.1), ("selections", 0.2), ("prompts", 0.3)):
         assert planned.parts[folder] == pytest.approx(bytes_of(pruned_64, folder), rel=share), folder
     assert planned.shards == len(list((pruned_64 / "_commits").iterdir()))
 

@@ -1,5 +1,6 @@
 """The files of a shard: what stands in them, in which order, and that the same shard gives the same bytes."""
 
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.cluster.outcomes import Status, ended_shard
 from pipeline.prune.rows import ENCODED, OUTCOME, Outcome
 from pipeline.prune.write import ELSEWHERE, WriteSettings, write_shard, write_stage
 from schemas.columns import rows_of
-from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
+from schemas.tables import ERRORS, FEATURES, PAYLOADS, PROMPTS, SELECTIONS
 from tests.prune.made import encoded, encoded_table, image_id, sample, without_selection
 
 BOTH = ("webdataset", "parquet")
@@ -37,7 +38,7 @@ KEPT = [image_id("early"), image_id("late")]
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    tables = ("selections", "prompts", "errors", "features")
+    tables = ("selections", "prompts", "errors", "features", "payloads")
     return {str(path.relative_to(root)): path.read_bytes() for table in tables for path in (root / table).iterdir()}
 
 
@@ -58,11 +59,12 @@ def test_the_same_shard_gives_the_same_bytes_however_its_table_is_cut(written: P
     for name, again in (("again", table), ("pieces", pieces)):
         write_shard(again, WriteSettings(tmp_path / name, BOTH))
         assert files_of(tmp_path / name) == files_of(written)
-    assert len(files_of(written)) == 5
+    assert len(files_of(written)) == 6
 
 
 def test_files_have_the_tables_schemas(written: Path) -> None:
-    for table, schema in (("selections", SELECTIONS), ("prompts", PROMPTS), ("errors", ERRORS), ("features", FEATURES)):
+    schemas = {"selections": SELECTIONS, "prompts": PROMPTS, "errors": ERRORS, "features": FEATURES}
+    for table, schema in {**schemas, "payloads": PAYLOADS}.items():
         file = pq.ParquetFile(written / table / "part-00000000.parquet")
         assert file.schema_arrow == schema
         assert file.num_row_groups == 1
@@ -83,6 +85,22 @@ def test_selections_and_features_are_of_the_images_that_were_encoded_in_slot_ord
         left_out = ("shard", "sensitivity", "sensitivity_min", "sensitivity_mean", "sensitivity_max", "last_gain")
         expected = {name: value for name, value in row.items() if name not in left_out}
         assert json.loads(members[f"{row['image_id']}.json"]) == expected
+
+
+def test_payloads_say_where_the_features_of_each_image_lie_and_what_they_are(written: Path) -> None:
+    payloads, features = rows_in(written, "payloads"), rows_in(written, "features")
+    tar = (written / "features" / "shard-00000000.tar").read_bytes()
+    assert [row["image_id"] for row in payloads] == KEPT
+    for row, held in zip(payloads, features, strict=True):
+        assert tar[row["offset"] :][: row["size_bytes"]] == held["features"]
+        assert row["sha256"] == hashlib.sha256(held["features"]).hexdigest()
+
+
+def test_payloads_of_parquet_alone_have_no_place_in_a_tar(tmp_path: Path) -> None:
+    write_shard(encoded_table(SAMPLES, ROWS), WriteSettings(tmp_path, ("parquet",)))
+    assert [row["offset"] for row in rows_in(tmp_path, "payloads")] == [None, None]
+    write_shard(encoded_table(SAMPLES, ROWS), WriteSettings(tmp_path / "none", ()))
+    assert not (tmp_path / "none" / "payloads").exists()
 
 
 def test_every_prompt_has_a_status_and_every_failed_input_one_error(written: Path) -> None:
@@ -109,6 +127,7 @@ def test_the_commit_record_counts_what_was_written(written: Path) -> None:
     }  # fmt: skip
     assert {table: entry.rows for table, entry in record.files.items()} == {
         "selections": 2, "prompts": 12, "errors": 6, "features.webdataset": 2, "features.parquet": 2,
+        "payloads": 2,
     }  # fmt: skip
     assert set(record.seconds) == {"read", "decode", "encode", "score", "select", "write"}
     assert (record.seconds["decode"], record.began, record.device, record.batch_size) == (1.5, 1.7e9, "cpu", 4)

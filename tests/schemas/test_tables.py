@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from schemas.tables import ERRORS, FEATURES, PROMPTS, SELECTIONS
+from schemas.tables import ASKED, ERRORS, FEATURES, PAYLOADS, PROMPTS, SELECTIONS
 
 _SEGMENT = (
     *("first", "tile", "rows", "cols", "row", "col"),
@@ -69,12 +69,24 @@ GOLDEN = {
             ("features", pa.large_binary()),
         ]
     ),
+    "payloads": pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("offset", pa.int64()),
+            ("size_bytes", pa.int64()),
+            ("sha256", pa.string()),
+        ]
+    ),
 }
+GOLDEN["asked"] = GOLDEN["prompts"].append(pa.field("message", pa.string()))
 
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [("selections", SELECTIONS), ("prompts", PROMPTS), ("errors", ERRORS), ("features", FEATURES)],
+    [
+        *(("selections", SELECTIONS), ("prompts", PROMPTS), ("errors", ERRORS), ("features", FEATURES)),
+        *(("payloads", PAYLOADS), ("asked", ASKED)),
+    ],
 )
 def test_a_table_has_the_columns_it_always_had(name: str, schema: pa.Schema) -> None:
     assert schema.equals(GOLDEN[name], check_metadata=True)
