@@ -24,10 +24,7 @@ BUDGETS = {"16": Budget("count", 16), "64": Budget("count", 64), "all": Budget("
 NEW_TOKENS = 32
 
 COLOURS = ("red", "green", "blue")
-IN_FORM = {
-    "regex": Decoding(NEW_TOKENS, regex=f"({'|'.join(COLOURS)})"),
-    "json": Decoding(NEW_TOKENS, json_schema=json.dumps({"enum": list(COLOURS)})),
-}
+IN_FORM = Decoding(NEW_TOKENS, regex=f"({'|'.join(COLOURS)})")  # the model's words can't write JSON
 
 Answers = dict[str, dict[str, list[int]]]  # token ids of each prompt by its id, by budget
 
@@ -64,14 +61,11 @@ def main(pruned: str, model: str, output: str) -> None:
     Path(output).write_text(json.dumps({"answers": answers, "in form": _in_form(pruned, engine)}))
 
 
-def _in_form(pruned: str, engine: Engine) -> dict[str, list[str | None]]:
-    """Answers to some prompts that must keep to a form, by its kind."""
+def _in_form(pruned: str, engine: Engine) -> list[str | None]:
+    """Answers to some prompts that must keep to a form."""
     loaded = ShardLoader(Artifact(Path(pruned))).load(0, BUDGETS["16"])
-    prompts = loaded.prompts[:40]
-    return {
-        name: [row.answer for row in answer_prompts(engine, prompts, loaded.images, decoding=decoding, grader=Grader())]
-        for name, decoding in IN_FORM.items()
-    }
+    rows = answer_prompts(engine, loaded.prompts[:40], loaded.images, decoding=IN_FORM, grader=Grader())
+    return [row.answer for row in rows]
 
 
 if __name__ == "__main__":
