@@ -286,7 +286,8 @@ def utilisation_of(device: torch.device) -> Iterator[list[float]]:
 
     def look() -> None:
         while not over.wait(0.5):
-            seen.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            seen.extend([float(said)] if said.isdecimal() else [])  # [N/A] of a part of a GPU
 
     watching = threading.Thread(target=look) if device.type == "cuda" and shutil.which("nvidia-smi") else None
     if watching is not None:

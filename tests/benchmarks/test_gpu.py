@@ -1,8 +1,12 @@
 """Every line of the benchmark for GPUs runs here on the CPU, at small size."""
 
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu
 
@@ -30,3 +34,27 @@ def test_without_a_gpu_it_says_what_can_be_run(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--device", "cpu", "--output", "-"])
     assert "--small runs every line on the CPU" in capsys.readouterr().err
+
+
+def test_how_busy_a_gpu_is_comes_from_nvidia_smi_which_need_not_know(monkeypatch, tmp_path):
+    """A part of a GPU has no figure of its own; what is said later counts."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ -e "$0.asked" ] && echo 40 || echo "[N/A]"\ntouch "$0.asked"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with gpu.utilisation_of(torch.device("cuda")) as busy:
+        end = time.monotonic() + 10
+        while not busy and time.monotonic() < end:
+            time.sleep(0.05)
+    assert set(busy) == {40.0}
+    assert gpu.mean_of(busy) == 40.0
+    assert gpu.mean_of([]) is None
+
+
+def test_a_gpu_has_done_its_work_before_the_clock_is_read(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(device.type))
+    run = gpu.Run(torch.device("cuda"), small=True, work=Path())
+    assert run.model_dtype == torch.bfloat16
+    assert run.seconds(lambda: told.append("work")) >= 0
+    assert told == ["cuda", "work", "cuda"]
