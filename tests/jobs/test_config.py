@@ -63,7 +63,8 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "pruned": "p", "model": "m", "output": "o", "tokens": "mean:9", "min_tokens": 4, "max_new_tokens": 2,
             "metric": ["exact", "caption=object_f1"], "positions": "original", "batch_size": 3, "batch_tokens": 4,
             "dtype": "float16", "workers": 2, "gpus_per_worker": 2, "device": "cpu", "retries": 1,
-            "shard_timeout": 60,
+            "shard_timeout": 60, "prompts": "questions.jsonl", "where": "num_kept = 4", "prompt_column": "q",
+            "reference_column": "a", "type_column": "t", "id_column": "i",
         },
     }[job]  # fmt: skip
     keys = {key(name, option): option for name, _, option in options(COMMANDS[job].settings)}
