@@ -84,6 +84,7 @@ def small_answers() -> Callable[..., Path]:
         for record in source.commits():
             row = {
                 "prompt_id": f"p{record.shard}-0",
+                "shard": record.shard,
                 "answer": "x",
                 "tokens": 2,
                 "type": types[record.shard],

@@ -67,6 +67,8 @@ def test_a_file_and_the_same_options_make_the_same_settings(job, resolved, tmp_p
             "system": "be short", "json_schema": "form.json", "regex": "[a-z]+", "engine": "openai",
             "engine_python": "env/bin/python", "server": "http://there:8000/v1", "served_model": "x", "concurrency": 3,
             "request_timeout": 2.5, "trust_server_template": True,
+            "prompts": "questions.jsonl", "where": "num_kept = 4", "prompt_column": "q",
+            "reference_column": "a", "type_column": "t", "id_column": "i",
         },
     }[job]  # fmt: skip
     keys = {key(name, option): option for name, _, option in options(COMMANDS[job].settings)}
