@@ -44,12 +44,19 @@ class Verdict:
             f"Measured on {counted(sample.images, 'images')} with {counted(sample.prompts, 'prompts')} of "
             f"{clipped(corpus, _MAX_TEXT)}, with the model {clipped(self.choice.model, _MAX_TEXT)}."
         )
-        if self.choice.selector != self.selector:
-            said.append(
-                f"It tested tokens chosen by {self.choice.selector}; this corpus was pruned by "
-                f"{clipped(self.selector, _MAX_TEXT)}, of which it says nothing."
-            )
+        if self.mismatch is not None:
+            said.append(self.mismatch)
         return said
+
+    @property
+    def mismatch(self) -> str | None:
+        """Why it says nothing about the pruned artifact, or None."""
+        if self.choice.selector == self.selector:
+            return None
+        return (
+            f"It tested tokens chosen by {clipped(self.choice.selector, _MAX_TEXT)}; this corpus was pruned by "
+            f"{clipped(self.selector, _MAX_TEXT)}, of which it says nothing."
+        )
 
     @property
     def columns(self) -> Sequence[str]:

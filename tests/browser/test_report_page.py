@@ -326,6 +326,39 @@ def test_it_prints(page):
     assert page.js("document.querySelectorAll('.unprinted').length") == 0
 
 
+def leftmost(page: Chromium, chart: str) -> float:
+    """How far right of the left edge of a chart its texts begin."""
+    begin: float = page.js(
+        f"""(() => {{
+        const edge = document.querySelector('{chart} svg:last-of-type').getBoundingClientRect().left;
+        return Math.min(...[...document.querySelectorAll('{chart} svg text')]
+            .map(one => one.getBoundingClientRect().left)) - edge }})()"""
+    )
+    return begin
+
+
+def test_every_budget_has_its_label_and_none_lies_over_an_answer(browser, outputs, tmp_path):
+    """On a logarithmic axis from 8 to 256; answers of several lines beside the name of a mean budget."""
+    long = "a red circle, a blue star, " * 8
+    answers = [
+        write_answers(tmp_path / f"{seen}", outputs[0], budget, lambda prompt: (long, 1.0), seen=seen)
+        for seen, budget in ((256, "64"), (64, "mean:60.25"), (8, "8"))
+    ]
+    browser.open(written(tmp_path, outputs[0], answers, "--images", "4"))
+    labels = browser.js(
+        "[...document.querySelectorAll('#c-accuracy [aria-label=\"x-axis tick label\"] text')].map(t => t.textContent)"
+    )
+    assert labels == ["8", "64", "256"]
+    assert browser.js(
+        """[...document.querySelectorAll('.given li')].every(line => {
+        const [at, mark, said] = line.children;
+        return at.getBoundingClientRect().right <= mark.getBoundingClientRect().left
+            && at.scrollWidth <= at.clientWidth
+            && mark.getBoundingClientRect().right <= said.getBoundingClientRect().left })"""
+    )
+    assert browser.js("document.querySelector('.given .said').getBoundingClientRect().height") > 30
+
+
 def test_a_hostile_corpus_does_nothing(browser, prune, tmp_path):
     prune(tmp_path / "pruned", corpus=(str(hostile_corpus(tmp_path / "corpus")),), max_tokens="64", limit=None)
     answers = [
@@ -343,5 +376,7 @@ def test_a_hostile_corpus_does_nothing(browser, prune, tmp_path):
     assert browser.js("typeof window.hacked") == "undefined"
     assert browser.js("document.querySelectorAll('.chart svg').length") >= 6
     assert (browser.complaints, browser.requests) == ([], [])
+    assert leftmost(browser, "#c-types") >= 0, "a long name stays in its chart"
+    assert browser.js("[...document.querySelectorAll('.type')].every(one => one.scrollWidth <= one.clientWidth)")
     texts = browser.js("JSON.stringify([...document.querySelectorAll('.question bdi')].map(one => one.textContent))")
     assert any("</script><script>" in text for text in json.loads(texts))

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.report.html import render
 from tests.report.reports import HOSTILE, page_on, report_on, write_choice
 
 
@@ -40,6 +41,8 @@ def test_a_verdict_on_another_selector_is_told(small_pruned, tmp_path):
     report = report_on(small_pruned(tmp_path / "pruned"), choice=str(choice))
     assert report.verdict is not None
     assert "It tested tokens chosen by divprune" in report.verdict.sentences[-1]
+    page = render(report).decode()
+    assert "It tested tokens chosen by divprune" in page[: page.index('id="h-verdict"')], "beside the figure"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -173,8 +173,8 @@
     if (sensitivity) {
       const { edges, log } = sensitivity;
       const bins = ["all", "picked"].flatMap((of) =>
-        sensitivity[of].map((share, place) => ({ of: of === "all" ? "all tokens" : `first ${sensitivity.name} picked`, x1: edges[place], x2: edges[place + 1], share })));
-      const names = ["all tokens", `first ${sensitivity.name} picked`];
+        sensitivity[of].map((share, place) => ({ of: of === "all" ? "all tokens" : `picked first (${sensitivity.name})`, x1: edges[place], x2: edges[place + 1], share })));
+      const names = ["all tokens", `picked first (${sensitivity.name})`];
       chart("c-sensitivity", (width) =>
         plain(width, {
           height: 280,
