@@ -88,7 +88,6 @@ def small_answers() -> Callable[..., Path]:
                 "answer": "x",
                 "tokens": 2,
                 "type": types[record.shard],
-                "shard": record.shard,
                 "correct": True,
                 "metric": "exact",
                 "score": 1.0,
