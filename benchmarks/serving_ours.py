@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from benchmarks.serving_baselines import Answers, Clock, Limits
+from pipeline.answer.decoding import Decoding
 from pipeline.answer.stage import AnswerShards, GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
@@ -84,7 +85,7 @@ class Ours:
                 budget=Budget("all"),
                 batch_size=self._limits.prompts,
                 batch_tokens=self._limits.tokens,
-                max_new_tokens=new_tokens,
+                decoding=Decoding(new_tokens),
                 stop_file=StopFile(LocalStore(output), "stop"),
             )
             stage = self._answering[new_tokens] = AnswerShards(settings)

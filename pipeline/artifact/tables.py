@@ -128,7 +128,7 @@ def table_size(rows: pa.Table) -> int:
 
 
 def member_sizes(selections: pa.Table) -> list[int]:
-    """Bytes of the JSON member that `write_features_tar` makes of each row of `SELECTIONS`."""
+    """Bytes of the JSON member that `write_features` puts into a tar for of each row of `SELECTIONS`."""
     return [len(_in_json(sample)) for sample in selections.select(_SAMPLE_FIELDS).to_pylist()]
 
 

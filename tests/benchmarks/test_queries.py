@@ -43,7 +43,7 @@ def test_the_same_seed_makes_the_same_tables(tmp_path):
         ]
 
     first = hashes(tmp_path / "1", form)
-    assert len(first) == 2 * (4 + 2)
+    assert len(first) == 2 * (5 + 2)
     assert first[0] != first[4], "another shard has another selection"
     assert hashes(tmp_path / "2", form) == first
     assert hashes(tmp_path / "3", replace(form, seed=1))[0] != first[0]

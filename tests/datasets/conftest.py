@@ -8,7 +8,7 @@ import torch
 
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.payload import pack_features
-from pipeline.artifact.tables import write_features_tar, write_table
+from pipeline.artifact.tables import write_features, write_table
 from pipeline.datasets.torch_dataset import Sample
 from schemas.columns import table_of
 from schemas.records import CommitRecord, JobRecord
@@ -103,10 +103,7 @@ def _shard(
         "prompts": write_table(artifact.store, "prompts", shard, table_of(PromptRow, [refused, *prompts])),
         "errors": write_table(artifact.store, "errors", shard, table_of(ErrorRow, [])),
     }
-    if form == "parquet":
-        files["features.parquet"] = write_table(artifact.store, "features", shard, payloads)
-    elif form == "webdataset":
-        files["features.webdataset"] = write_features_tar(artifact.store, shard, table, payloads)
+    files |= write_features(artifact.store, shard, table, payloads, () if form == "none" else (form,))
     counts = {"images": len(selections), "prompts": count + 1, "prompts.ok": count, "prompts.empty_prompt": 1}
     return CommitRecord(shard, files, counts)
 

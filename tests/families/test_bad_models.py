@@ -270,7 +270,7 @@ def test_a_template_in_the_processors_old_place_is_found(copy_of):
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     checkpoint, family = open_checkpoint(str(folder))
     answerer = family.answerer(checkpoint, CPU, torch.float32)
-    assert answerer._render("what is this") == "Q: <|image_pad|>what is this A:"
+    assert answerer.render("what is this") == "Q: <|image_pad|>what is this A:"
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])

@@ -234,8 +234,7 @@ def familys_prompt(case: Any, folder: Path) -> None:
     checkpoint, family = open_checkpoint(str(folder))
     answerer = family.answerer(checkpoint, CPU, torch.float32)
     assert answerer.tokenizer.chat_template is None
-    render = getattr(answerer, "render", None) or answerer._render
-    text = render("w5 w6")
+    text = answerer.render("w5 w6")
     assert text.count(case.tiny.placeholder) == 1
     assert "w5 w6" in text
 

@@ -17,6 +17,7 @@ TABLES = (
     "errors/part-{:08d}.parquet",
     "features/part-{:08d}.parquet",
     "features/shard-{:08d}.tar",
+    "payloads/part-{:08d}.parquet",
 )
 Harm = Callable[[Path], None]
 

@@ -88,7 +88,7 @@ def answers(url: str, token: str = TOKEN) -> bool:
 
 def data_of(output: Path) -> dict[str, bytes]:
     files = [path for table in ("selections", "prompts", "features", "payloads") for path in (output / table).iterdir()]
-    assert len(files) == 6
+    assert len(files) == 8
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 

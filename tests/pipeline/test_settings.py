@@ -73,7 +73,7 @@ def test_bad_values_are_refused_in_one_sentence(changes, message):
 
 
 def test_both_bounds_are_named():
-    with pytest.raises(UserError, match=r"^--tolerance 200: expected above 0 and up to 100$"):
+    with pytest.raises(UserError, match=r"^--tolerance 200: expected above 0 and at most 100$"):
         ChooseSettings(**PRUNE, tolerance=200)
 
 
