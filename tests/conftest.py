@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
@@ -87,6 +88,15 @@ def _no_ray_but_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest
 
     if request.node.get_closest_marker("ray") is None:
         monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_test_changes_how_torch_computes() -> Iterator[None]:
+    """A setting that a test left on would change bits of tests in other files, or not, by which came first."""
+    yield
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+        pytest.fail("this test left torch.use_deterministic_algorithms on")
 
 
 @pytest.fixture(scope="session")
