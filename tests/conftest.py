@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests share the processors
-os.environ.setdefault("RAY_worker_niceness", "0")  # at 19, workers would get what tests beside them leave over
+os.environ.setdefault("RAY_worker_niceness", "0")  # at 15, workers would get what tests beside leave over
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(512 << 20))  # for processes started from here: keep what large
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # tensors leave for the next, do not give it back
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for all processes that are started from here
