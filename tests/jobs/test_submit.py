@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     return {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"},
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
