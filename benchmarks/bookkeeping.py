@@ -30,6 +30,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.memory import peak_bytes
 from benchmarks.ops import environment
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.index import Generation
@@ -141,13 +142,7 @@ def _assigned(store: Measured, units: list[str], nothing: Generation) -> tuple[f
     wall, cpu = time.perf_counter(), time.process_time()
     made = assign_shards(store, units, [], nothing, shard_size=512, limit=None, bound=None)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return cpu, wall, peak_memory_bytes(), made, store.scratch_bytes
-
-
-def peak_memory_bytes() -> int:
-    """Of this process since it began; getrusage also counts what its parent held when it forked."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+    return cpu, wall, peak_bytes(), made, store.scratch_bytes
 
 
 def _scan_row(number: int, prompts: int) -> Sample:

@@ -17,7 +17,6 @@ sys.path[0] = str(ROOT)
 
 import argparse
 import json
-import resource
 import struct
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 
+from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.ops import environment
 from pipeline.families.checkpoint import open_checkpoint
 
@@ -94,7 +94,7 @@ def load(folder: str, side: str) -> dict[str, Any]:
     """Load one side in this process."""
     import transformers.models.llava.modeling_llava  # noqa: F401  (imports are not loading)
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resident_bytes()
     started = time.perf_counter()
     checkpoint, family = open_checkpoint(folder)
     role = family.encoder if side == "prune" else family.answerer
@@ -111,7 +111,7 @@ def load(folder: str, side: str) -> dict[str, Any]:
         "tensors": len(tensors),
         "materialised_bytes": sum(tensors.values()),
         "language_bytes": sum(size for name, size in tensors.items() if _is_language(name)),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_bytes(),
         "rss_after_imports_bytes": before,
     }
 

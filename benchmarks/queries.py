@@ -30,6 +30,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.made_artifact import Form, Made, make_artifact
+from benchmarks.memory import peak_bytes
 from pipeline.report.recipe import SUMMARIES, recipe_names, recipe_of
 
 MEMORY_GIB = 1.0  # DuckDB's; the process also holds Arrow's buffers, the commit records and the libraries
@@ -87,7 +88,7 @@ def _cook(form: Form, made: Made, cache: Path, name: str) -> dict[str, Any]:
         "opening_sec": opened - started,
         "recipe_sec": done - opened,
         "recipe_cpu_sec": after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime,
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_bytes(),
         "rows": len(rows),
         "said": said,
     }
@@ -111,12 +112,6 @@ def _check(name: str, rows: list[dict[str, Any]], form: Form) -> None:
     elif name == "agreement":
         assert 0.98 * form.prompts < sum(row["prompts"] for row in rows) < form.prompts
     assert rows, f"{name} shows nothing"
-
-
-def _peak_memory_bytes() -> int:
-    """Of this process since it began."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def over(result: dict[str, Any]) -> list[str]:

@@ -25,7 +25,6 @@ if __name__ == "__main__":
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import tempfile
 import time
@@ -36,6 +35,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.ops import environment
 from benchmarks.scaled_next import ORIGINAL, SCALED, TINY, arithmetic
 from benchmarks.serving_baselines import Clock, Limits, asked_in
@@ -189,12 +189,7 @@ def alone(bench: Bench, case: Case) -> dict[str, int]:
     """Memory of this process, which does nothing but one turn of one case."""
     imports = resident_bytes()
     bench.turn(case)
-    return {"imports_bytes": imports, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-
-
-def resident_bytes() -> int:
-    """Of this process, now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return {"imports_bytes": imports, "peak_bytes": peak_bytes()}
 
 
 def memory_of(bench: Bench, cases: Sequence[Case], given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -219,7 +214,7 @@ def memory_of(bench: Bench, cases: Sequence[Case], given: argparse.Namespace) ->
 
 def bytes_of(bench: Bench, cases: Sequence[Case]) -> dict[str, Any]:
     """Bytes of files that a side reads for an image, and of the weights that it holds."""
-    case = next(case for case in cases if case.side == ANSWER)
+    case = answering(cases)
     pictures = [one.picture.stat().st_size for one in asked_in(bench.manifest(case.work))]
     parts = {"vision": ("vision_tower", "multi_modal_projector", "image_newline")}
     weights = {"vision": 0, "language": 0}
@@ -256,6 +251,25 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+def answering(cases: Sequence[Case]) -> Case:
+    """The case of the goals that answers from the artifact."""
+    return next(case for case in cases if case.side == ANSWER)
+
+
+def measure_again(bench: Bench, cases: Sequence[Case], given: argparse.Namespace) -> dict[str, Any]:
+    """Measure parts of a result anew. It says when and of which commit they are."""
+    output = Path(given.output)
+    result: dict[str, Any] = json.loads(output.read_text())
+    for part in given.only:
+        if part == "memory":
+            result[part] = memory_of(bench, cases, given)
+        else:
+            result[part] = time_vllm(bench, answering(cases), result["cases"], given.vllm_python, given.repeats)
+        result.setdefault("measured_again", {})[part] = environment(torch.device("cpu"))
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Check, time, print and store."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -268,11 +282,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch-prompts", type=int, default=32, help="prompts that run together (default 32)")
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens that run together (default 16384)")
     parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM and integrations/vllm")
+    parser.add_argument(
+        "--only", choices=("memory", "vllm"), nargs="+", help="measure these again, for the results in --output"
+    )
     parser.add_argument("--small", action="store_true", help="a model, images and work that are small")
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/serving.json"), help="- for none")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if "vllm" in (given.only or ()) and not given.vllm_python:
+        parser.error("--only vllm needs --vllm-python")
     quiet_libraries()
     dims = TINY if given.small else SCALED
     given.new_tokens = given.new_tokens or ([3, 5] if given.small else [8, 64])
@@ -288,6 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         bench = Bench(Path(folder), dims, limits, given.threads)
         gc.freeze()  # else every collection before a turn would look through all that was imported
         started, cases = time.perf_counter(), cases_of(given)
+        if given.only:
+            return measure_again(bench, cases, given)
         result: dict[str, Any] = {
             "environment": environment(torch.device("cpu")),
             "settings": {n: v for n, v in vars(given).items() if n not in ("output", "folder", "alone", "vllm_python")},
@@ -305,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result["first_token_sec"] = first_tokens(result["cases"])
         result["bytes"] = bytes_of(bench, cases)
         if given.vllm_python:
-            case = next(one for one in cases if one.side == ANSWER)
-            result["vllm"] = time_vllm(bench, case, result["cases"], given.vllm_python, given.repeats)
+            result["vllm"] = time_vllm(bench, answering(cases), result["cases"], given.vllm_python, given.repeats)
         result["took_sec"] = round(time.perf_counter() - started, 1)
     torch.set_num_threads(threads)
     show(result)

@@ -12,14 +12,20 @@ from benchmarks.serving_baselines import Clock, Limits, Stock
 from benchmarks.serving_bench import ANSWER, IN_REQUEST, PRUNE, SHARED, UNTOUCHED, Bench, Work, operations
 from benchmarks.serving_tables import arithmetic_lines, gain_lines, leading_line
 
+SMALL = ("--small", "--images", "2", "--long-images", "2", "--repeats", "1", "--threads", "1")
+
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def stored(tmp_path_factory):
     path = tmp_path_factory.mktemp("serving") / "serving.json"
-    arguments = ["--small", "--images", "2", "--long-images", "2", "--repeats", "1", "--threads", "1"]
-    found = serving.main([*arguments, "--output", str(path)])
+    found = serving.main([*SMALL, "--output", str(path)])
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
-    return json.loads(path.read_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(stored):
+    return json.loads(stored.read_text())
 
 
 def test_every_row_of_the_table_is_measured(result):
@@ -74,6 +80,19 @@ def test_memory_bytes_and_first_tokens_are_there(result):
     assert first[f"{PRUNE} + {ANSWER}"] == first[PRUNE] + first[ANSWER]
     read = result["bytes"]["artifact_bytes_an_image"]
     assert 20 * TINY.text_width * 4 < read["20"] < read["40"]
+
+
+def test_a_part_that_is_measured_again_is_put_into_the_results_that_are_there(stored, result, tmp_path):
+    path = tmp_path / "serving.json"
+    path.write_text(json.dumps({**result, "memory": {}}))
+    serving.main([*SMALL, "--only", "memory", "--output", str(path)])
+    again = json.loads(path.read_text())
+    assert {*again["memory"]} == {*result["memory"]}
+    assert {*again["measured_again"]} == {"memory"}
+    assert {name: again[name] for name in result if name != "memory"} == {
+        name: result[name] for name in result if name != "memory"
+    }
+    assert stored.read_text() == json.dumps(result, indent=1) + "\n"
 
 
 def test_a_side_that_answers_otherwise_is_not_timed(monkeypatch, tmp_path):
