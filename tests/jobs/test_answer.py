@@ -106,13 +106,18 @@ def answerable(pruned: Path) -> list[dict]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def test_keep_all_equals_the_untouched_model_on_every_prompt(pruned_all, answer, raw_images, tiny_llava, tmp_path):
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(4, id="fourth")])
+def test_keep_all_equals_the_untouched_model(share, pruned_all, answer, raw_images, tiny_llava, tmp_path):
+    """On every prompt, or on one of four."""
+    where = None if share == 1 else f"hash(prompt_id) % {share} = 0"
+    answers = answer(pruned_all, tmp_path / "all", tokens="all", where=where)
+    assert {row["tokens"] for row in answers.values()} == {256}
     prompts = answerable(pruned_all)
     assert len(prompts) > 1600
-    answers = answer(pruned_all, tmp_path / "all", tokens="all")
-    assert {row["tokens"] for row in answers.values()} == {256}
-    assert answers.keys() == {prompt["prompt_id"] for prompt in prompts}
-    expected = untouched_answers(tiny_llava, prompts, raw_images)
+    if share == 1:
+        assert answers.keys() == {prompt["prompt_id"] for prompt in prompts}
+    assert len(answers) > 0.8 * len(prompts) / share
+    expected = untouched_answers(tiny_llava, [one for one in prompts if one["prompt_id"] in answers], raw_images)
     assert expected.keys() == answers.keys()
     different = [i for i, tokens in expected.items() if answers[i]["answer_tokens"] != tokens]
     assert different == []
