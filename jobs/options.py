@@ -124,7 +124,7 @@ def _resolve(settings: type[AnySettings], told: dict[str, Any], file: str | None
     if "ray_address" in settings.model_fields:
         told = {**told, "ray_address": os.environ.get("RAY_ADDRESS") or None}
     if "api_key" in settings.model_fields:
-        told = {**told, "api_key": os.environ.get("OPENAI_API_KEY") or None}
+        told = {**told, "api_key": os.environ.get("OPENAI_API_KEY", "").strip() or None}
     origin = Origin("")
     if file is not None:
         held = read_config(file, settings)

@@ -13,11 +13,13 @@ import pyarrow.dataset as ds
 import torch
 from pydantic import SecretStr
 
+from pipeline.answer.chat_server import ServerGoneError
 from pipeline.answer.checks import survey
 from pipeline.answer.decoding import Decoding
-from pipeline.answer.engine import Question, Reply, ServerSettings
+from pipeline.answer.engine import Question, Reply
 from pipeline.answer.openai_engine import OpenAIEngine, check_server
-from pipeline.answer.served import served_name
+from pipeline.answer.served import server_of
+from pipeline.answer.settings import AnswerSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import dataset_of
 from pipeline.budget import parse_budget
@@ -44,12 +46,18 @@ def reply_to(arguments: list[str]) -> tuple[Reply, KeptImage]:
     pruned = Artifact(given.pruned)
     prune_job = pruned.require_job("prune", "--pruned")
     image = find_image(pruned, given.image, given.tokens)
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    settings = AnswerSettings(
+        pruned=given.pruned, model=given.model, output=given.pruned, engine="openai", server=given.server,
+        max_new_tokens=given.max_new_tokens, concurrency=1, api_key=SecretStr(key) if key else None,
+    )  # fmt: skip
+    if not given.prompt.strip():
+        raise UserError("the prompt is empty")
+    server, decoding = server_of(settings, prune_job), Decoding(given.max_new_tokens)
+    assert server is not None, "its address has a default"
     checkpoint, family = open_checkpoint(given.model)
     dtype, its = torch_dtype(own_dtype(checkpoint)), followed(checkpoint, "openai")
     prompter = family.answerer(checkpoint, torch.device("cpu"), dtype, language=False)
-    key = os.environ.get("OPENAI_API_KEY")
-    server = ServerSettings(given.server, served_name(prune_job), SecretStr(key) if key else None, 1, 600.0, False)
-    decoding = Decoding(given.max_new_tokens)
     check_server(server, prompter, decoding, its, given.model)
     (reply,) = OpenAIEngine(prompter, server, its).answer([Question(given.prompt, image)], decoding)
     return reply, image
@@ -77,7 +85,7 @@ def main(arguments: list[str]) -> int:
     """Ask and print."""
     try:
         reply, image = reply_to(arguments)
-    except UserError as error:
+    except (UserError, ServerGoneError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if reply.text is None:

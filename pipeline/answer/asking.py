@@ -4,6 +4,7 @@ They are joined with the pruned images in DuckDB, which spills what it can't hol
 hold their images. Whatever can't be posed stays a row with its reason.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from schemas.statuses import OK, AskedStatus, PromptStatus, why_not_posed
 from schemas.tables import ASKED, ASKED_FILE, INDEX
 from schemas.wording import counted
 
+_STATEMENT = re.compile(r"\s*(select|with|from|where)\b", re.IGNORECASE)  # which no condition begins with
 _ROWS = 1 << 16  # of a batch on its way to files, and of prompts without an image in one shard
 
 # Images by what a source is the whole of, or the end from a "/" on, as the name of a file is.
@@ -69,7 +71,8 @@ from meant m
 left join images i on i.image_id = m.wanted
 left join failed e on e.key = m.key
 """
-# An id stays with the first prompt that has it and can be posed; other prompts are called by a hash of what they ask.
+# An id stays with the first prompt that has it and can be posed; other prompts are called by a hash of what they ask,
+# numbered behind the prompts that have such a hash for their own id.
 _PLAN = """
 create table plan as
 with told as (
@@ -84,15 +87,23 @@ with told as (
                partition by content, prompt_id is not null and turn = 1 order by prompt_id is not null, position
            ) as copy
     from told
+), taken as (
+    select regexp_extract(prompt_id, '^([0-9a-f]{{16}})(-[0-9]{{1,9}})?$', 1) as hash,
+           max(coalesce(try_cast(regexp_extract(prompt_id, '-([0-9]+)$', 1) as bigint), 1)) as copies
+    from again where is_own group by 1
+), numbered as (
+    select again.*, copy + case when is_own then 0 else coalesce(copies, 0) end as turn_of_hash
+    from again left join taken on taken.hash = content
 )
 select position,
-       case when is_own then prompt_id when copy = 1 then content else content || '-' || copy end as prompt_id,
+       case when is_own then prompt_id
+            when turn_of_hash = 1 then content else content || '-' || turn_of_hash end as prompt_id,
        wanted as image_id, prompt, messages, "references", type, coalesce(image_source, source, '') as source,
        case when late then '{duplicate}' else found end as status,
        coalesce(image_shard, ((place - 1) // {rows}) % {shards})::integer as shard, image_shard,
        format('row {{}}: {{}}', position,
               case when late then format('its id, {{}}, is that of another prompt', prompt_id) else why end) as message
-from again
+from numbered
 """
 # What a condition of `--where` is about: the prompt, and its image as the view `images` has it.
 _ASKED = """
@@ -159,6 +170,8 @@ class Asking:
             UserError: the file can't be read, the condition is no SQL, or there is nothing that can be posed.
         """
         db = connect(pruned.address)
+        for view in ("answers", "grades"):  # of which there are none here: a condition on them is a mistake
+            db.execute(f"drop view if exists {view}")
         named, prompts, order = "--where", _OF_THE_ARTIFACT, "prompt_id"
         if self.file is not None:
             named, prompts, order = f"--prompts {self.file.location}", "plan", "position"
@@ -275,6 +288,8 @@ def _together(batches: list[pa.RecordBatch]) -> tuple[int, pa.Table]:
 def _choose(db: duckdb.DuckDBPyConnection, prompts: str, where: str) -> None:
     """Make the table of the ids of those prompts for which a condition holds."""
     db.execute(_ASKED.format(prompts=prompts))
+    if not where.strip() or _STATEMENT.match(where):
+        raise UserError(f"--where {where}: expected a condition, as behind \"where\" in SQL: type = 'count'")
     try:
         chosen = ask(db, f"select prompt_id from asked where ({where}\n)")
     except UserError as error:

@@ -6,6 +6,7 @@ that repeat it are told without it.
 """
 
 import math
+import os
 import random
 import time
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,8 @@ from typing import Any
 import httpx2
 
 from pipeline.answer.engine import ServerSettings
+from pipeline.errors import UserError
+from schemas.wording import clipped, visible
 
 PAUSES_SEC = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 32.0)  # between the tries of one request
 MOST_BUSY = 60  # times that a request is told to come back later
@@ -22,6 +25,13 @@ LONGEST_WAIT_SEC = 600.0  # that a server may ask for
 _CONNECT_SEC = 10.0
 _BUSY = 429
 _PASSING = {408, 425, _BUSY}  # and all from 500 on
+_OF_REQUESTS = tuple(
+    named
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    for named in (name, name.lower())
+)  # environment variables
+_MOST_BYTES = 64 << 20  # of an answer
+_READ_HEADERS = ("Content-Type", "Location", "Retry-After")
 _MOST_SAID = 300  # characters of a server's message
 
 
@@ -51,22 +61,34 @@ class ChatServer:
     Args:
         settings: of the server.
         pauses_sec: between the tries of a request.
+
+    Raises:
+        UserError: the environment names proxies or certificates that can't be used.
     """
 
     def __init__(self, settings: ServerSettings, pauses_sec: tuple[float, ...] | None = None) -> None:
         self._settings = settings
         self._pauses_sec = PAUSES_SEC if pauses_sec is None else pauses_sec
         self._key = settings.api_key.get_secret_value() if settings.api_key is not None else ""
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(settings.timeout_sec, connect=min(_CONNECT_SEC, settings.timeout_sec)),
-            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
-        )
+        limits = httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
+        try:
+            self._client = httpx2.Client(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=httpx2.Timeout(settings.timeout_sec, connect=min(_CONNECT_SEC, settings.timeout_sec)),
+                limits=limits,
+            )
+        except (ImportError, ValueError, OSError) as error:
+            there = ", ".join(name for name in _OF_REQUESTS if os.environ.get(name)) or "of proxies and certificates"
+            raise UserError(
+                f"--server {settings.url}: requests can't be made with the environment variables {there} "
+                f"({self.clean(f'{type(error).__name__}: {error}')}); correct or unset them"
+            ) from error
 
-    def models(self) -> list[dict[str, Any]]:
-        """What the server serves. Raises as `chat` does."""
+    def models(self) -> list[str]:
+        """Names of what the server serves. Raises as `chat` does."""
         data = self._ask("GET", "models", None, Event()).get("data")
-        return [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        found = data if isinstance(data, list) else []
+        return [str(one["id"]) for one in found if isinstance(one, dict) and one.get("id") is not None]
 
     def chat(self, body: dict[str, Any], given_up: Event | None = None) -> dict[str, Any]:
         """The response to a chat request.
@@ -110,39 +132,63 @@ class ChatServer:
 
     def _try(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            response = self._client.request(method, f"{self._settings.url}/{path}", json=body)
+            response = self._response(method, path, body)
         except httpx2.RequestError as error:
-            raise _PassingError(self._clean(f"{type(error).__name__}: {error}")) from None
+            raise _PassingError(self.clean(f"{type(error).__name__}: {error}")) from None
         status = response.status_code
         if status in _PASSING or status >= 500:
             why = f"status {status}: {self._said(response)}"
             raise _PassingError(why, _retry_after(response.headers.get("Retry-After")), is_busy=status == _BUSY)
+        if response.is_redirect:
+            there = self.clean(response.headers.get("Location", "nowhere"))
+            raise RequestRefusedError(status, f"it redirects to {there}, which is not followed")
         if status != 200:
             raise RequestRefusedError(status, self._said(response))
         try:
             data = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _PassingError(f"status 200 without JSON: {self._said(response)}") from None
         if not isinstance(data, dict):
             raise _PassingError(f"status 200 without a JSON object: {self._said(response)}")
+        if data.get("error") and not data.keys() & {"choices", "data"}:
+            raise _PassingError(f"status 200 with an error: {self._said(response)}")
         return data
+
+    def _response(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
+        """A response that is there as a whole: within the time and the size that one may take.
+
+        The client itself bounds the time between two pieces alone.
+        """
+        pieces, size, end = [], 0, time.monotonic() + self._settings.timeout_sec
+        with self._client.stream(method, f"{self._settings.url}/{path}", json=body) as response:
+            for piece in response.iter_bytes():
+                pieces.append(piece)
+                size += len(piece)
+                if size > _MOST_BYTES:
+                    raise _PassingError(f"its answer is larger than {_MOST_BYTES >> 20} MiB")
+                if time.monotonic() > end:
+                    raise _PassingError(f"its answer was not whole after {self._settings.timeout_sec:g} s")
+        headers = {name: response.headers[name] for name in _READ_HEADERS if name in response.headers}
+        return httpx2.Response(response.status_code, headers=headers, content=b"".join(pieces))
 
     def _said(self, response: httpx2.Response) -> str:
         """What the server says is wrong, in one line."""
         try:
             data = response.json()
-        except ValueError:
-            return self._clean(response.text)
+        except (ValueError, RecursionError):
+            return self.clean(response.text)
         for name in ("error", "message", "detail"):
             if isinstance(data, dict) and name in data:
                 data = data[name]
-        return self._clean(data if isinstance(data, str) else str(data))
+        return self.clean(data if isinstance(data, str) else str(data))
 
-    def _clean(self, text: str) -> str:
-        line = " ".join(text.split())
-        if self._key:
-            line = line.replace(self._key, "[key]")
-        return line[:_MOST_SAID] or "no message"
+    def clean(self, text: str) -> str:
+        """What the server says, as it can be shown: a line, without the key, not too long."""
+        return clipped(self.without_key(visible(" ".join(text.split()))), _MOST_SAID) or "no message"
+
+    def without_key(self, text: str) -> str:
+        """The text with `[key]` where it holds the key."""
+        return text.replace(self._key, "[key]") if self._key else text
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -22,6 +22,7 @@ from pipeline.answer.chat_server import ChatServer, RequestRefusedError, ServerG
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply, ServerSettings
 from pipeline.answer.posing import prompt_ids, with_system
+from pipeline.corpus.sample import shown
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage, Prompter, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 ENGINE = "openai"
 _PROBE_PAUSES_SEC = (0.25, 0.5, 1.0)
 _REMEMBERED = 4  # encoded images: questions about one follow each other
+_MOST_TOKENS = 1 << 31  # of a vocabulary
 _NO_KEY, _NO_SUCH = (401, 403), (404, 405)
 
 
@@ -158,14 +160,26 @@ class OpenAIEngine:
         choice = _choice(response)
         reason = choice.get("finish_reason") if choice else None
         if choice is None or reason not in ("stop", "length", "content_filter"):
-            raise ServerGoneError(f"--server {self._settings.url} ended an answer by {reason!r} in place of an end")
+            ended = self._server.clean(repr(reason))
+            raise ServerGoneError(f"--server {self._settings.url} ended an answer by {ended} in place of an end")
         if reason == "content_filter":
             return Reply.refusal("the server's content filter refused the prompt or its answer")
         stopped = reason == "stop"
-        if choice.get("token_ids") is None:
-            text = str((choice.get("message") or {}).get("content") or "")
-            return Reply(text, (), FinishReason.STOP if stopped else FinishReason.LENGTH, 0.0)
-        found = finished(self._prompter.tokenizer, choice["token_ids"], self._followed.ends, decoding.stop)
+        token_ids = choice.get("token_ids")
+        if token_ids is None:
+            message = choice.get("message")
+            text = message.get("content") if isinstance(message, dict) else None
+            if not isinstance(text, str | None):
+                return Reply.refusal(f"the server's answer is no text but {self._server.clean(shown(text))}")
+            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+            return Reply(self._server.without_key(text or ""), (), reason, 0.0)
+        if not _are_token_ids(token_ids):
+            return Reply.refusal(f"the server's answer has no token ids but {self._server.clean(shown(token_ids))}")
+        if len(token_ids) > decoding.max_new_tokens:
+            return Reply.refusal(
+                f"the server answered with {len(token_ids):,} tokens, asked for {decoding.max_new_tokens:,} at most"
+            )
+        found = finished(self._prompter.tokenizer, token_ids, self._followed.ends, decoding.stop)
         return Reply(found.text, found.token_ids, FinishReason.STOP if stopped else found.finish_reason, 0.0)
 
 
@@ -187,10 +201,11 @@ def check_server(server: ServerSettings, prompter: Prompter, decoding: Decoding,
     """
     chat, engine = ChatServer(server, _PROBE_PAUSES_SEC), OpenAIEngine(prompter, server, its)
     try:
-        names = [str(one.get("id")) for one in chat.models()]
+        names = chat.models()
         if server.model not in names:
+            served = chat.clean(", ".join(names)) if names else "none"
             raise UserError(
-                f"--server {server.url} has no model {server.model}, it serves {', '.join(names) or 'none'}; start one "
+                f"--server {server.url} has no model {server.model}, it serves {served}; start one "
                 f"for this artifact (examples/serve), or name with --served-model the one that is {model}"
             )
         question = Question("x", _image(prompter.width), "")
@@ -218,7 +233,7 @@ def _check_plugin(chat: ChatServer, too_wide: dict[str, Any], width: int, server
     try:
         chat.chat(too_wide)
     except RequestRefusedError as error:
-        if error.status in (*_NO_KEY, *_NO_SUCH):
+        if error.status in (*_NO_KEY, *_NO_SUCH) or 300 <= error.status < 400:
             raise
         said = error.said
     if f"this model's have {width}" in said:
@@ -236,6 +251,8 @@ def _not_ours(server: ServerSettings, error: RequestRefusedError) -> str:
     status = f"--server {server.url}: status {error.status}, {error.said}"
     if error.status in _NO_KEY:
         return f"{status}; put the key that it asks for into OPENAI_API_KEY"
+    if 300 <= error.status < 400:
+        return f"{status}; give the address where it is, up to /v1"
     if error.status in _NO_SUCH:
         return f"{status}; is this its address up to /v1, and does it serve {server.model}?"
     return f"{status}; it does not take kept rows of images, start it as examples/serve does"
@@ -275,6 +292,8 @@ def _difference(ids: Sequence[int], response: dict[str, Any], server: ServerSett
             "be compared with those of the checkpoint; give --trust-server-template if its chat template is known to "
             "be the checkpoint's"
         )
+    if not _are_token_ids(told):
+        return f"what it says they are, {shown(told)}, are no token ids"
     if list(told) == list(ids):
         return None
     if list(told) == list(ids[1:]):
@@ -283,6 +302,10 @@ def _difference(ids: Sequence[int], response: dict[str, Any], server: ServerSett
     if place is None:
         return f"it makes {len(told)}, expected {len(ids)}"
     return f"token {place} is {told[place]}, expected {ids[place]}"
+
+
+def _are_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < _MOST_TOKENS for one in value)
 
 
 def _choice(response: dict[str, Any]) -> dict[str, Any] | None:

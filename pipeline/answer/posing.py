@@ -12,7 +12,10 @@ def prompt_ids(prompter: Prompter, question: Question, decoding: Decoding) -> li
     Raises:
         UnusablePromptError: it can't be posed, or is longer than what the model was made for.
     """
-    token_ids = prompter.token_ids(with_system(question.prompt, decoding.system), question.image)
+    prompt = with_system(question.prompt, decoding.system)
+    if left_out := _system_left_out(prompter, prompt):
+        raise UnusablePromptError(f"the checkpoint's chat template leaves out what the system says: {left_out[:60]!r}")
+    token_ids = prompter.token_ids(prompt, question.image)
     if prompter.context is not None and len(token_ids) > prompter.context:
         raise UnusablePromptError(
             f"the prompt has {len(token_ids):,} tokens with its image, the model takes {prompter.context:,} "
@@ -27,6 +30,15 @@ def with_system(prompt: Posed, system: str | None) -> Posed:
         return prompt
     turns = (Turn("user", prompt),) if isinstance(prompt, str) else prompt
     return turns if any(turn.role == "system" for turn in turns) else (Turn("system", system), *turns)
+
+
+def _system_left_out(prompter: Prompter, prompt: Posed) -> str | None:
+    """What the system says in a conversation and the rendered prompt does not hold."""
+    said = () if isinstance(prompt, str) else [turn.text.strip() for turn in prompt if turn.role == "system"]
+    if not any(said):
+        return None
+    text = prompter.render(prompt)
+    return next((words for words in said if words not in text), None)
 
 
 def check_system(prompter: Prompter, model: str, system: str) -> None:

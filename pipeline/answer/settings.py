@@ -1,5 +1,6 @@
 """Settings of the answer job."""
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from pipeline.settings import (
     flag,
     named,
 )
+from schemas.wording import visible
 
 ASKED = "what is asked"
 ANSWERED = "what is answered"
@@ -44,12 +46,30 @@ def is_server(text: str | None, info: ValidationInfo) -> str | None:
     """The address of a server, without a slash at its end. Raises `UserError` where it is none, or holds a password."""
     if text is None:
         return None
-    parts = urlsplit(text)
-    if "@" in parts.netloc:
-        raise UserError(f"{named(info)}: the address holds a name or password; put the key into OPENAI_API_KEY")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise UserError(f"{named(info)} {text}: expected http://HOST:PORT/v1, or https")
+    expected = UserError(f"{named(info)} {visible(text)}: expected http://HOST:PORT/v1, or https")
+    if not text.isprintable() or " " in text:
+        raise expected
+    try:
+        parts = urlsplit(text)
+        if "@" in parts.netloc:
+            raise UserError(f"{named(info)}: the address holds a name or password; put the key into OPENAI_API_KEY")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise expected
+        parts.hostname.encode("idna")
+        if parts.port == 0:
+            raise expected
+    except ValueError as error:  # of its port, its brackets, or a name that no host can have
+        raise expected from error
     return text.rstrip("/")
+
+
+def is_key(key: SecretStr | None) -> SecretStr | None:
+    """The key of a server. Raises `UserError`, which does not show it, where it can't stand in a header."""
+    if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
+        raise UserError(
+            "OPENAI_API_KEY holds a blank or a character that is not ASCII, which no key has; set it to the key alone"
+        )
+    return key
 
 
 class AnswerSettings(ClusterSettings):
@@ -170,7 +190,7 @@ class AnswerSettings(ClusterSettings):
             decides=True,
         ),
     ] = False
-    api_key: SecretStr | None = None  # of the server; in no record
+    api_key: Annotated[SecretStr | None, AfterValidator(is_key)] = None  # of the server; in no record
 
     batch_size: Annotated[Count, Option("prompts a batch at most", "N", WORK, decides=True)] = 32
     batch_tokens: Annotated[

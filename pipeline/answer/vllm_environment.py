@@ -13,8 +13,10 @@ from typing import Any
 from pipeline.cluster.interpreter import code_folder
 from pipeline.errors import UserError
 from pipeline.families.loading import first_line
+from schemas.wording import clipped, visible
 
 _LOOK_SEC = 120.0
+_MOST_SAID = 200  # characters of what an interpreter says
 _OLDEST = (0, 32)  # whose interface the model classes are written against
 _BUILD = "`make vllm-env` builds one that has all of it"
 # It imports nothing large: what is installed stands in the packages' metadata.
@@ -89,7 +91,9 @@ def _look(python: str, named: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
-        raise UserError(f"{named}: it can't be used ({said}); name another interpreter: {_BUILD}") from error
+        raise UserError(
+            f"{named}: it can't be used ({clipped(visible(said), _MOST_SAID)}); name another interpreter: {_BUILD}"
+        ) from error
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(
             f"{named}: it can't be used ({first_line(error)}); name another interpreter: {_BUILD}"

@@ -110,6 +110,11 @@ class PromptsFile:
         try:
             file = opened(stream)
             names = file.schema_arrow.names
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(
+                    f"--prompts {self.location} has the column {printable(twice)[:64]!r} twice; leave one out"
+                )
             self._refuse_unknown(names, "it has the column")
             if not set(names) & {*IMAGE_KEYS}:
                 raise UserError(

@@ -207,7 +207,8 @@ def prompt_of(own_id: str, item: Any) -> Prompt:
     if problems:
         prompt.status, prompt.message = PromptStatus.BAD, "; ".join(problems)
     elif not prompt.prompt.strip():
-        found = f"is {shown(item['prompt'])}" if "prompt" in item else f"is not among its keys {shown(list(item))}"
+        keys = f"is not among its keys {shown(list(item))}" if item else "is not there"
+        found = f"is {shown(item['prompt'])}" if "prompt" in item else keys
         prompt.status, prompt.message = PromptStatus.EMPTY, f"'prompt' {found}, expected a text that is not blank"
     return prompt
 

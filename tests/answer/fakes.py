@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from pipeline.answer.engine import Question
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
-from pipeline.families.base import KeptImage, UnusablePromptError
+from pipeline.families.base import KeptImage, Posed, UnusablePromptError
 from pipeline.loader.shard import ShardLoader
 from schemas.stored import StoredSelection
 
@@ -77,6 +77,9 @@ class FakeAnswerer:
         self.context = context
         self.shares_beginnings = self.takes_padding = True
         self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f" {' '.join(map(str, ids))} ")
+
+    def render(self, prompt: Posed) -> str:
+        return prompt if isinstance(prompt, str) else " ".join(turn.text for turn in prompt)
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         if "!" in prompt:

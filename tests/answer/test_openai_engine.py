@@ -4,11 +4,13 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -32,6 +34,7 @@ from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
 from pipeline.cluster.attempts import Policy
 from pipeline.errors import UserError
+from pipeline.families.base import Turn
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import Followed, followed
 from schemas.answers import FinishReason
@@ -209,6 +212,118 @@ def test_what_the_server_refuses_is_a_row_with_its_reason(engine, server, few, m
     )
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        ({"token_ids": list(range(9))}, "the server answered with 9 tokens, asked for 2 at most"),
+        ({"token_ids": [1, -1]}, "the server's answer has no token ids but [1, -1]"),
+        ({"token_ids": "ab"}, "the server's answer has no token ids but 'ab'"),
+        ({"token_ids": [2**70]}, f"the server's answer has no token ids but [{2**70}]"),
+        ({"told": 7}, "the server poses the prompt as other tokens: what it says they are, 7, are no token ids"),
+    ],
+)
+def test_what_is_no_answer_to_what_was_asked_is_a_row_with_its_reason(engine, server, few, monkeypatch, spoilt, told):
+    chat = server.chat
+
+    def spoil(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, answer = chat(body)
+        answer["prompt_token_ids"] = spoilt.get("told", answer["prompt_token_ids"])
+        answer["choices"][0]["token_ids"] = spoilt.get("token_ids", answer["choices"][0]["token_ids"])
+        return status, answer
+
+    monkeypatch.setattr(server, "chat", spoil)
+    (reply,) = engine.answer(questions_of(few, Budget("count", 4))[:1], Decoding(2))
+    assert (reply.text, reply.message) == (None, told)
+
+
+def test_a_trusted_answer_that_repeats_the_key_is_kept_without_it(server, few, tiny_llava, monkeypatch):
+    server.manners.key, server.manners.tells_tokens = KEY, False
+    checkpoint, family = open_checkpoint(tiny_llava)
+    prompter = family.answerer(checkpoint, torch.device("cpu"), torch.float32, language=False)
+    settings = settings_of(server, api_key=SecretStr(KEY), trust_template=True)
+    chat, content = server.chat, [f"Bearer {KEY} !", ["no text"]]
+
+    def repeat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, answer = chat(body)
+        answer["choices"][0]["message"] = {"content": content.pop(0)}
+        return status, answer
+
+    monkeypatch.setattr(server, "chat", repeat)
+    engine = OpenAIEngine(prompter, replace(settings, concurrency=1), followed(checkpoint, "openai"))
+    first, second = engine.answer(questions_of(few, Budget("count", 4))[:2], Decoding(2))
+    assert first.text == "Bearer [key] !"
+    assert second.message == "the server's answer is no text but ['no text']"
+
+
+def test_an_end_that_is_none_is_told_without_the_key(server, few, tiny_llava, monkeypatch):
+    server.manners.key = KEY
+    checkpoint, family = open_checkpoint(tiny_llava)
+    prompter = family.answerer(checkpoint, torch.device("cpu"), torch.float32, language=False)
+    chat = server.chat
+
+    def abort(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, answer = chat(body)
+        answer["choices"][0]["finish_reason"] = f"abort {KEY}"
+        return status, answer
+
+    monkeypatch.setattr(server, "chat", abort)
+    engine = OpenAIEngine(prompter, settings_of(server, api_key=SecretStr(KEY)), followed(checkpoint, "openai"))
+    with pytest.raises(ServerGoneError, match=r"ended an answer by 'abort \[key\]' in place of an end"):
+        engine.answer(questions_of(few, Budget("count", 4))[:1], Decoding(2))
+
+
+def test_a_conversation_whose_system_turn_the_template_leaves_out_is_refused(engine, few):
+    question = questions_of(few, Budget("count", 4))[0]
+    turns = (Turn("system", "be short"), Turn("user", "what ?"))
+    (reply,) = engine.answer([replace(question, prompt=turns)], Decoding(2))
+    assert reply.message == "the checkpoint's chat template leaves out what the system says: 'be short'"
+
+
+def dripping(first: bytes, drop: bytes, pause_sec: float) -> tuple[str, threading.Event]:
+    """The address of a server that begins an answer and never ends it; and what ends the server."""
+    listener, over = socket.create_server((HOST, 0)), threading.Event()
+
+    def serve() -> None:
+        listener.settimeout(0.1)
+        while not over.is_set():
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                connection.settimeout(5.0)
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(first)
+                    while not over.wait(pause_sec):
+                        connection.sendall(drop)
+        listener.close()
+
+    threading.Thread(target=serve).start()
+    return f"http://{HOST}:{listener.getsockname()[1]}/v1", over
+
+
+@pytest.mark.parametrize(
+    ("drop", "pause_sec", "told"),
+    [
+        (b"1\r\n \r\n", 0.05, r"its answer was not whole after 0.5 s"),
+        (b"100000\r\n" + b" " * (1 << 20) + b"\r\n", 0.0, r"its answer is larger than 4 MiB"),
+    ],
+)
+def test_an_answer_without_an_end_is_not_waited_for(server, monkeypatch, drop, pause_sec, told):
+    monkeypatch.setattr(chat_server, "_MOST_BYTES", 4 << 20)
+    url, over = dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", drop, pause_sec)
+    try:
+        timeout_sec = 0.5 if pause_sec else 30.0
+        with pytest.raises(ServerGoneError, match=told):
+            ChatServer(settings_of(server, url=url, timeout_sec=timeout_sec), ()).models()
+    finally:
+        over.set()
+
+
+def test_an_error_under_status_200_is_told(server, monkeypatch):
+    monkeypatch.setattr(server, "chat", lambda body: (200, {"error": {"message": "overloaded"}}))
+    with pytest.raises(ServerGoneError, match="at last: status 200 with an error: overloaded"):
+        ChatServer(settings_of(server), ()).chat({})
+
+
 def test_questions_about_one_image_follow_each_other(engine, server, few):
     engine._settings = replace(engine._settings, concurrency=1)
     questions = questions_of(few, Budget("count", 4), 10)
@@ -271,6 +386,8 @@ def test_a_form_is_asked_for(engine, few):
         ({"key": KEY}, {}, r"status 401, Incorrect API key provided:; put the key that it asks for into OPENAI_API"),
         ({"key": KEY}, {"api_key": "sk-wrong-key"}, r"status 401, Incorrect API key provided: \[key\]; put the key"),
         ({"refuse": (400, "no --enable-mm-embeds")}, {}, r"without the plugin .* \(no --enable-mm-embeds\); start it"),
+        ({"refuse": (307, "moved")}, {}, r"status 307, it redirects to nowhere, .*; give the address where it is"),
+        ({"refuse": (400, "\x1b]0;rm\x07")}, {}, r"\(\\x1b\]0;rm\\x07\)"),
         ({"refuse": (503, "loading")}, {}, r"did not answer a request in 2 tries .*: status 503: loading; start the"),
         ({}, {"server": f"http://{HOST}:9/v1"}, r"ConnectError: .*; start the server, or correct the address"),
         ({}, {"tokens": "9"}, r"--tokens 9: 6 images have fewer tokens stored"),
@@ -363,12 +480,59 @@ def test_the_key_is_in_no_record_and_no_message(server, few, tiny_llava, work_he
         ("localhost:8000", r"--server localhost:8000: expected http://HOST:PORT/v1, or https"),
         ("http://me:secret@there/v1", r"--server: the address holds a name or password; put the key into OPENAI_API"),
         ("http://there/v1?key=secret", r"expected http://HOST:PORT/v1"),
+        ("http://there:1x/v1", r"--server http://there:1x/v1: expected http://HOST:PORT/v1, or https$"),
+        ("http://there:99999/v1", r"expected http://HOST:PORT/v1"),
+        ("http://[::1/v1", r"--server http://\[::1/v1: expected http://HOST:PORT/v1, or https$"),
+        (f"http://{'a' * 70}.x/v1", r"expected http://HOST:PORT/v1"),
+        (" http://there/v1", r"expected http://HOST:PORT/v1"),
+        ("http://th\nere/v1", r"--server http://th\\nere/v1: expected http://HOST:PORT/v1"),
     ],
 )
 def test_what_is_no_address_is_refused(url, message):
     with pytest.raises(UserError, match=message) as caught:
         AnswerSettings(pruned="/p", model="m", output="/o", server=url)
     assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-se cret", "sk-se\tcret", "sk-secr\u00fct", " "])
+def test_what_is_no_key_is_refused_and_not_shown(key):
+    with pytest.raises(UserError, match=r"^OPENAI_API_KEY holds a blank or a character that is not ASCII") as caught:
+        AnswerSettings(pruned="/p", model="m", output="/o", api_key=SecretStr(key))
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_key_may_come_with_the_end_of_its_line(server, few, tiny_llava, work_here, tmp_path, monkeypatch):
+    server.manners.key = KEY
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    arguments = ["--pruned", str(few), "--model", tiny_llava, "--engine", "openai", "--server", server.url]
+    assert command.main([*arguments, "--max-new-tokens", "2", "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks9://127.0.0.1:1"),
+        ("SSL_CERT_FILE", "/not/there.pem"),
+        ("HTTP_PROXY", "socks5://127.0.0.1:1"),
+    ],
+)
+def test_an_environment_without_a_way_to_the_server_is_told(server, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=rf"^--server .*variables .*{variable}.* \(.+\); correct or unset them$"):
+        ChatServer(settings_of(server))
+
+
+def test_names_of_models_are_told_without_the_key(ask, server, tmp_path):
+    server.manners.key, server._name = KEY, f"gpt, Bearer {KEY}, " + "n" * 3000
+    with pytest.raises(UserError, match=r"it serves gpt, Bearer \[key\], n+\.\.\.; start one") as caught:
+        ask(tmp_path / "out", api_key=KEY)
+    assert len(str(caught.value)) < 700
+
+
+def test_json_of_any_depth_is_no_answer(server, monkeypatch):
+    monkeypatch.setattr(chat_server.httpx2.Response, "json", lambda _: json.loads("[" * 200_000))
+    with pytest.raises(ServerGoneError, match="status 200 without JSON"):
+        ChatServer(settings_of(server), (0.001,)).models()
 
 
 def chatting(server: ChatServerStandIn, statuses: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -128,7 +128,7 @@ def test_a_row_without_a_prompt_is_empty(tmp_path):
     empty, _ = rows(jsonl(tmp_path / "p.jsonl", {"image_id": ID}, GOOD))
     assert (empty.status, empty.message) == (
         "empty_prompt",
-        "'prompt' is not among its keys [], expected a text that is not blank",
+        "'prompt' is not there, expected a text that is not blank",
     )
 
 
@@ -137,6 +137,15 @@ def refusal(location: str) -> str:
         rows(location)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    table = pa.Table.from_arrays(
+        [pa.array([ID]), pa.array(["a ?"]), pa.array(["b ?"])], ["image_id", "prompt", "prompt"]
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p.parquet has the column 'prompt' twice; leave one out$"):
+        rows(str(tmp_path / "p.parquet"))
 
 
 def test_files_that_are_no_files_of_prompts_get_one_sentence(tmp_path):

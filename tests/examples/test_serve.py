@@ -109,7 +109,13 @@ def test_what_can_not_be_asked_is_said(few, server, tiny_llava, capsys):
     assert ask.main([*asked, "--image", "zz", "what ?"]) == 2
     assert ask.main([*asked, "--image", "", "what ?"]) == 2
     assert ask.main([*asked, "--image", image_ids(few)[0], "<image> or <image> ?"]) == 1
-    first, second, third = capsys.readouterr().err.splitlines()
+    assert ask.main([*asked, "--server", "nonsense", "--image", image_ids(few)[0], "what ?"]) == 2
+    assert ask.main([*asked, "--max-new-tokens", "0", "--image", image_ids(few)[0], "what ?"]) == 2
+    assert ask.main([*asked, "--image", image_ids(few)[0], " "]) == 2
+    first, second, third, *others = capsys.readouterr().err.splitlines()
+    assert others[0] == "error: --server nonsense: expected http://HOST:PORT/v1, or https"
+    assert others[1].startswith("error: --max-new-tokens 0: expected")
+    assert others[2] == "error: the prompt is empty"
     assert "--image zz: 0 images of" in first
     assert "--image : 3 images of" in second
     assert "the prompt has 2 <image> placeholders" in third

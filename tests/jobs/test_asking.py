@@ -201,6 +201,17 @@ def test_the_same_output_takes_the_same_file_alone(pruned, ids, answer, tmp_path
     assert "holds answers to the prompts of the corpus; those of" in refusal(lambda: answer(pruned, own, prompts=other))
 
 
+def test_a_hash_that_is_the_id_of_another_prompt_is_given_to_none(pruned, ids, answer, tmp_path):
+    """As in a file of prompts with the ids that they got before, and new ones among them."""
+    what, where = ({"image_id": ids["2.jpg"], "prompt": text} for text in ("what ?", "where ?"))
+    rows, _, _ = answer(pruned, tmp_path / "one", prompts=lines(tmp_path / "one.jsonl", [what]))
+    own = rows[0]["prompt_id"]
+    asked = [{**what, "id": own}, what, {**where, "id": f"{own}-2"}, what]
+    rows, result, _ = answer(pruned, tmp_path / "all", prompts=lines(tmp_path / "all.jsonl", asked))
+    assert (result.prompts, result.refused) == (4, 0)
+    assert [row["prompt_id"] for row in rows] == [own, f"{own}-3", f"{own}-2", f"{own}-4"]
+
+
 def test_what_cannot_be_posed_is_a_row_with_its_reason(pruned, ids, answer, tmp_path):
     asked = [
         ({"image_id": ids["2.jpg"], "prompt": "what ?", "references": ["dog"], "type": "t", "id": "mine"}, None),
@@ -285,6 +296,9 @@ def test_a_condition_chooses_among_the_prompts_of_a_file(pruned, ids, answer, tm
     [
         ("type = 'none'", "it holds for none of 7 prompts"),
         ("kind = 'x'", 'Referenced column "kind" not found'),
+        (" ", 'expected a condition, as behind "where" in SQL'),
+        ("select 1", 'expected a condition, as behind "where" in SQL'),
+        ("prompt_id not in (select prompt_id from answers)", "Table with name answers does not exist"),
         ("type = ", "the SQL can't be read: Parser Error"),
         ("true); delete from prompts; select (true", "3 SQL statements were given, expected one"),
         ("(select count(*) from read_csv('/etc/passwd')) > 0", "disabled"),
