@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import click
@@ -148,7 +148,20 @@ def _parameter(name: str, info: FieldInfo, option: Option) -> click.Parameter:
     if info.annotation is bool:
         return click.Option(names, is_flag=True, help=option.help)
     repeats = getattr(info.annotation, "__origin__", None) is tuple
-    return click.Option(names, type=str, multiple=repeats, metavar=option.metavar, help=_help(info, option))
+    once = None if repeats else _once
+    # All values are taken, so that of several none is dropped in silence.
+    return click.Option(names, type=str, multiple=True, callback=once, metavar=option.metavar, help=_help(info, option))
+
+
+def _once(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> str | None:
+    """The value of an option that takes one.
+
+    Raises:
+        UserError: there are several.
+    """
+    if len(set(values)) > 1:
+        raise UserError(f"{parameter.opts[-1]} takes one value, given were {', '.join(values)}; leave the others out")
+    return values[0] if values else None
 
 
 def _help(info: FieldInfo, option: Option) -> str:

@@ -180,14 +180,20 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=Settings.num_workers, help="that read: 0, 1, 2 or 4")
     parser.add_argument("--save-every", type=int, default=Settings.save_every, help="steps")
     parser.add_argument("--stop-after", type=int, help="step, as if the run were interrupted there")
-    settings = Settings(**vars(parser.parse_args()))
+    given = parser.parse_args()
+    for name in ("steps", "batch_size", "threads", "save_every"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: expected 1 or more")
+    settings = Settings(**vars(given))
     quiet_libraries()
     try:
         tuning = FineTuning(settings)
+        tuning.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    tuning.run()
+    if len(tuning.losses) > settings.steps:
+        print(f"{settings.work_dir} is {len(tuning.losses)} steps far already, --steps {settings.steps} asks for fewer")
     if len(tuning.losses) == settings.steps:
         (settings.work_dir / "losses.json").write_text(json.dumps(tuning.losses) + "\n")
         tuning.export(settings.work_dir / "model")

@@ -6,7 +6,6 @@ that repeat it are told without it.
 """
 
 import math
-import os
 import random
 import time
 from email.utils import parsedate_to_datetime
@@ -25,11 +24,7 @@ LONGEST_WAIT_SEC = 600.0  # that a server may ask for
 _CONNECT_SEC = 10.0
 _BUSY = 429
 _PASSING = {408, 425, _BUSY}  # and all from 500 on
-_OF_REQUESTS = tuple(
-    named
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    for named in (name, name.lower())
-)  # environment variables
+_OF_REQUESTS = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR"
 _MOST_BYTES = 64 << 20  # of an answer
 _READ_HEADERS = ("Content-Type", "Location", "Retry-After")
 _MOST_SAID = 300  # characters of a server's message
@@ -78,10 +73,9 @@ class ChatServer:
                 limits=limits,
             )
         except (ImportError, ValueError, OSError) as error:
-            there = ", ".join(name for name in _OF_REQUESTS if os.environ.get(name)) or "of proxies and certificates"
             raise UserError(
-                f"--server {settings.url}: requests can't be made with the environment variables {there} "
-                f"({self.clean(f'{type(error).__name__}: {error}')}); correct or unset them"
+                f"--server {settings.url}: requests can't be made with what the environment says of proxies and "
+                f"certificates ({self.clean(f'{type(error).__name__}: {error}')}); correct or unset {_OF_REQUESTS}"
             ) from error
 
     def models(self) -> list[str]:

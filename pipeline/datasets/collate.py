@@ -21,6 +21,7 @@ class Tokens(Protocol):
     """What makes token ids of prompts; the `Answerer` of every family does."""
 
     tokenizer: Any  # a Transformers tokenizer
+    image_token_id: int
 
     def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
         """The full prompt, an image token for every kept and structure token. Raises `UnusablePromptError`."""
@@ -105,7 +106,7 @@ class Collate:
         for sample in samples:
             try:
                 asked.append(tokens.token_ids(posed(sample.prompt), sample.image))
-                learnt.append(self._answer_ids(tokens.tokenizer, sample.prompt))
+                learnt.append(self._answer_ids(tokens, sample.prompt))
             except UnusablePromptError as error:
                 raise UserError(
                     f"prompt {sample.prompt.prompt_id} can't be posed ({error}); take it out of the corpus and prune "
@@ -121,10 +122,19 @@ class Collate:
             text["labels"] = _padded(labels, IGNORED)
         return text
 
-    def _answer_ids(self, tokenizer: Any, prompt: StoredPrompt) -> list[int]:
+    def _answer_ids(self, tokens: Tokens, prompt: StoredPrompt) -> list[int]:
         if self._answer is None:
             return []
-        return [*tokenise(tokenizer, self._answer(prompt), add_special_tokens=False), tokenizer.eos_token_id]
+        answer = self._answer(prompt)
+        if not isinstance(answer, str):
+            raise UserError(f"prompt {prompt.prompt_id}: `answer` gave {answer!r}, expected a text")
+        ids = tokenise(tokens.tokenizer, answer, add_special_tokens=False)
+        if tokens.image_token_id in ids:
+            raise UserError(
+                f"prompt {prompt.prompt_id}: the answer {answer[:60]!r} holds the token that stands for the image; "
+                "give another `answer`, which says what is learnt of a prompt"
+            )
+        return [*ids, tokens.tokenizer.eos_token_id]
 
 
 def images_of(batch: dict[str, Any]) -> list[KeptImage]:

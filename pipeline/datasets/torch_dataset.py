@@ -330,8 +330,8 @@ class _Numbered(IterableDataset[tuple[int, Any]]):
 class PrunedLoader(DataLoader[Any]):
     """A `DataLoader` over a `PrunedDataset` whose state is exact with any number of workers.
 
-    Each pass over it gives the rest of the epoch, and the next pass the next epoch; a pass that is left begins anew. The
-    state is behind the batch that was given last; what workers have read ahead is read again.
+    Each pass over it gives the rest of the epoch, and the next pass the next epoch; a pass that is left begins anew.
+    The state is behind the batch that was given last; what workers have read ahead is read again.
     """
 
     def __init__(self, dataset: PrunedDataset, num_workers: int = 0, **options: Any) -> None:

@@ -518,7 +518,7 @@ def test_a_key_may_come_with_the_end_of_its_line(server, few, tiny_llava, work_h
 )
 def test_an_environment_without_a_way_to_the_server_is_told(server, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match=rf"^--server .*variables .*{variable}.* \(.+\); correct or unset them$"):
+    with pytest.raises(UserError, match=rf"^--server .* \(.+: .+\); correct or unset .*{variable}"):
         ChatServer(settings_of(server))
 
 

@@ -16,7 +16,7 @@ IMAGE, END = 7, 2
 class Words:
     """Prompts and answers as numbers: an image token for each kept token, then a token for each word."""
 
-    eos_token_id, bos_token = END, None
+    eos_token_id, bos_token, image_token_id = END, None, IMAGE
 
     @property
     def tokenizer(self) -> "Words":
@@ -24,7 +24,7 @@ class Words:
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
-        return {"input_ids": [10 + len(word) for word in text.split()]}
+        return {"input_ids": [IMAGE if word == "<image>" else 10 + len(word) for word in text.split()]}
 
     def token_ids(self, prompt: str, image: KeptImage) -> list[int]:
         if "0-2" in prompt:
@@ -51,6 +51,15 @@ def test_features_are_padded_and_masked(samples):
     assert batch["prompt_id"] == ["0-0", "0-0"]
     assert batch["references"] == [["answer 0-0"]] * 2
     assert not {"input_ids", "labels"} & batch.keys()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [("a <image>", "the answer 'a <image>' holds the token that stands for the image"), (None, "gave None, expected")],
+)
+def test_an_answer_that_can_not_be_learnt_is_named(samples, answer, told):
+    with pytest.raises(UserError, match=f"^prompt 0-0: .*{told}"):
+        Collate(Words(), answer=lambda _: answer)(samples[:1])
 
 
 def test_images_come_back_out_of_a_batch(samples):

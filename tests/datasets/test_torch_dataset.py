@@ -370,6 +370,14 @@ def test_a_shard_that_changed_since_is_told(make):
         list(dataset)
 
 
+def test_a_file_that_is_gone_is_told(make, tmp_path):
+    root = make((2, 2), root=str(tmp_path / "pruned"))
+    dataset = PrunedDataset(root)
+    (tmp_path / "pruned" / "features" / "shard-00000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-00000001.tar of shard 00000001 is gone; run the prune job again with"):
+        list(dataset)
+
+
 def test_a_damaged_shard_is_told(make, tmp_path):
     address = make((2,))
     dataset = PrunedDataset(address)

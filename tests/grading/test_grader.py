@@ -22,15 +22,31 @@ def test_an_answer_is_right_when_it_equals_a_reference(answer, references, expec
     assert is_correct(answer, references) is expected
 
 
-@pytest.mark.parametrize("value", ["-5", "+5", "-.5", "$5", "#3", "5%", "c++", "c#", "?", "..."])
+@pytest.mark.parametrize("value", ["-5", "+5", "-.5", ".5", "<5", "$5", "#3", "5%", "c++", "c#", "?", "..."])
 def test_punctuation_that_belongs_to_a_value_stays(value):
-    bare = value.strip("-+$#%c?.")
+    bare = value.strip("-+$#<%c?.")
     assert is_correct(bare, [value]) is False
     assert is_correct(f' "{value}" ', [value.upper()]) is (value not in "?...")
     assert is_correct(value, [value]) is True
 
 
-@pytest.mark.parametrize("answer", ["**red**", "- red", "'red'.", "(red)", "> red !!", "$ red %", "red +", "# red"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "**red**",
+        "- red",
+        "'red'.",
+        "(red)",
+        "> red !!",
+        "$ red %",
+        "red +",
+        "# red",
+        "“red”",
+        "«red»",
+        "red。",
+        "¿red?",
+    ],
+)
 def test_other_punctuation_around_an_answer_does_not_count(answer):
     assert is_correct(answer, ["Red"]) is True
 

@@ -20,6 +20,7 @@ from jobs import (
     zoo_prune,
 )
 from jobs.options import execute
+from pipeline.errors import UserError
 from pipeline.prune.settings import Estimator, Selector
 from pipeline.settings import expected, flag, options
 
@@ -144,3 +145,9 @@ def test_options_named_in_the_texts_exist():
     for path in (REPO / "README.md", REPO / "docs" / "operations.md"):
         for named in re.findall(r"`(--[a-z][a-z-]+)", path.read_text()):
             assert named in known, f"{path.name}: {named}"
+
+
+def test_of_two_values_for_an_option_that_takes_one_none_is_dropped():
+    arguments = ["--pruned", "p", "--model", "m", "--output", "o", "--tokens", "4"]
+    with pytest.raises(UserError, match=r"^--tokens takes one value, given were 4, 8; leave the others out$"):
+        execute(answer_corpus.COMMAND, [*arguments, "--tokens", "8"])

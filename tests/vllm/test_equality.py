@@ -54,8 +54,10 @@ def test_answers_are_those_of_transformers(asked, family):
 def test_beginnings_are_shared_and_no_tower_is_there(asked, family):
     found, _ = asked(family)
     assert found["cached_tokens"] > found["prompt_tokens"] / 2
-    assert found["parameters"]
-    assert not [name for name in found["parameters"] if not name.startswith("language_model.")]
+    of_language = [name for name in found["parameters"] if name.startswith("language_model.")]
+    assert of_language
+    # What is not read for pruned images, whose newlines come among their rows, and is no part of the tower.
+    assert {*found["parameters"]} - {*of_language} <= {"image_newline"}
 
 
 @pytest.mark.parametrize("family", FORMS)

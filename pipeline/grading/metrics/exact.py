@@ -2,14 +2,19 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 
 from pipeline.grading.metrics.metric import Metric
 
-_EDGES = string.punctuation + string.whitespace
-# What belongs to a value is no punctuation: -5, $5, #3, 5%, c++.
-_VALUE_BEGINS = re.compile(r"[-+$#]\.?\d")
+# What belongs to a value is no punctuation: -5, $5, #3, <5, .5, 5%, c++.
+_VALUE_BEGINS = re.compile(r"[-+$#<>]?\.?\d")
 _VALUE_ENDS = re.compile(r"[\w%+#][%+#]")
+
+
+def _is_edge(character: str) -> bool:
+    """Whether it is punctuation, of whatever script, or white space."""
+    return character in string.punctuation or character.isspace() or unicodedata.category(character).startswith("P")
 
 
 def normalise(text: str) -> str:
@@ -19,9 +24,9 @@ def normalise(text: str) -> str:
     """
     folded = re.sub(r"\s+", " ", text.casefold()).strip()
     start, end = 0, len(folded)
-    while start < end and folded[start] in _EDGES and not _VALUE_BEGINS.match(folded, start):
+    while start < end and _is_edge(folded[start]) and not _VALUE_BEGINS.match(folded, start):
         start += 1
-    while end > start and folded[end - 1] in _EDGES and not _VALUE_ENDS.fullmatch(folded, max(end - 2, start), end):
+    while end > start and _is_edge(folded[end - 1]) and not _VALUE_ENDS.fullmatch(folded, max(end - 2, start), end):
         end -= 1
     return folded[start:end] or folded
 
