@@ -9,7 +9,8 @@ from torch import Tensor
 
 from benchmarks.serving_baselines import Answers, Clock, Limits
 from pipeline.answer.decoding import Decoding
-from pipeline.answer.stage import AnswerShards, GenerateSettings
+from pipeline.answer.generate_settings import GenerateSettings
+from pipeline.answer.stage import AnswerShards
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
 from pipeline.cluster.run_folder import StopFile

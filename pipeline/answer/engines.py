@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine, ServerSettings
 from pipeline.answer.posing import check_system
+from pipeline.answer.served import ARCHITECTURES
 from pipeline.answer.settings import AnswerSettings
 from pipeline.errors import UserError
 from pipeline.families.base import Checkpoint, Prompter
@@ -21,10 +22,10 @@ from pipeline.settings import flag, options
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.answer.stage import GenerateSettings
+    from pipeline.answer.generate_settings import GenerateSettings
 
 # Families whose models vLLM runs with the plugin of integrations/vllm.
-SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+SERVED = tuple(ARCHITECTURES)
 # What stands around an image of InternVL is of its processor, and a server knows the chat template alone.
 CHATTED = tuple(family for family in SERVED if family != "internvl")
 

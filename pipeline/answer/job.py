@@ -13,9 +13,10 @@ from pipeline.answer.decoding import Decoding, decoding_of
 from pipeline.answer.engine import ServerSettings
 from pipeline.answer.engines import ENGINES, check_engine, check_prompter
 from pipeline.answer.gains import StoredGains, check_gains
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.answer.served import server_of
 from pipeline.answer.settings import AnswerSettings
-from pipeline.answer.stage import AnswerShards, GenerateSettings
+from pipeline.answer.stage import AnswerShards
 from pipeline.answer.vllm_environment import vllm_environment
 from pipeline.artifact.artifact import Artifact, drop_strays
 from pipeline.artifact.asked import Asked

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import lru_cache
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.answer.chat_server import ChatServer, RequestRefusedError, ServerGoneError
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply, ServerSettings
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.answer.posing import prompt_ids, with_system
 from pipeline.corpus.sample import shown
 from pipeline.errors import UserError
@@ -31,9 +32,6 @@ from pipeline.families.prompting import takes_special_tokens
 from schemas.answers import FinishReason
 from schemas.stored import StoredSelection
 
-if TYPE_CHECKING:
-    from pipeline.answer.stage import GenerateSettings
-
 ENGINE = "openai"
 _PROBE_PAUSES_SEC = (0.25, 0.5, 1.0)
 _REMEMBERED = 4  # encoded images: questions about one follow each other
@@ -41,7 +39,7 @@ _MOST_TOKENS = 1 << 31  # of a vocabulary
 _NO_KEY, _NO_SUCH = (401, 403), (404, 405)
 
 
-def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], "OpenAIEngine"]:
+def load(settings: GenerateSettings, device: torch.device) -> Callable[[int], "OpenAIEngine"]:
     """The engine, whatever the batch size: the server makes its own batches."""
     assert settings.server is not None, "the job settles it"
     checkpoint, family = open_checkpoint(settings.model)

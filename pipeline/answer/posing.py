@@ -12,10 +12,9 @@ def prompt_ids(prompter: Prompter, question: Question, decoding: Decoding) -> li
     Raises:
         UnusablePromptError: it can't be posed, or is longer than what the model was made for.
     """
-    prompt = with_system(question.prompt, decoding.system)
-    if left_out := _system_left_out(prompter, prompt):
+    if left_out := _system_left_out(prompter, question.prompt):  # of `decoding`, the job has seen to it: check_system
         raise UnusablePromptError(f"the checkpoint's chat template leaves out what the system says: {left_out[:60]!r}")
-    token_ids = prompter.token_ids(prompt, question.image)
+    token_ids = prompter.token_ids(with_system(question.prompt, decoding.system), question.image)
     if prompter.context is not None and len(token_ids) > prompter.context:
         raise UnusablePromptError(
             f"the prompt has {len(token_ids):,} tokens with its image, the model takes {prompter.context:,} "
@@ -54,7 +53,7 @@ def check_system(prompter: Prompter, model: str, system: str) -> None:
     """
     why = "leaves out what it says"
     try:
-        if system.strip() in prompter.render(with_system("x", system)):
+        if _system_left_out(prompter, with_system("x", system)) is None:
             return
     except UnusablePromptError as error:
         why = f"refuses it ({error})"

@@ -2,30 +2,26 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
 
 from pipeline.answer.decoding import Decoding
-from pipeline.answer.engine import Engine, Question, Reply, ServerSettings
+from pipeline.answer.engine import Engine, Question, Reply
 from pipeline.answer.engines import ENGINES, load_engine
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.asked import TABLE, read_asked
 from pipeline.artifact.tables import write_table
-from pipeline.budget import Budget, GainBudget
-from pipeline.cluster.attempts import Policy, StageRunner
+from pipeline.cluster.attempts import StageRunner
 from pipeline.cluster.device import worker_device
 from pipeline.cluster.outcomes import ENDING, Status, ended_shard, stopped_shard
-from pipeline.cluster.run_folder import StopFile
 from pipeline.errors import UserError
 from pipeline.families.base import KeptImage, Posed, Turn
 from pipeline.families.loading import limit_threads
 from pipeline.grading.grader import Grader
 from pipeline.grading.metrics.exact import is_correct
 from pipeline.loader.shard import LoadedShard, ShardLoader
-from pipeline.storage import Store
 from schemas.answers import AnswerRow, FinishReason
 from schemas.columns import rows_of, schema_of, table_of
 from schemas.records import CommitRecord, FileEntry
@@ -44,29 +40,6 @@ ANSWERED = pa.schema(
         *ENDING,
     ]
 )
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """What the answering actor needs to know."""
-
-    pruned: Path | Store
-    output: Path | Store  # as its holder writes to it
-    model: str
-    dtype: str
-    budget: Budget | GainBudget
-    batch_size: int  # prompts a batch; a shard for which memory runs out is answered with less
-    batch_tokens: int  # tokens a batch, padding and answers included; as much less where memory runs out
-    decoding: Decoding
-    stop_file: StopFile  # while it exists no further shard is begun
-    asked: Mapping[int, FileEntry] | None = None  # files of prompts in the output, by shard; None: the pruned ones
-    positions: str | None = None  # of the family's; None: its default
-    grader: Grader = Grader()
-    device: str = "cpu"  # or "cuda", or "auto": CUDA where the worker sees it
-    policy: Policy = Policy()
-    gpu_share: float = 1.0  # of a GPU, where the device is one
-    engine: str = "transformers"
-    server: ServerSettings | None = None  # that the engine asks, if it asks one
 
 
 class AnswerShards:

@@ -3,22 +3,20 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.answer.posing import prompt_ids
 from pipeline.answer.steps import Draw, StopStrings
 from pipeline.families.base import Answerer, KeptImage, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import FORCED, end_tokens, runs_alone
 from pipeline.families.loading import fixed_rotation_limit, forget_long_texts
-
-if TYPE_CHECKING:
-    from pipeline.answer.stage import GenerateSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class _Posed:
         return (self.image.image_id, tuple(self.token_ids[:end]), own)
 
 
-def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], "TransformersEngine"]:
+def load(settings: GenerateSettings, device: torch.device) -> Callable[[int], "TransformersEngine"]:
     """The engine at a batch size, over the language model of the settings."""
     checkpoint, family = open_checkpoint(settings.model)
     answerer = family.answerer(checkpoint, device, torch_dtype(settings.dtype), settings.positions)

@@ -4,29 +4,27 @@ vLLM is imported when the engine is loaded and runs in the worker's own process:
 no process of it is left behind. Its model classes are those of integrations/vllm.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.answer.decoding import Decoding, finished
 from pipeline.answer.engine import Question, Reply
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.answer.posing import prompt_ids
 from pipeline.answer.served import ARCHITECTURES, BLOCK_TOKENS, LIMITS
+from pipeline.answer.vllm_prompt import key_of, with_one_token
 from pipeline.cluster.attempts import ProcessSpentError
 from pipeline.errors import UserError
 from pipeline.families.base import Prompter, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import open_checkpoint
 from pipeline.families.generation_settings import Followed, followed
 from pipeline.families.loading import first_line
-
-if TYPE_CHECKING:
-    from pipeline.answer.stage import GenerateSettings
 
 _CPU_CACHE_BYTES = 4 << 30  # for keys and values, unless VLLM_CPU_KVCACHE_SPACE says how many GiB
 # Read by vLLM as it is imported; what the user has set stands.
@@ -60,7 +58,7 @@ class Generator(Protocol):
         """Token ids that were generated for each request since the last run, in their order."""
 
 
-def load(settings: "GenerateSettings", device: torch.device) -> Callable[[int], "VllmEngine"]:
+def load(settings: GenerateSettings, device: torch.device) -> Callable[[int], "VllmEngine"]:
     """The engine, which is the same at any batch size: vLLM makes its own batches, of so many requests at most.
 
     Raises:
@@ -232,9 +230,7 @@ class VllmEngine:
                 f"the prompt has {len(ids):,} tokens with its image, and vLLM takes {self._vllm.context:,} with the "
                 "answer; shorten it, answer with fewer --tokens, or give vLLM more memory"
             )
-        first = ids.index(self._prompter.image_token_id)
-        assert ids[first : first + rows] == [self._prompter.image_token_id] * rows, "one image token a row, in one run"
-        return ids[: first + 1] + ids[first + rows :]
+        return with_one_token(ids, self._prompter.image_token_id, rows=rows)
 
     def _sampling_of(self, question: Question, decoding: Decoding) -> dict[str, Any]:
         sampling: dict[str, Any] = {
@@ -256,16 +252,3 @@ class VllmEngine:
         elif decoding.regex is not None:
             sampling["structured_outputs"] = {"regex": decoding.regex}
         return sampling
-
-
-def key_of(image_id: str, image: Mapping[str, Tensor]) -> str:
-    """A name for what vLLM is given of an image, under which it keeps what it has computed of it.
-
-    Under a name that it knows, vLLM takes what it has and looks at nothing else. So the name holds a digest of all
-    tensors: whatever chose other rows, be it budget, selector, seed, estimator or model, gave them another name.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(image.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return f"{image_id}-{len(image['image_embeds'])}-{digest.hexdigest()[:32]}"

@@ -3,11 +3,10 @@
 Both need a running Ray, or Ray Data starts one. Tasks read a shard each.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,17 @@ import torch
 from torch import Tensor
 
 from pipeline.answer.checks import check_model
+from pipeline.answer.decoding import Decoding
+from pipeline.answer.engine import Question
+from pipeline.answer.engines import SERVED
+from pipeline.answer.posing import prompt_ids
 from pipeline.answer.stage import posed
+from pipeline.answer.vllm_prompt import key_of, with_one_token
 from pipeline.artifact.artifact import Artifact
 from pipeline.cluster.datasets import RayDataset, Rows, dataset_of
 from pipeline.datasets.source import Source, open_source
 from pipeline.errors import UserError
-from pipeline.families.base import KeptImage, Posed, UnusablePromptError, torch_dtype
+from pipeline.families.base import KeptImage, Prompter, UnusablePromptError, torch_dtype
 from pipeline.families.checkpoint import answering_identity, open_checkpoint
 from schemas.columns import column, list_column, row_column, table_of
 from schemas.samples import Message
@@ -60,19 +64,6 @@ class EngineRow:
     type: str | None = column(pa.string())
     tokenized_prompt: list[int] = column(pa.list_(pa.int32()))
     multimodal_uuids: dict[str, list[str]] | None = column(pa.struct([("image", pa.list_(pa.string()))]))
-
-
-class EngineInputs(Protocol):
-    """What makes of a prompt and a kept image what an engine is given; see `pipeline.families.base`."""
-
-    image_token_id: int
-    context: int | None  # tokens that the language model was made for
-
-    def token_ids(self, prompt: Posed, image: KeptImage) -> list[int]:
-        """The full prompt, an image token for every row of the image. Raises `UnusablePromptError`."""
-
-    def image_embeds(self, image: KeptImage) -> dict[str, Tensor]:
-        """The rows of the image as `image_embeds`, and where they lie."""
 
 
 def ray_dataset(
@@ -183,11 +174,16 @@ def engine_rows(
         concurrency: tasks at once at most; None: as many as there is room for.
 
     Raises:
-        UserError: the artifact can't be read from, or another model pruned it.
+        UserError: the artifact can't be read from, another model pruned it, or vLLM has no class for its family.
     """
     source = open_source(pruned, tokens=tokens, min_tokens=min_tokens)
     artifact = Artifact(source.store)
     checkpoint, family = open_checkpoint(model)
+    if family.name not in SERVED:
+        raise UserError(
+            f"model {checkpoint.name} is of the family {family.name}, which the classes of integrations/vllm do not "
+            f"run (they run {', '.join(SERVED)}); answer with zoo-prune answer --engine transformers"
+        )
     job = artifact.require_job("prune", "--pruned")
     check_model(model, answering_identity(checkpoint, family), artifact, job)
     settings = EngineSettings(source, checkpoint.pinned, job.settings["dtype"], dict(sampling_params or GREEDY))
@@ -207,7 +203,7 @@ def read_engine_rows(place: int, settings: EngineSettings) -> Iterator[Rows]:
 
 
 def _engine_rows(
-    inputs: EngineInputs, read: Sequence[tuple[StoredPrompt, KeptImage | None]], sampling_params: Mapping[str, Any]
+    inputs: Prompter, read: Sequence[tuple[StoredPrompt, KeptImage | None]], sampling_params: Mapping[str, Any]
 ) -> Rows:
     rows: list[EngineRow] = []
     messages: list[str] = []
@@ -218,10 +214,11 @@ def _engine_rows(
         message = _NO_IMAGE
         if image is not None:
             try:
-                embeds = inputs.image_embeds(image)
-                ids, message = _with_one_token(inputs, prompt, image, len(embeds["image_embeds"])), ""
+                ids = prompt_ids(inputs, Question(posed(prompt), image), Decoding(max_new_tokens=1))
+                embeds, message = inputs.image_embeds(image), ""
+                ids = with_one_token(ids, inputs.image_token_id, rows=len(embeds["image_embeds"]))
             except UnusablePromptError as error:
-                embeds, message = None, str(error)
+                message = str(error)
         rows.append(
             EngineRow(
                 prompt_id=prompt.prompt_id,
@@ -229,7 +226,7 @@ def _engine_rows(
                 references=prompt.references,
                 type=prompt.type,
                 tokenized_prompt=ids,
-                multimodal_uuids=None if embeds is None else {"image": [_key(prompt.image_id, embeds)]},
+                multimodal_uuids=None if embeds is None else {"image": [key_of(prompt.image_id, embeds)]},
             )
         )
         messages.append(message)
@@ -240,34 +237,8 @@ def _engine_rows(
     return Rows(table, objects={"multimodal_data": data})
 
 
-def _with_one_token(inputs: EngineInputs, prompt: StoredPrompt, image: KeptImage, rows: int) -> list[int]:
-    """The prompt with one image token, in whose place vLLM puts as many as the image has rows."""
-    ids = inputs.token_ids(posed(prompt), image)
-    if inputs.context is not None and len(ids) > inputs.context:
-        raise UnusablePromptError(
-            f"the prompt has {len(ids):,} tokens with its image, the model takes {inputs.context:,}; ask for fewer"
-        )
-    first = ids.index(inputs.image_token_id)
-    if ids[first : first + rows] != [inputs.image_token_id] * rows:
-        raise UserError(
-            "the image tokens of this model's prompts are not in one run, and the classes of integrations/vllm take "
-            "only such; answer with zoo-prune answer --engine transformers"
-        )
-    return ids[: first + 1] + ids[first + rows :]
-
-
-def _key(image_id: str, embeds: Mapping[str, Tensor]) -> str:
-    """A name for an image's rows, by all their bytes: under a name that it knows vLLM looks at nothing else."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(embeds.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return f"{image_id}-{digest.hexdigest()[:32]}"
-
-
 @cache
-def _engine_inputs(model: str, dtype: str) -> EngineInputs:
+def _engine_inputs(model: str, dtype: str) -> Prompter:
     """Loaded once a process."""
     checkpoint, family = open_checkpoint(model)
-    answerer = family.answerer(checkpoint, torch.device("cpu"), torch_dtype(dtype), None, language=False)
-    return cast(EngineInputs, answerer)
+    return family.answerer(checkpoint, torch.device("cpu"), torch_dtype(dtype), language=False)

@@ -11,7 +11,8 @@ import torch
 from pipeline.answer.checks import survey
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Question, Reply
-from pipeline.answer.stage import AnswerShards, GenerateSettings, answer_prompts
+from pipeline.answer.generate_settings import GenerateSettings
+from pipeline.answer.stage import AnswerShards, answer_prompts
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget
 from pipeline.cluster.run_folder import StopFile

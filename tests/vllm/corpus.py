@@ -11,7 +11,8 @@ import torch
 
 from pipeline.answer.decoding import Decoding
 from pipeline.answer.engine import Engine
-from pipeline.answer.stage import GenerateSettings, answer_prompts
+from pipeline.answer.generate_settings import GenerateSettings
+from pipeline.answer.stage import answer_prompts
 from pipeline.answer.vllm_engine import load
 from pipeline.artifact.artifact import Artifact
 from pipeline.budget import Budget

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.answer.decoding import Decoding
-from pipeline.answer.stage import GenerateSettings
+from pipeline.answer.generate_settings import GenerateSettings
 from pipeline.answer.vllm_engine import Request, VllmEngine, load
 from pipeline.budget import Budget
 from pipeline.cluster.run_folder import StopFile
