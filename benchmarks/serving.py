@@ -308,7 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         gc.freeze()  # else every collection before a turn would look through all that was imported
         started, cases = time.perf_counter(), cases_of(given)
         if given.only:
-            return measure_again(bench, cases, given)
+            result = measure_again(bench, cases, given)
+            torch.set_num_threads(threads)
+            return result
         result: dict[str, Any] = {
             "environment": environment(torch.device("cpu")),
             "settings": {n: v for n, v in vars(given).items() if n not in ("output", "folder", "alone", "vllm_python")},

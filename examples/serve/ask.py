@@ -16,10 +16,10 @@ from pydantic import SecretStr
 from pipeline.answer.chat_server import ServerGoneError
 from pipeline.answer.checks import survey
 from pipeline.answer.decoding import Decoding
-from pipeline.answer.engine import Question, Reply
+from pipeline.answer.engine import Question, Reply, ServerSettings
 from pipeline.answer.openai_engine import OpenAIEngine, check_server
-from pipeline.answer.served import server_of
-from pipeline.answer.settings import AnswerSettings
+from pipeline.answer.served import served_name
+from pipeline.answer.settings import checked_address, is_key
 from pipeline.artifact.artifact import Artifact
 from pipeline.artifact.tables import dataset_of
 from pipeline.budget import parse_budget
@@ -46,15 +46,14 @@ def reply_to(arguments: list[str]) -> tuple[Reply, KeptImage]:
     pruned = Artifact(given.pruned)
     prune_job = pruned.require_job("prune", "--pruned")
     image = find_image(pruned, given.image, given.tokens)
+    if not given.prompt.strip() or given.max_new_tokens < 1:
+        raise UserError("expected a prompt that is not blank, and --max-new-tokens of 1 or more")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    settings = AnswerSettings(
-        pruned=given.pruned, model=given.model, output=given.pruned, engine="openai", server=given.server,
-        max_new_tokens=given.max_new_tokens, concurrency=1, api_key=SecretStr(key) if key else None,
+    server = ServerSettings(
+        url=checked_address(given.server, "--server"), model=served_name(prune_job),
+        api_key=is_key(SecretStr(key) if key else None), concurrency=1, timeout_sec=600.0, trust_template=False,
     )  # fmt: skip
-    if not given.prompt.strip():
-        raise UserError("the prompt is empty")
-    server, decoding = server_of(settings, prune_job), Decoding(given.max_new_tokens)
-    assert server is not None, "its address has a default"
+    decoding = Decoding(given.max_new_tokens)
     checkpoint, family = open_checkpoint(given.model)
     dtype, its = torch_dtype(own_dtype(checkpoint)), followed(checkpoint, "openai")
     prompter = family.answerer(checkpoint, torch.device("cpu"), dtype, language=False)

@@ -4,7 +4,6 @@ They are joined with the pruned images in DuckDB, which spills what it can't hol
 hold their images. Whatever can't be posed stays a row with its reason.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,6 @@ from schemas.statuses import OK, AskedStatus, PromptStatus, why_not_posed
 from schemas.tables import ASKED, ASKED_FILE, INDEX
 from schemas.wording import counted
 
-_STATEMENT = re.compile(r"\s*(select|with|from|where)\b", re.IGNORECASE)  # which no condition begins with
 _ROWS = 1 << 16  # of a batch on its way to files, and of prompts without an image in one shard
 
 # Images by what a source is the whole of, or the end from a "/" on, as the name of a file is.
@@ -288,9 +286,10 @@ def _together(batches: list[pa.RecordBatch]) -> tuple[int, pa.Table]:
 def _choose(db: duckdb.DuckDBPyConnection, prompts: str, where: str) -> None:
     """Make the table of the ids of those prompts for which a condition holds."""
     db.execute(_ASKED.format(prompts=prompts))
-    if not where.strip() or _STATEMENT.match(where):
-        raise UserError(f"--where {where}: expected a condition, as behind \"where\" in SQL: type = 'count'")
     try:
+        kind = ask(db, f"select typeof({where}\n) from asked limit 1").column(0).to_pylist()
+        if kind != ["BOOLEAN"]:
+            raise UserError(f"it gives {kind[0]}, not true or false")
         chosen = ask(db, f"select prompt_id from asked where ({where}\n)")
     except UserError as error:
         raise UserError(

@@ -43,16 +43,27 @@ def one_by_one(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
 
 
 def is_server(text: str | None, info: ValidationInfo) -> str | None:
-    """The address of a server, without a slash at its end. Raises `UserError` where it is none, or holds a password."""
-    if text is None:
-        return None
-    expected = UserError(f"{named(info)} {visible(text)}: expected http://HOST:PORT/v1, or https")
+    """As `checked_address`."""
+    return None if text is None else checked_address(text, named(info))
+
+
+def checked_address(text: str, option: str) -> str:
+    """The address of a server, without a slash at its end.
+
+    Args:
+        text: as it was given.
+        option: that it was given by.
+
+    Raises:
+        UserError: it is none, or holds a password.
+    """
+    expected = UserError(f"{option} {visible(text)}: expected http://HOST:PORT/v1, or https")
     if not text.isprintable() or " " in text:
         raise expected
     try:
         parts = urlsplit(text)
         if "@" in parts.netloc:
-            raise UserError(f"{named(info)}: the address holds a name or password; put the key into OPENAI_API_KEY")
+            raise UserError(f"{option}: the address holds a name or password; put the key into OPENAI_API_KEY")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise expected
         parts.hostname.encode("idna")

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -153,13 +153,17 @@ class Ledger:
                 table `payloads`; all bytes are compared only where the tag is not as committed.
 
         Raises:
-            RecordError: the record names no such file, or another one lies in its place.
+            RecordError: the record names no such file, it is missing, or another one lies in its place.
         """
         if table not in record.files:
             where = self.store.locate(_commit_key(record.shard))
             raise RecordError(f"{where} names no file of {table}; it was altered")
         entry = record.files[table]
-        with self.store.open(entry.path) as stream:
+        with ExitStack() as stack:
+            try:
+                stream = stack.enter_context(self.store.open(entry.path))
+            except FileNotFoundError as error:
+                raise RecordError(f"{self.store.locate()}: {_missing(entry)}") from error
             size = stream.seek(0, os.SEEK_END)
             # Asked after the file was opened: if the tag is the committed one, it is that of the opened file too.
             found = self.store.stat(entry.path)

@@ -54,11 +54,6 @@ class Source:
             loaded = ShardLoader(Artifact(self.store)).load(shard, self.budget)
         except RecordError as error:
             raise UserError(f"{error}; run the prune job again with the same --output to redo that shard") from error
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename or error} of shard {shard:08d} is gone; run the prune job again with the same "
-                "--output to redo that shard"
-            ) from error
         if len(loaded.prompts) != self.counts[place]:
             raise UserError(
                 f"{self.address}: shard {shard:08d} has {counted(len(loaded.prompts), 'prompts')} that can be posed, "

@@ -364,6 +364,11 @@ class PrunedLoader(DataLoader[Any]):
             yield batch
         self.pruned.reach(None)
 
+    @property
+    def epoch(self) -> int:
+        """See `PrunedDataset`."""
+        return self.pruned.epoch
+
     def set_epoch(self, epoch: int) -> None:
         """See `PrunedDataset`."""
         self.pruned.set_epoch(epoch)

@@ -4,7 +4,7 @@ import copy
 import json
 import multiprocessing
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -247,6 +247,25 @@ def test_a_left_epoch_begins_anew_in_a_loader(make):
     assert next(iter(loader)) == first
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_left_epoch_is_gone_on_with_or_left_behind_on_demand(make, workers):
+    """As docs/training.md says."""
+
+    def loader() -> PrunedLoader:
+        return PrunedLoader(PrunedDataset(make(COUNTS), batch_size=2, collate=ids, lanes=2, **SHUFFLED), workers)
+
+    one = loader()
+    epochs = [list(one), list(one)]
+    for demand, rest in (
+        (lambda left: left.load_state_dict(left.state_dict()), epochs[0][3:]),
+        (lambda left: left.set_epoch(left.epoch + 1), epochs[1]),
+    ):
+        left = loader()
+        assert list(islice(left, 3)) == epochs[0][:3]
+        demand(left)
+        assert list(left) == rest
+
+
 class _Workers:
     """A loader with workers that keep their own states, as torchdata's `StatefulDataLoader` asks them: in turns."""
 
@@ -374,7 +393,7 @@ def test_a_file_that_is_gone_is_told(make, tmp_path):
     root = make((2, 2), root=str(tmp_path / "pruned"))
     dataset = PrunedDataset(root)
     (tmp_path / "pruned" / "features" / "shard-00000001.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-00000001.tar of shard 00000001 is gone; run the prune job again with"):
+    with pytest.raises(UserError, match=r"features/shard-00000001.tar is missing; run the prune job again with"):
         list(dataset)
 
 

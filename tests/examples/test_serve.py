@@ -114,8 +114,7 @@ def test_what_can_not_be_asked_is_said(few, server, tiny_llava, capsys):
     assert ask.main([*asked, "--image", image_ids(few)[0], " "]) == 2
     first, second, third, *others = capsys.readouterr().err.splitlines()
     assert others[0] == "error: --server nonsense: expected http://HOST:PORT/v1, or https"
-    assert others[1].startswith("error: --max-new-tokens 0: expected")
-    assert others[2] == "error: the prompt is empty"
+    assert others[1:] == ["error: expected a prompt that is not blank, and --max-new-tokens of 1 or more"] * 2
     assert "--image zz: 0 images of" in first
     assert "--image : 3 images of" in second
     assert "the prompt has 2 <image> placeholders" in third

@@ -296,8 +296,9 @@ def test_a_condition_chooses_among_the_prompts_of_a_file(pruned, ids, answer, tm
     [
         ("type = 'none'", "it holds for none of 7 prompts"),
         ("kind = 'x'", 'Referenced column "kind" not found'),
-        (" ", 'expected a condition, as behind "where" in SQL'),
-        ("select 1", 'expected a condition, as behind "where" in SQL'),
+        (" ", "expected a condition on the columns of a prompt or image"),
+        ("select 1", "the SQL can't be read: Parser Error"),
+        ("num_kept", "it gives INTEGER, not true or false; expected a condition on the columns of a prompt or image"),
         ("prompt_id not in (select prompt_id from answers)", "Table with name answers does not exist"),
         ("type = ", "the SQL can't be read: Parser Error"),
         ("true); delete from prompts; select (true", "3 SQL statements were given, expected one"),
