@@ -164,7 +164,7 @@ def _qwen2() -> Qwen2VLConfig:
         "patch_size": 7,
         "initializer_range": 0.3,
     }
-    return Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **QWEN_IDS)
+    return Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": dict(MROPE)}, **QWEN_IDS)
 
 
 def _qwen2_5() -> Qwen2_5_VLConfig:
@@ -179,7 +179,7 @@ def _qwen2_5() -> Qwen2_5_VLConfig:
         "fullatt_block_indexes": [2],
         "initializer_range": 0.3,
     }
-    return Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **QWEN_IDS)
+    return Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": dict(MROPE)}, **QWEN_IDS)
 
 
 def _qwen3() -> Qwen3VLConfig:
@@ -194,7 +194,7 @@ def _qwen3() -> Qwen3VLConfig:
         "deepstack_visual_indexes": [0, 2],
         "initializer_range": 0.3,
     }
-    text = {**TEXT, "head_dim": 8, "rope_parameters": MROPE}
+    text = {**TEXT, "head_dim": 8, "rope_parameters": dict(MROPE)}
     return Qwen3VLConfig(vision_config=vision, text_config=text, **QWEN_IDS)
 
 

@@ -20,9 +20,8 @@ def build_for_vllm(family: str, folder: Path) -> None:
         for name, value in {**SIZES, "max_position_embeddings": 512}.items():
             setattr(text, name, value)
         if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
-            text.rope_parameters["mrope_section"] = [8, 4, 4]
-        if family == "qwen3_vl":  # as published checkpoints have it
-            text.rope_parameters["mrope_interleaved"] = True
+            published = {"mrope_interleaved": True} if family == "qwen3_vl" else {}  # as published checkpoints have it
+            text.rope_parameters = {**text.rope_parameters, "mrope_section": [8, 4, 4], **published}
         for name in ("out_hidden_size", *(["hidden_size"] if family == "qwen2_vl" else [])):
             if hasattr(vision, name):
                 setattr(vision, name, WIDTH)

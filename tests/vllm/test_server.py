@@ -1,5 +1,6 @@
 """vLLM's chat server with the plugin, asked by the openai engine: equal answers, also when it is killed meanwhile."""
 
+import json
 import os
 import socket
 import subprocess
@@ -130,15 +131,32 @@ def test_a_server_answers_as_transformers_does(vllm_python, tmp_path, family):
             killing.join()
 
 
+def refused_start(python: str, model: Path, **settings: str) -> str:
+    """What a server says that does not start for a model."""
+    checkpoint, adapter = open_checkpoint(str(model))
+    record = SimpleNamespace(model=answering_identity(checkpoint, adapter))
+    command = server_command(record, str(model), dtype="float32", port=1, chat_template=None, python=python)
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": "", **settings}
+    command = [*command, "--enforce-eager"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=START_SEC)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
 def test_a_server_without_the_plugin_does_not_start(vllm_python, tmp_path):
     """What vLLM does where the package is missing: it says so and ends."""
     build_for_vllm("llava", tmp_path / "model")
-    checkpoint, adapter = open_checkpoint(str(tmp_path / "model"))
-    record = SimpleNamespace(model=answering_identity(checkpoint, adapter))
-    command = server_command(
-        record, str(tmp_path / "model"), dtype="float32", port=1, chat_template=None, python=vllm_python
-    )
-    environment = {**os.environ, **SETTINGS, "PYTHONPATH": "", "VLLM_PLUGINS": ""}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=START_SEC)
-    assert done.returncode != 0
-    assert "ZooPruneLlavaForConditionalGeneration" in done.stderr
+    said = refused_start(vllm_python, tmp_path / "model", VLLM_PLUGINS="")
+    assert "ZooPruneLlavaForConditionalGeneration" in said
+
+
+@pytest.mark.parametrize(("family", "interleaved"), [("qwen2_vl", True), ("qwen2_5_vl", True), ("qwen3_vl", False)])
+def test_a_config_that_vllm_rotates_by_in_a_way_of_its_own_is_refused(vllm_python, tmp_path, family, interleaved):
+    """Transformers reads no such key: Qwen3-VL always interleaves, the others never do."""
+    build_for_vllm(family, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["rope_parameters"]["mrope_interleaved"] = interleaved
+    path.write_text(json.dumps(config))
+    said = refused_start(vllm_python, tmp_path / "model")
+    assert f'this checkpoint {"have" if interleaved else "lack"} "mrope_interleaved": true' in said

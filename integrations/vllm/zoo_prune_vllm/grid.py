@@ -1,7 +1,7 @@
 """Models that place image tokens on a grid: kept tokens stay where they were in the whole image."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ _processed = MULTIMODAL_REGISTRY.register_processor(KeptRowsProcessor, info=Grid
 
 class GridRows(KeptRows):
     """Before a model class of vLLM that numbers tokens by time, row and column."""
+
+    interleaves: ClassVar = False  # time, row and column in the pairs that are rotated, whatever the config says
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        rope = vllm_config.model_config.hf_config.get_text_config().rope_parameters or {}
+        if bool(rope.get("mrope_interleaved")) != self.interleaves:
+            found, fix = ("lack", "add it to") if self.interleaves else ("have", "remove it from")
+            raise ValueError(
+                f'text_config.rope_parameters of this checkpoint {found} "mrope_interleaved": true, so that vLLM would '
+                f"rotate positions in another way than Transformers; {fix} config.json"
+            )
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def get_mrope_input_positions(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
         """Positions (3, T), and by how much the next token's position exceeds its number.
@@ -57,14 +69,11 @@ class KeptQwen2_5_VL(GridRows, Qwen2_5_VLForConditionalGeneration):  # noqa: N80
 class KeptQwen3VL(GridRows, Qwen3VLForConditionalGeneration):
     """Qwen3-VL. A row holds the features and, side by side behind them, those of each deepstack level."""
 
+    interleaves = True
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model") -> None:
-        config = vllm_config.model_config.hf_config
-        if not (config.text_config.rope_parameters or {}).get("mrope_interleaved"):
-            raise ValueError(
-                'text_config.rope_parameters of this checkpoint lack "mrope_interleaved": true, without which vLLM '
-                "rotates positions in another way than Transformers; add it to config.json"
-            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
         # Without a tower vLLM forgoes deepstack; here its levels come with the rows.
         self.use_deepstack = True
         self.deepstack_num_level = len(config.vision_config.deepstack_visual_indexes)
