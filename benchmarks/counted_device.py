@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
@@ -49,6 +48,34 @@ UNCOUNTED = {
     aten.lift_fresh, aten.detach, aten.alias, aten._reshape_alias, aten.resize_, aten.set_, aten.split_with_sizes,
     aten.is_same_size, aten._has_compatible_shallow_copy_type, aten.record_stream, aten.detach_,
 }  # fmt: skip
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What an operation is given or gives, which are tuples, lists and dicts of it at most.
+
+    `torch.utils._pytree`, which knows all that may hold tensors, would take as long as all else that is done here.
+    """
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same with each leaf changed."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(change, part) for part in value])
+    if isinstance(value, dict):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    return change(value)
+
+
+def _is_device(leaf: Any) -> bool:
+    return isinstance(leaf, torch.device) and leaf == DEVICE
 
 
 _OF_PYTHON = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
@@ -93,7 +120,7 @@ class DeviceTensor(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        (first, *_) = (leaf for leaf in tree_flatten((args, kwargs or {}))[0] if isinstance(leaf, DeviceTensor))
+        first = next(leaf for leaf in _leaves((args, kwargs or {})) if isinstance(leaf, DeviceTensor))
         return first.on.run(func, args, dict(kwargs or {}))
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -110,8 +137,7 @@ class _Everywhere(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        leaves = tree_flatten((args, kwargs))[0]
-        if DEVICE not in leaves and not any(isinstance(leaf, DeviceTensor) for leaf in leaves):
+        if not any(isinstance(leaf, DeviceTensor) or _is_device(leaf) for leaf in _leaves((args, kwargs))):
             return func(*args, **kwargs)
         if func.overloadpacket in WHOLE:
             return self._counted.run(func, args, kwargs)
@@ -195,8 +221,8 @@ class Counted:
         packet = func.overloadpacket
         if packet in (aten._to_copy, aten.copy_, aten.copy):
             return self._copy(func, args, kwargs)
-        to_device = DEVICE in tree_flatten(kwargs)[0]
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        to_device = any(_is_device(leaf) for leaf in _leaves(kwargs))
+        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_device = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
         strangers = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.dim()]
         if strangers and packet in (aten.index, aten.index_put, aten.index_put_):
@@ -207,7 +233,7 @@ class Counted:
             raise RuntimeError(f"{func}: tensors of {len(on_device)} on the device and {len(strangers)} on the CPU")
         if self._counts:
             self._count(func, packet, args, kwargs)
-        held = tree_map(lambda leaf: leaf.held if isinstance(leaf, DeviceTensor) else leaf, (list(args), kwargs))
+        held = _mapped(lambda leaf: leaf.held if isinstance(leaf, DeviceTensor) else leaf, (list(args), kwargs))
         if to_device:
             held[1]["device"] = CPU
         result = func(*held[0], **held[1])
@@ -215,7 +241,7 @@ class Counted:
             with torch._C._ExcludeDispatchKeyGuard(_OF_PYTHON):
                 func(*args, **kwargs)
         back = {id(tensor.held): tensor for tensor in on_device}
-        return tree_map(lambda leaf: self._wrapped(leaf, back), result)
+        return _mapped(lambda leaf: self._wrapped(leaf, back), result)
 
     def _wrapped(self, value: Any, back: Mapping[int, DeviceTensor]) -> Any:
         """A result: what was worked on in place is the very tensor that was given."""
