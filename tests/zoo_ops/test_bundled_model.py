@@ -33,9 +33,9 @@ def corpus_images():
     return images
 
 
-@pytest.fixture(scope="module")
-def encoded():
-    """Projector of the stock model, vision features and projected features of the corpus."""
+@pytest.fixture(scope="module", params=[9, pytest.param(1, marks=pytest.mark.slow)], ids=["ninth", "all"])
+def encoded(request):
+    """Projector of the stock model; vision features and projected features of every ninth image, or of the corpus."""
     transformers = pytest.importorskip("transformers")
     if not MODEL.exists():
         pytest.skip("the bundled model is not there")
@@ -43,6 +43,7 @@ def encoded():
     processor = transformers.AutoProcessor.from_pretrained(MODEL)
     images = corpus_images()
     assert len(images) >= 300
+    images = images[:: request.param]
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     projector = model.model.multi_modal_projector
     layer = model.config.vision_feature_layer
@@ -56,10 +57,10 @@ def encoded():
     return mlp, torch.cat(features), torch.cat(projected)
 
 
-@pytest.fixture(scope="module", params=[3, pytest.param(1, marks=pytest.mark.slow)], ids=["third", "all"])
-def estimates(request, encoded):
-    """On every third image, or on all: the published estimator written out, in float64 and float32, and ours."""
-    mlp, features, projected = (part if i == 0 else part[:: request.param] for i, part in enumerate(encoded))
+@pytest.fixture(scope="module")
+def estimates(encoded):
+    """The published estimator written out, in float64 and float32, and ours."""
+    mlp, features, projected = encoded
     u = draw_directions(NUM_DIRECTIONS, features.shape[-1], seed=3)
     published = {}
     for dtype in (torch.float64, torch.float32):
