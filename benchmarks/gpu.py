@@ -130,7 +130,7 @@ def waits_table(run: Run) -> list[Row]:
         with counted.device() as device:
             encoder = encoder_of(path, device, torch.float32)
             selector = TokenSelector(encoder.projector, SelectSettings(parse_budget(shape.max_tokens, "")))
-            for size in (2, 4) if run.small else (8, 16):
+            for size in (1, 2) if run.small else (8, 16):
                 packed = batch_of(run, shape, path, encoder, size)
                 work = partial(one_batch, encoder, selector, packed, device)
                 work()
@@ -164,7 +164,7 @@ def agreement_table(run: Run) -> list[Row]:
         ("small images", tiny, 500, (128, 128), "64"),
         ("LLaVA-NeXT geometry", path, 50, shape.picture_of(run.sizes(shape)), shape.max_tokens),
     ):
-        count = 4 if run.small else count
+        count = 2 if run.small else count
         for dtype in run.dtypes:
             sides = []
             for device in (run.device, torch.device("cpu")):
@@ -199,11 +199,12 @@ def decided(
 def ops_table(run: Run) -> list[Row]:
     """Scoring and ranking alone, rows in float32 and bfloat16."""
     rows = []
+    narrow = 16 if run.small else 1
     for shape, (tokens, groups, kept) in {"LLaVA-1.5": (576, 1, 64), "LLaVA-NeXT": (2880, 5, 640)}.items():
         for dtype in run.dtypes:
+            spec = make_projector(shape, run.device, dtype, narrow=narrow)
             for batch in (1, 8):
-                spec = make_projector(shape, run.device, dtype)
-                x = make_features(shape, batch, run.device, dtype)
+                x = make_features(shape, batch, run.device, dtype, narrow=narrow)
                 if run.small:
                     x = x[:, : 10 * groups]
                 tokens = x.shape[1]

@@ -111,8 +111,12 @@ class Run:
             torch.cuda.synchronize(self.device)
 
 
-def make_projector(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ProjectorSpec:
-    _, _, patches, width, hidden, width_out, _ = SHAPES[shape]
+def make_projector(
+    shape: str, device: torch.device, dtype: torch.dtype = torch.float32, *, narrow: int = 1
+) -> ProjectorSpec:
+    """A projector of a shape, all its widths divided by `narrow`."""
+    _, _, patches, *widths, _ = SHAPES[shape]
+    width, hidden, width_out = (one // narrow for one in widths)
     torch.manual_seed(0)
     first = nn.Linear(patches * width, hidden).to(device, dtype)
     second = nn.Linear(hidden, width_out).to(device, dtype)
@@ -122,10 +126,13 @@ def make_projector(shape: str, device: torch.device, dtype: torch.dtype = torch.
     return ProjectorSpec(first, nn.GELU(), second, norm=norm, num_patches=patches)
 
 
-def make_features(shape: str, batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def make_features(
+    shape: str, batch: int, device: torch.device, dtype: torch.dtype = torch.float32, *, narrow: int = 1
+) -> Tensor:
+    """Features of a batch of images of a shape, their width divided by `narrow`."""
     tokens, _, patches, width, *_ = SHAPES[shape]
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(batch, tokens, patches * width, generator=generator)
+    rows = torch.randn(batch, tokens, patches * (width // narrow), generator=generator)
     # Tokens of unlike scale, as a tower gives them.
     return (rows * torch.rand(batch, tokens, 1, generator=generator).add(0.5)).to(device, dtype)
 
