@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Case:
         checkpoint, family = self.opened
         return family.encoder(checkpoint, torch.device("cpu"), torch.float32)
 
-    @lru_cache(maxsize=2)  # noqa: B019
+    @cache  # noqa: B019
     def answerer(self, positions: str | None = None) -> Answerer:
         checkpoint, family = self.opened
         return family.answerer(checkpoint, torch.device("cpu"), torch.float32, positions)
@@ -76,7 +76,7 @@ class Case:
         sizes = [(image.height, image.width) for image in self.images]
         return self.encoder.encode(self.encoder.pack(self.pixels, sizes))
 
-    @lru_cache(maxsize=8)  # noqa: B019
+    @cache  # noqa: B019
     def rows(self, selector: str | None = None) -> list[dict[str, Any]]:
         """Selections rows with the features' payload, every token ranked."""
         ids = [f"{number:064x}" for number in range(len(self.images))]
@@ -125,7 +125,7 @@ class Case:
             if name not in ("num_patches", "num_crops", "batch_num_images")
         }
 
-    @lru_cache(maxsize=8)  # noqa: B019
+    @cache  # noqa: B019
     def stock_features(self, number: int) -> Any:
         """The stock model's features of one of the images."""
         with torch.no_grad():
