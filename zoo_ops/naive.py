@@ -178,11 +178,12 @@ def _min_max(values: list[float], scale: float | None = None) -> list[float]:
 
 def _cosine_distances(z_NO: Tensor) -> list[list[float]]:
     rows = []
-    for z_O in z_NO:
+    norms = [z_O.norm() for z_O in z_NO]
+    for z_O, norm in zip(z_NO, norms, strict=True):
         row = []
-        for other_O in z_NO:
-            norms = z_O.norm() * other_O.norm()
-            distance = 1.0 - float(z_O @ other_O / norms) if norms > 0 else 1.0
+        for other_O, other_norm in zip(z_NO, norms, strict=True):
+            product = norm * other_norm
+            distance = 1.0 - float(z_O @ other_O / product) if product > 0 else 1.0
             row.append(distance if distance > DUPLICATE_DISTANCE else 0.0)
         rows.append(row)
     return rows
