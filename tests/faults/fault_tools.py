@@ -22,11 +22,19 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
 DATA_FOLDERS = ("selections", "prompts", "errors", "features", "payloads")
-NUM_SHARDS = 40
+NUM_SHARDS = 26  # one more than there are kinds of damage, and two
 RUN_SETTINGS: dict[str, Any] = {
+    "images": 104,
+    "prune": {"max_tokens": "16", "shard_size": 4, "features": "both"},
+    "answer": {"tokens": "8", "max_new_tokens": 4, "workers": 1},
+}
+# Of the many kills of `make faults`, which need a run that lasts.
+MANY_SHARDS = 40
+MANY_SETTINGS: dict[str, Any] = {
+    **RUN_SETTINGS,
     "images": 320,
-    "prune": {"max_tokens": "16", "shard_size": 8, "features": "both"},
-    "answer": {"tokens": "8", "max_new_tokens": 4},
+    "prune": {**RUN_SETTINGS["prune"], "shard_size": 8},
+    "answer": {**RUN_SETTINGS["answer"], "workers": None},
 }
 
 
@@ -37,6 +45,17 @@ class Facts:
     images: list[str]  # sha256 of the distinct images that decode
     prompts: list[str]  # ids
     failed: list[str]  # samples whose image does not decode
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A prune job that nobody disturbed."""
+
+    corpus: str
+    facts: Facts  # of the corpus
+    settings: dict[str, Any]  # of both jobs
+    num_shards: int
+    output: Path
 
 
 def facts_of(pattern: str) -> Facts:
@@ -112,25 +131,32 @@ def commits(output: Path) -> int:
     return len([p for p in folder.iterdir() if p.suffix == ".json"]) if folder.is_dir() else 0
 
 
-def prune_command(corpus: str, model: str, output: Path, *more: str, on_ray: bool = True) -> list[str]:
-    """The command line of the run that `RUN_SETTINGS` describes; the work is done on Ray, or in the program itself."""
+def prune_command(
+    corpus: str,
+    model: str,
+    output: Path,
+    *more: str,
+    on_ray: bool = True,
+    settings: dict[str, Any] = RUN_SETTINGS,
+) -> list[str]:
+    """The command line of the prune job with these settings; the work is done on Ray, or in the program itself."""
     program = ["-m", "jobs.prune_corpus"] if on_ray else ["-m", "tests.in_this_process", "jobs.prune_corpus"]
     return [
         sys.executable, *program, "--corpus", corpus, "--model", model, "--output", str(output),
-        *_options("prune"), *more,
+        *_options(settings["prune"]), *more,
     ]  # fmt: skip
 
 
-def answer_command(pruned: Path, model: str, output: Path) -> list[str]:
-    """The command line that answers the run that `RUN_SETTINGS` describes."""
+def answer_command(pruned: Path, model: str, output: Path, settings: dict[str, Any]) -> list[str]:
+    """The command line that answers, with these settings, what a prune job gave."""
     return [
         sys.executable, "-m", "jobs.answer_corpus", "--pruned", str(pruned), "--model", model,
-        "--output", str(output), *_options("answer"),
+        "--output", str(output), *_options(settings["answer"]),
     ]  # fmt: skip
 
 
-def _options(job: str) -> list[str]:
-    return [part for k, v in RUN_SETTINGS[job].items() for part in (f"--{k.replace('_', '-')}", str(v))]
+def _options(settings: dict[str, Any]) -> list[str]:
+    return [part for k, v in settings.items() if v is not None for part in (f"--{k.replace('_', '-')}", str(v))]
 
 
 def run_command(command: list[str], timeout_sec: float = 600, **options: Any) -> subprocess.CompletedProcess[str]:
