@@ -12,13 +12,18 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 from PIL import Image
+
+from jobs.console import run
+from tests.in_this_process import in_this_process
 
 REPO = Path(__file__).resolve().parents[2]
 DATA_FOLDERS = ("selections", "prompts", "errors", "features", "payloads")
@@ -162,6 +167,24 @@ def _options(settings: dict[str, Any]) -> list[str]:
 def run_command(command: list[str], timeout_sec: float = 600, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command from the repository's root to its end."""
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_sec, **options)
+
+
+def run_here(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command of `prune_command(on_ray=False)` as `run_command` runs it, but in this process."""
+    (*_, module), arguments = command[: command.index("--corpus")], command[command.index("--corpus") :]
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        in_this_process(),
+        mock.patch.object(sys, "argv", [module, *arguments]),
+        redirect_stdout(said),
+        redirect_stderr(errors),
+    ):
+        try:
+            run(import_module(module).COMMAND)
+        except SystemExit as leaving:
+            status = leaving.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(command, status, said.getvalue(), errors.getvalue())
 
 
 def _parent(pid: int) -> int:
