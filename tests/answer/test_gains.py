@@ -82,7 +82,7 @@ gain_lists = st.lists(
 ).map(lambda gains: [gains[0], *sorted(gains[1:], reverse=True)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(gain_lists, min_size=1, max_size=8), st.integers(1, 4), st.floats(0, 8), st.randoms())
 def test_the_threshold_of_a_mean_is_the_best_there_is(tmp_path_factory, gains, least, more, order):
     """By trying every threshold that could matter; and whatever the order of images and shards."""

@@ -12,21 +12,34 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs.console import run
+from tests.in_this_process import in_this_process
+
 REPO = Path(__file__).resolve().parents[2]
 DATA_FOLDERS = ("selections", "prompts", "errors", "features", "payloads")
-NUM_SHARDS = 40
+NUM_SHARDS = 26  # one more than there are kinds of damage, and two
 RUN_SETTINGS: dict[str, Any] = {
+    "images": 104,
+    "prune": {"max_tokens": "16", "shard_size": 4, "features": "both"},
+    "answer": {"tokens": "8", "max_new_tokens": 4, "workers": 1},
+}
+# Of the many kills of `make faults`, which need a run that lasts.
+MANY_SHARDS = 40
+MANY_SETTINGS: dict[str, Any] = {
+    **RUN_SETTINGS,
     "images": 320,
-    "prune": {"max_tokens": "16", "shard_size": 8, "features": "both"},
-    "answer": {"tokens": "8", "max_new_tokens": 4},
+    "prune": {**RUN_SETTINGS["prune"], "shard_size": 8},
+    "answer": {**RUN_SETTINGS["answer"], "workers": None},
 }
 
 
@@ -37,6 +50,17 @@ class Facts:
     images: list[str]  # sha256 of the distinct images that decode
     prompts: list[str]  # ids
     failed: list[str]  # samples whose image does not decode
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A prune job that nobody disturbed."""
+
+    corpus: str
+    facts: Facts  # of the corpus
+    settings: dict[str, Any]  # of both jobs
+    num_shards: int
+    output: Path
 
 
 def facts_of(pattern: str) -> Facts:
@@ -112,30 +136,55 @@ def commits(output: Path) -> int:
     return len([p for p in folder.iterdir() if p.suffix == ".json"]) if folder.is_dir() else 0
 
 
-def prune_command(corpus: str, model: str, output: Path, *more: str, on_ray: bool = True) -> list[str]:
-    """The command line of the run that `RUN_SETTINGS` describes; the work is done on Ray, or in the program itself."""
+def prune_command(
+    corpus: str,
+    model: str,
+    output: Path,
+    *more: str,
+    on_ray: bool = True,
+    settings: dict[str, Any] = RUN_SETTINGS,
+) -> list[str]:
+    """The command line of the prune job with these settings; the work is done on Ray, or in the program itself."""
     program = ["-m", "jobs.prune_corpus"] if on_ray else ["-m", "tests.in_this_process", "jobs.prune_corpus"]
     return [
         sys.executable, *program, "--corpus", corpus, "--model", model, "--output", str(output),
-        *_options("prune"), *more,
+        *_options(settings["prune"]), *more,
     ]  # fmt: skip
 
 
-def answer_command(pruned: Path, model: str, output: Path) -> list[str]:
-    """The command line that answers the run that `RUN_SETTINGS` describes."""
+def answer_command(pruned: Path, model: str, output: Path, settings: dict[str, Any]) -> list[str]:
+    """The command line that answers, with these settings, what a prune job gave."""
     return [
         sys.executable, "-m", "jobs.answer_corpus", "--pruned", str(pruned), "--model", model,
-        "--output", str(output), *_options("answer"),
+        "--output", str(output), *_options(settings["answer"]),
     ]  # fmt: skip
 
 
-def _options(job: str) -> list[str]:
-    return [part for k, v in RUN_SETTINGS[job].items() for part in (f"--{k.replace('_', '-')}", str(v))]
+def _options(settings: dict[str, Any]) -> list[str]:
+    return [part for k, v in settings.items() if v is not None for part in (f"--{k.replace('_', '-')}", str(v))]
 
 
 def run_command(command: list[str], timeout_sec: float = 600, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command from the repository's root to its end."""
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_sec, **options)
+
+
+def run_here(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command of `prune_command(on_ray=False)` as `run_command` runs it, but in this process."""
+    (*_, module), arguments = command[: command.index("--corpus")], command[command.index("--corpus") :]
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        in_this_process(),
+        mock.patch.object(sys, "argv", [module, *arguments]),
+        redirect_stdout(said),
+        redirect_stderr(errors),
+    ):
+        try:
+            run(import_module(module).COMMAND)
+        except SystemExit as leaving:
+            status = leaving.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(command, status, said.getvalue(), errors.getvalue())
 
 
 def _parent(pid: int) -> int:

@@ -6,20 +6,28 @@ A library preloaded into the job, and all workers it starts, makes the system's 
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fault_tools import data_of, differing, facts_of, prune_command, rows_lost_and_doubled, rows_of, run_command
+from forking import Forking
 
 from benchmarks.synthetic import make_corpus
 
-SETTINGS = {"max_tokens": "16", "shard_size": 8, "features": "both"}
+SETTINGS = {"max_tokens": "16", "shard_size": 4, "features": "both"}
 
 
 class FailingReads:
-    """Runs the prune job with reads that fail by a rule."""
+    """Runs the prune job with reads that fail by a rule: on Ray, or all in a process that is forked from one.
+
+    Args:
+        folder: for the library.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._library = folder / "failing_reads.so"
@@ -30,12 +38,26 @@ class FailingReads:
         subprocess.run([compiler, "-shared", "-fPIC", "-o", str(self._library), str(source), "-ldl"], check=True)
         self._log = folder / "failures"
 
+    @contextmanager
+    def forking(self) -> Iterator[None]:
+        """The process to fork from is there for the time of the block."""
+        with Forking({**os.environ, **self._preload}) as self._forking:
+            yield
+
+    @property
+    def _preload(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self._library), "FAILING_READS_LOG": str(self._log)}
+
     def run(self, command: list[str], **rule: object) -> subprocess.CompletedProcess[str]:
         """The job under a rule (`path=`, `every=`, ...); asserts that reads failed and no traceback was shown."""
         self._log.unlink(missing_ok=True)
         rules = {f"FAILING_READS_{name.upper()}": str(value) for name, value in rule.items()}
-        preload = {"LD_PRELOAD": str(self._library), "FAILING_READS_LOG": str(self._log)}
-        done = run_command(command, timeout_sec=300, env={**os.environ, **preload, **rules})
+        python, how, *program = command
+        assert (python, how) == (sys.executable, "-m")
+        if "tests.in_this_process" in program:
+            done = self._forking.run(program, rules, timeout_sec=300)
+        else:
+            done = run_command(command, timeout_sec=300, env={**os.environ, **self._preload, **rules})
         assert self._log.exists(), "no read failed"
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -46,8 +68,10 @@ class FailingReads:
 
 
 @pytest.fixture(scope="module")
-def failing_reads(tmp_path_factory) -> FailingReads:
-    return FailingReads(tmp_path_factory.mktemp("preload"))
+def failing_reads(tmp_path_factory) -> Iterator[FailingReads]:
+    failing = FailingReads(tmp_path_factory.mktemp("preload"))
+    with failing.forking():
+        yield failing
 
 
 @pytest.fixture(scope="module")

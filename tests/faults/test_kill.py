@@ -1,9 +1,10 @@
-"""SIGKILL at random moments of a 40-shard run: the output is that of an undisturbed run, byte for byte.
+"""SIGKILL in the middle of a run: the output is that of an undisturbed run, byte for byte.
 
 A killed worker (model actor, decode task, write task, answering actor): the same run completes. A killed driver: the
-same command run again completes. The suite kills each of them once: workers of a chosen shard, when they have done its
-work but not handed it on, and the driver of a prune job that has joined a Ray, which lives on. `make faults` kills each
-kind 20 times, at moments spread over the run, and its drivers take the Ray that they started down with them.
+same command run again completes. The suite kills each of them once, in a run of 26 shards: workers of a chosen shard,
+when they have done its work but not handed it on, and the driver of an answer job that has joined a Ray, which lives on
+(a prune job has more stages; its driver is killed in `test_object_store_kills.py`). `make faults` kills each kind 20
+times, at moments spread over a run of 40 shards, and its drivers take the Ray that they started down with them.
 """
 
 import json
@@ -14,15 +15,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from fault_tools import (
+    MANY_SETTINGS,
+    MANY_SHARDS,
     NUM_SHARDS,
     REPO,
     RUN_SETTINGS,
+    Undisturbed,
     answer_command,
     answers_of,
     commits,
@@ -56,47 +61,77 @@ SEED = 20261120
 class Job:
     """A job to disturb, and how to tell what became of it."""
 
-    run: Callable[[Path], object]  # to its end, in this process
+    run: Callable[[Path], list[str]]  # to its end, from this process; what it said
     command: Callable[[Path], list[str]]
     calm: Path  # output of an undisturbed run
     data: Callable[[Path], dict[str, bytes]]  # what must be as in the undisturbed run
     lost_and_doubled: Callable[[Path], tuple[int, int]]  # rows, against the inputs
+    num_shards: int
+    table: str  # a folder of its output
 
 
-@pytest.fixture(scope="module")
-def prune_job(prune_on_ray, made_corpus, tiny_llava, calm, facts) -> Job:
+def prune_job_of(undisturbed: Undisturbed, prune_on_ray: Callable[..., list[str]], model: str) -> Job:
+    corpus, settings = undisturbed.corpus, undisturbed.settings
     return Job(
-        run=lambda output: prune_on_ray(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]),
-        command=lambda output: prune_command(made_corpus, tiny_llava, output),
-        calm=calm,
+        run=lambda output: prune_on_ray(output, corpus=(corpus,), **settings["prune"]),
+        command=lambda output: prune_command(corpus, model, output, settings=settings),
+        calm=undisturbed.output,
         data=data_of,
-        lost_and_doubled=lambda output: rows_lost_and_doubled(output, facts),
+        lost_and_doubled=lambda output: rows_lost_and_doubled(output, undisturbed.facts),
+        num_shards=undisturbed.num_shards,
+        table="features",
     )
 
 
-@pytest.fixture(scope="module")
-def answer_job(ray_session, without_ray, tiny_llava, calm, tmp_path_factory) -> Job:
-    def run(output: Path) -> None:
-        settings = AnswerSettings(pruned=str(calm), model=tiny_llava, output=str(output), **RUN_SETTINGS["answer"])
-        answer_corpus(settings, lambda _: None)
+def answer_job_of(
+    undisturbed: Undisturbed, without_ray: Callable[..., AbstractContextManager[None]], model: str, folder: Path
+) -> Job:
+    pruned = undisturbed.output
 
-    posed = [row["prompt_id"] for row in rows_of(calm, "prompts") if row["status"] == "ok"]
-    undisturbed = tmp_path_factory.mktemp("calm-answers") / "out"
+    def run(output: Path) -> list[str]:
+        said: list[str] = []
+        settings = AnswerSettings(pruned=str(pruned), model=model, output=str(output), **undisturbed.settings["answer"])
+        answer_corpus(settings, said.append)
+        return said
+
+    posed = [row["prompt_id"] for row in rows_of(pruned, "prompts") if row["status"] == "ok"]
     with without_ray():
-        run(undisturbed)
+        run(folder / "out")
     return Job(
         run=run,
-        command=lambda output: answer_command(calm, tiny_llava, output),
-        calm=undisturbed,
+        command=lambda output: answer_command(pruned, model, output, undisturbed.settings),
+        calm=folder / "out",
         data=answers_of,
         lost_and_doubled=lambda output: lost_and_doubled(posed, (r["prompt_id"] for r in rows_of(output, "answers"))),
+        num_shards=undisturbed.num_shards,
+        table="answers",
     )
+
+
+@pytest.fixture(scope="module")
+def prune_job(prune_on_ray, undisturbed_run, tiny_llava) -> Job:
+    return prune_job_of(undisturbed_run, prune_on_ray, tiny_llava)
+
+
+@pytest.fixture(scope="module")
+def answer_job(ray_session, without_ray, undisturbed_run, tiny_llava, tmp_path_factory) -> Job:
+    return answer_job_of(undisturbed_run, without_ray, tiny_llava, tmp_path_factory.mktemp("calm-answers"))
+
+
+@pytest.fixture(scope="module")
+def long_prune_job(prune_on_ray, long_run, tiny_llava) -> Job:
+    return prune_job_of(long_run, prune_on_ray, tiny_llava)
+
+
+@pytest.fixture(scope="module")
+def long_answer_job(ray_session, without_ray, long_run, tiny_llava, tmp_path_factory) -> Job:
+    return answer_job_of(long_run, without_ray, tiny_llava, tmp_path_factory.mktemp("calm-answers"))
 
 
 @pytest.fixture
 def job_of(request, ray_session) -> Callable[[str], Job]:
-    """The job that a victim works for."""
-    return lambda victim: request.getfixturevalue("answer_job" if "answering" in victim else "prune_job")
+    """The job, in its long form, that a victim works for."""
+    return lambda victim: request.getfixturevalue("long_answer_job" if "answering" in victim else "long_prune_job")
 
 
 @dataclass
@@ -159,7 +194,7 @@ class WorkerKiller(threading.Thread):
         """End the wait; the kill, if it came while the run was unfinished."""
         self._over.set()
         self.join()
-        return self.kill if self.kill is not None and self.kill.commits_before < NUM_SHARDS else None
+        return self.kill if self.kill is not None and self.kill.commits_before < MANY_SHARDS else None
 
 
 def kill_workers(victim: str, count: int, job: Job, folder: Path) -> Iterator[Kill]:
@@ -272,34 +307,57 @@ def test_killed_workers_change_nothing(job, module, victims, request, ray_sessio
     assert job.lost_and_doubled(tmp_path / "out") == (0, 0)
 
 
-def test_a_killed_driver_loses_nothing(prune, joining_ray, made_corpus, tiny_llava, calm, facts, tmp_path):
+# An answer job whose shards take half a second each, so that its driver can be killed before they are done.
+SLOWLY = """
+import runpy, time
+from pipeline.answer import job, stage
+
+class AnswerShards(stage.AnswerShards):
+    def __call__(self, batch):
+        time.sleep(0.5)
+        return super().__call__(batch)
+
+job.AnswerShards = AnswerShards
+runpy.run_module("jobs.answer_corpus", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("job", ["answer_job", pytest.param("prune_job", marks=pytest.mark.slow)])
+def test_a_killed_driver_loses_nothing(job, request, joining_ray, without_ray, tmp_path):
     output = tmp_path / "killed"
-    command = prune_command(made_corpus, tiny_llava, output)
+    is_answering, job = job == "answer_job", request.getfixturevalue(job)
+    command = job.command(output)
+    if is_answering:
+        command = [command[0], "-c", SLOWLY, *command[3:]]
     with subprocess.Popen(command, cwd=REPO, env=joining_ray, stderr=subprocess.DEVNULL) as driver:
         assert wait_for(lambda: commits(output) >= 3 or driver.poll() is not None, 240, 0.02), "no commit in time"
         assert driver.poll() is None, "the driver ended before it could be killed"
         os.kill(driver.pid, signal.SIGKILL)
     assert driver.returncode == -signal.SIGKILL
     assert not (output / "_SUCCESS").exists()
-    assert commits(output) < NUM_SHARDS
-    half_written = output / "features" / ".shard-00000039.tar.0123.tmp"
+    assert commits(output) < job.num_shards
+    half_written = output / job.table / f".part-{job.num_shards - 1:08d}.parquet.0123.tmp"
     half_written.write_bytes(b"half")
 
-    said = prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"])
-    assert any("shards are there already" in line for line in said)
-    assert differing(data_of(output), data_of(calm)) == []
-    assert rows_lost_and_doubled(output, facts) == (0, 0)
+    committed = {path: path.stat().st_mtime_ns for path in (output / "_commits").glob("[!.]*")}
+    with without_ray():
+        said = job.run(output)
+    assert is_answering or any("shards are there already" in line for line in said)
+    assert {path: path.stat().st_mtime_ns for path in committed} == committed, "what was committed is done again"
+    assert differing(job.data(output), job.data(job.calm)) == []
+    assert job.lost_and_doubled(output) == (0, 0)
     assert not half_written.exists()
 
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    assert any("nothing to do" in line for line in prune(output, corpus=(made_corpus,), **RUN_SETTINGS["prune"]))
+    with without_ray():
+        assert any("nothing to do" in line for line in job.run(output))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
 def test_the_calm_run_holds_every_row_once(calm, facts):
     assert rows_lost_and_doubled(calm, facts) == (0, 0)
     assert commits(calm) == NUM_SHARDS
-    assert len(facts.images) > 300
+    assert len(facts.images) > 0.95 * RUN_SETTINGS["images"]
     assert facts.failed
 
 
@@ -322,7 +380,7 @@ def _report(file: str | None, victim: str, kills: list[Kill]) -> None:
         return
     path = Path(file)
     report = json.loads(path.read_text()) if path.exists() else {}
-    report.update(command="make faults", shards=NUM_SHARDS, images=RUN_SETTINGS["images"])
+    report.update(command="make faults", shards=MANY_SHARDS, images=MANY_SETTINGS["images"])
     report.setdefault("victims", {})[victim] = {
         "kills": len(kills),
         "outputs_identical": sum(kill.files_differing == 0 for kill in kills),

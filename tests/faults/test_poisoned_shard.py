@@ -29,7 +29,7 @@ from pipeline.prune.job import PruneSettings, prune_corpus
 
 pytestmark = pytest.mark.slow
 
-IN_READ, IN_ENCODE, IN_WRITE = 5, 11, 38
+IN_READ, IN_ENCODE, IN_WRITE = 5, 11, 24
 
 
 def assert_given_up(result, said: list[str], output: Path, expected: dict[int, str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import answer_corpus, prune_corpus, query_selections
+from jobs.console import run
 from pipeline.answer.settings import AnswerSettings
 from pipeline.errors import UserError
 from pipeline.prune.settings import PruneSettings
@@ -137,16 +138,24 @@ def test_a_relative_output_of_a_submitted_job(monkeypatch):
             prune_corpus.main([*given, accepted])
 
 
-@pytest.mark.parametrize("job", ["prune_corpus", "answer_corpus", "query_selections"])
-def test_exit_status_and_no_traceback(job, tmp_path):
-    arguments = ["--pruned", str(tmp_path)] if job != "prune_corpus" else ["--corpus", "nowhere.tar"]
-    if job != "query_selections":
+@pytest.mark.parametrize("job", [prune_corpus, answer_corpus, query_selections])
+def test_exit_status_and_no_traceback(job, tmp_path, monkeypatch, capfd):
+    """Of a program; of those that import the model's code before they refuse, of what the program calls."""
+    arguments = ["--pruned", str(tmp_path)] if job is not prune_corpus else ["--corpus", "nowhere.tar"]
+    if job is query_selections:
+        command = [sys.executable, "-m", job.__name__, *arguments]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+        status, said = done.returncode, done.stderr
+    else:
         arguments += ["--model", MODEL, "--output", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", f"jobs.{job}", *arguments], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+        monkeypatch.setattr("sys.argv", [job.__name__, *arguments])
+        with pytest.raises(SystemExit) as left:
+            run(job.COMMAND)
+        status, said = left.value.code, capfd.readouterr().err
+    assert status == 2
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
 
 
 def test_a_model_that_wants_its_own_code_run_is_refused_without_a_question(tmp_path):

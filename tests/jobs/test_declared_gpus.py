@@ -15,12 +15,15 @@ import pytest
 import torch
 
 from pipeline.answer.job import AnswerSettings, answer_corpus
-from pipeline.cluster import device
+from pipeline.cluster import device, stream
 from pipeline.cluster.device import Placement, place, worker_device
+from pipeline.cluster.stream import Stage
 from pipeline.errors import UserError
+from pipeline.prune import tune
 
 REPO = Path(__file__).resolve().parents[2]
 RUN = {"limit": 17, "shard_size": 8, "max_tokens": "4"}  # shards of 8, 8 and 1 images
+BATCH_SIZE = 8
 ANSWER = {"tokens": "2", "max_new_tokens": 3}
 
 # What the process with declared GPUs does; `given` holds paths and the settings above.
@@ -63,10 +66,12 @@ def prune(name, **how):
     named = {"corpus": (given["corpus"],), "model": given["model"], "output": output, "device": "cpu"}
     prune_corpus(PruneSettings(**named, **given["run"], **how), found["said"].append)
 
-prune("half", gpus_per_worker=0.5, batch_size="auto", workers=2)  # as many workers as CPUs
-answers = AnswerSettings(pruned=f"{given['folder']}/half", model=given["model"], output=f"{given['folder']}/answers",
-                         device="cpu", gpus_per_worker=0.5, workers=1, **given["answer"])
-answer_corpus(answers, found["said"].append)
+prune("half", gpus_per_worker=0.5, **given["half"])
+if given["answer"]:
+    answers = AnswerSettings(pruned=f"{given['folder']}/half", model=given["model"],
+                             output=f"{given['folder']}/answers", device="cpu", gpus_per_worker=0.5, workers=1,
+                             **given["answer"])
+    answer_corpus(answers, found["said"].append)
 try:
     prune("three", gpus_per_worker=3.0)
 except UserError as error:
@@ -76,29 +81,44 @@ print(json.dumps(found))
 SIZES = [1, 1, 7, 3, 1, 20, 2, 1]
 
 
-@pytest.fixture(scope="module")
-def on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> tuple[Path, dict]:
-    """Where the program's outputs lie, and what it found."""
-    folder = tmp_path_factory.mktemp("gpus")
-    given = {"folder": str(folder), "corpus": scenes_tars, "model": tiny_llava}
-    arguments = json.dumps({**given, "run": RUN, "answer": ANSWER, "sizes": SIZES})
-    command = [sys.executable, "-c", PROGRAM, arguments]
+def run_on_gpus(corpus: str, model: str, folder: Path, half: dict, answer: dict) -> dict:
+    """What the program finds.
+
+    Args:
+        corpus: of the prune job.
+        model: of both jobs.
+        folder: of their outputs.
+        half: settings of the prune job on half a GPU a worker.
+        answer: settings of the answer job; empty: there is none.
+    """
+    given = {"folder": str(folder), "corpus": corpus, "model": model, "half": half, "answer": answer}
+    command = [sys.executable, "-c", PROGRAM, json.dumps({**given, "run": RUN, "sizes": SIZES})]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    found: dict = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(scope="module")
-def measured(on_gpus) -> int:
-    """The batch size that the job on GPUs measured."""
-    return json.loads((on_gpus[0] / "half" / "_job.json").read_text())["resolved"]["batch_size"]
+def on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> tuple[Path, dict]:
+    """Where the outputs of the short form lie, one worker and no answers, and what the program found."""
+    folder = tmp_path_factory.mktemp("gpus")
+    return folder, run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": BATCH_SIZE, "workers": 1}, {})
 
 
 @pytest.fixture(scope="module")
-def on_cpus(measured, prune, answer, tmp_path_factory) -> Path:
-    """Both jobs without GPUs, at the same batch size."""
+def all_on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> Path:
+    """Where the outputs of both jobs lie, with as many workers as CPUs and the batch size that the first measured."""
+    folder = tmp_path_factory.mktemp("gpus")
+    run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": "auto", "workers": 2}, ANSWER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_cpus(prune, answer, tmp_path_factory) -> Path:
+    """Both jobs without GPUs."""
     folder = tmp_path_factory.mktemp("cpus")
-    prune(folder / "pruned", **RUN, batch_size=measured)
+    prune(folder / "pruned", **RUN, batch_size=BATCH_SIZE)
     answer(folder / "pruned", folder / "answers")
     return folder
 
@@ -125,16 +145,19 @@ def test_an_actor_on_a_gpu_gets_one_whole_shard_a_call(gpus, actors, on_gpus):
     assert len({call["actor"] for call in calls}) <= actors
 
 
-def test_pruning_writes_the_same_bytes(on_cpus, on_gpus, measured):
-    assert measured >= 1
-    assert (on_gpus[0] / "half" / "_SUCCESS").exists()
+def assert_same_bytes(one: Path, other: Path) -> None:
+    assert (one / "_SUCCESS").exists()
     for folder in ("selections", "prompts", "errors", "features", "payloads"):
-        expected = {path.name: path.read_bytes() for path in (on_cpus / "pruned" / folder).iterdir()}
+        expected = {path.name: path.read_bytes() for path in (other / folder).iterdir()}
         assert len(expected) == 3
-        there = {path.name: path.read_bytes() for path in (on_gpus[0] / "half" / folder).iterdir()}
+        there = {path.name: path.read_bytes() for path in (one / folder).iterdir()}
         assert sorted(n for n in expected | there if expected.get(n) != there.get(n)) == []
-    commit = json.loads((on_gpus[0] / "half" / "_commits" / "00000001.json").read_text())
+    commit = json.loads((one / "_commits" / "00000001.json").read_text())
     assert commit["device"] == "cpu"
+
+
+def test_pruning_writes_the_same_bytes(on_cpus, on_gpus):
+    assert_same_bytes(on_gpus[0] / "half", on_cpus / "pruned")
 
 
 def assert_same_answers(one: Path, other: Path) -> None:
@@ -143,8 +166,39 @@ def assert_same_answers(one: Path, other: Path) -> None:
         assert pq.read_table(one / file).drop_columns("seconds") == pq.read_table(other / file).drop_columns("seconds")
 
 
-def test_answering_gives_the_same_answers(on_cpus, on_gpus):
-    assert_same_answers(on_cpus / "answers", on_gpus[0] / "answers")
+@pytest.mark.slow
+def test_two_workers_a_measured_batch_size_and_answers_on_gpus(all_on_gpus, prune, answer, tmp_path):
+    measured = json.loads((all_on_gpus / "half" / "_job.json").read_text())["resolved"]["batch_size"]
+    assert measured >= 1
+    prune(tmp_path / "pruned", **RUN, batch_size=measured)
+    answer(tmp_path / "pruned", tmp_path / "answers")
+    assert_same_bytes(all_on_gpus / "half", tmp_path / "pruned")
+    assert_same_answers(tmp_path / "answers", all_on_gpus / "answers")
+
+
+def test_every_process_with_the_model_asks_for_its_share_of_a_gpu(prune, answer, monkeypatch, tmp_path):
+    asked: dict[str, float] = {}
+    map_shards, run_on_worker = stream._map_shards, stream.run_on_worker
+
+    def see_stage(dataset: object, stage: Stage, most: int) -> object:
+        asked[stage.work.__name__] = stage.num_gpus
+        return map_shards(dataset, stage, most)
+
+    def see_call(function: Callable[..., object], *arguments: object, num_gpus: float = 0.0) -> object:
+        asked[function.__name__] = num_gpus
+        return run_on_worker(function, *arguments, num_gpus=num_gpus)
+
+    def measure(*_: object) -> int:
+        return 4
+
+    monkeypatch.setattr(stream, "_map_shards", see_stage)
+    monkeypatch.setattr(tune, "run_on_worker", see_call)
+    monkeypatch.setattr(tune, "_measure", measure)
+    share = {"device": "cpu", "gpus_per_worker": 0.5}
+    prune(tmp_path / "half", gpus=2, **{**RUN, "limit": 2}, **share, batch_size="auto")
+    answer(tmp_path / "half", tmp_path / "answers", gpus=2, **share)
+    without = {"_scan_stage": 0.0, "read_stage": 0.0, "write_stage": 0.0}
+    assert asked == {**without, "measure": 0.5, "EncodeShards": 0.5, "AnswerShards": 0.5}
 
 
 def notes_in(said: list[str]) -> list[str]:

@@ -154,7 +154,7 @@ def small_on_disk(prune: Callable[..., list[str]], made_once) -> dict[str, bytes
     return data_in(str(made_once("pruned-4-of-4", lambda folder: prune(folder, **SMALL))))
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_of_two_drivers_at_once_one_does_the_job_and_the_other_is_told(
     rounds, s3, small_on_disk, work_here, tiny_llava, scenes_tars, monkeypatch
 ):

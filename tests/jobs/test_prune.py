@@ -149,25 +149,26 @@ def test_other_settings_into_the_same_folder_are_refused(pruned_64, prune):
 
 
 def test_manifest_corpus_gives_the_same_decisions(pruned_64, prune, scenes_manifest, tmp_path):
-    prune(tmp_path / "out", corpus=(scenes_manifest,), max_tokens="64")
+    prune(tmp_path / "out", corpus=(scenes_manifest,), max_tokens="64", limit=150)
     unequal = ("source",)
     first, second = (
         [{k: v for k, v in row.items() if k not in unequal} for row in rows_of(root, "selections")]
         for root in (pruned_64, tmp_path / "out")
     )
-    assert first == second
+    assert len(second) > 140
+    assert first[: len(second)] == second
 
 
 def test_growing_and_damage(prune, scenes_tars, tmp_path):
     """A grown corpus keeps its old shards to the byte; a damaged shard is done again to the same bytes."""
-    output = tmp_path / "out"
-    prune(output, corpus=(scenes_tars.replace("{000000..000002}", "{000000..000001}"),), max_tokens="16")
+    output, settings = tmp_path / "out", {"max_tokens": "16", "shard_size": 32}
+    prune(output, corpus=(scenes_tars.replace("{000000..000002}", "{000000..000001}"),), **settings)
     old = {
         name: data
         for name, (_, data) in snapshot(output).items()
         if name.startswith(("selections", "features", "prompts"))
     }
-    said = prune(output, max_tokens="16")
+    said = prune(output, **settings)
     grown = snapshot(output)
     assert all(grown[name][1] == data for name, data in old.items())
     assert len(rows_of(output, "selections")) == 307
@@ -177,7 +178,7 @@ def test_growing_and_damage(prune, scenes_tars, tmp_path):
 
     (output / "selections" / "part-00000001.parquet").write_bytes(b"short")
     (output / "_commits" / "00000002.json").write_text("{")
-    said = prune(output, max_tokens="16")
+    said = prune(output, **settings)
     assert sum("is done again" in line for line in said) == 2
     tables = ("selections", "prompts", "errors", "features")
     assert {n: d for n, (_, d) in snapshot(output).items() if n.startswith(tables)} == {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import query_selections
 from pipeline.errors import UserError
 from pipeline.report.query import ask, connect
 from pipeline.report.summary import summarise
@@ -75,16 +76,18 @@ def test_unfinished_runs_show_their_committed_shards(pruned_64, tmp_path):
     assert one(connect(tmp_path), "select distinct shard from images") == [(1,)]
 
 
-def test_formats(pruned_64):
+def test_formats(pruned_64, capfdbinary):
     def run(form: str, sql: str) -> bytes:
-        command = [sys.executable, "-m", "jobs.query_selections", "--pruned", str(pruned_64), "--format", form, sql]
-        return subprocess.run(command, cwd=REPO, capture_output=True, check=True).stdout
+        assert query_selections.main(["--pruned", str(pruned_64), "--format", form, sql]) == 0
+        return capfdbinary.readouterr().out
 
     sql = "select shard, count(*) as images, [1, 2] as list from images group by shard order by shard"
     rows = list(csv.DictReader(io.StringIO(run("csv", sql).decode())))
     assert rows[0] == {"shard": "0", "images": "61", "list": "[1, 2]"}
     assert json.loads(run("json", sql).splitlines()[0]) == {"shard": 0, "images": 61, "list": [1, 2]}
     assert pq.read_table(io.BytesIO(run("parquet", sql))).num_rows == 5
+    command = [sys.executable, "-m", "jobs.query_selections", "--pruned", str(pruned_64), "--format", "parquet", sql]
+    assert subprocess.run(command, cwd=REPO, capture_output=True, check=True).stdout == run("parquet", sql)
     dates = "select {'day': date '2026-01-02', 'share': 1.5::decimal(3, 2)} as pair"
     assert run("csv", dates).decode().splitlines()[1] == '"{""day"": ""2026-01-02"", ""share"": ""1.50""}"'
     twice = "select image_id, p.image_id from images join prompts p using (image_id) limit 1"

@@ -88,12 +88,12 @@ def streams(_process: int, output: Path) -> bool:
     return (output / "_runs").exists()
 
 
-def encodes_on_the_session(_process: int, output: Path) -> bool:
-    return streams(0, output) and encoders_on_the_session()
+def answers_on_the_session(_process: int, output: Path) -> bool:
+    return streams(0, output) and actors_on_the_session()
 
 
-def encoders_on_the_session() -> bool:
-    return any(workers(os.getpid(), "EncodeShards"))
+def actors_on_the_session() -> bool:
+    return any(workers(os.getpid(), "AnswerShards"))
 
 
 @pytest.mark.ray
@@ -111,7 +111,8 @@ def test_a_job_is_left_quietly(
     moment: Callable[[int, Path], bool], number: signal.Signals, times: int, scenes_tars, tiny_llava, tmp_path
 ):
     """With the Ray that it started."""
-    started = leave(moment, number, times, [scenes_tars, tiny_llava, str(tmp_path / "out")], dict(os.environ))
+    job = ["prune", "--corpus", scenes_tars, "--model", tiny_llava, "--shard-size", "16"]
+    started = leave(moment, number, times, job, tmp_path / "out", dict(os.environ))
     ended = wait_for(lambda: not any(alive(process, command) for process, command in started), 60, 0.1)
     assert ended, "processes of Ray outlive the job"
 
@@ -170,11 +171,12 @@ def test_sigterm_finishes_the_shards_in_flight(prune, joining_ray, tiny_llava, t
     assert differing(data_of(output), data_of(undisturbed)) == []
 
 
-def test_two_ctrl_c_leave_a_stream_and_its_workers_end(scenes_tars, tiny_llava, joining_ray, tmp_path):
-    """On a Ray that the job has joined, which lives on; with a Ray of its own this is a slow case of the test above."""
-    assert wait_for(lambda: not encoders_on_the_session(), 120, 0.1), "workers of an earlier test outlive it"
-    leave(encodes_on_the_session, signal.SIGINT, 2, [scenes_tars, tiny_llava, str(tmp_path / "out")], joining_ray)
-    assert wait_for(lambda: not encoders_on_the_session(), 60, 0.1), "workers outlive the job"
+def test_two_ctrl_c_leave_a_stream_and_its_workers_end(pruned_64, tiny_llava, joining_ray, tmp_path):
+    """On a Ray that the job has joined, which lives on; a prune job on its own Ray is a slow case of the test above."""
+    assert wait_for(lambda: not actors_on_the_session(), 120, 0.1), "workers of an earlier test outlive it"
+    job = ["answer", "--pruned", str(pruned_64), "--model", tiny_llava, "--workers", "1"]
+    leave(answers_on_the_session, signal.SIGINT, 2, job, tmp_path / "out", joining_ray)
+    assert wait_for(lambda: not actors_on_the_session(), 60, 0.1), "workers outlive the job"
     assert ray.get(ray.put("the session's Ray")) == "the session's Ray"
 
 
@@ -183,32 +185,32 @@ def leave(
     number: signal.Signals,
     times: int,
     arguments: Sequence[str],
+    output: Path,
     environment: dict[str, str],
 ) -> list[tuple[int, str]]:
-    """Start a prune job, send it signals from a moment on, and see that it says what it should and no more.
+    """Start a job, send it signals from a moment on, and see that it says what it should and no more.
 
     Args:
         moment: of the job's process number and output.
         number: of the signal.
         times: that it is sent, half a second apart.
-        arguments: corpus, model and output.
+        arguments: of `zoo-prune`, but for the output.
+        output: of the job.
         environment: of the job's process.
 
     Returns:
         Number and command of the processes that it had started by that moment.
     """
-    corpus, model, output = arguments
-    command = [sys.executable, "-m", "jobs.zoo_prune", "prune", "--corpus", corpus, "--model", model]
-    command += ["--output", output, "--shard-size", "16"]
+    command = [sys.executable, "-m", "jobs.zoo_prune", *arguments, "--output", str(output)]
     with subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 240
-        while not moment(job.pid, Path(output)):
+        while not moment(job.pid, output):
             assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         started = children(job.pid)
         if moment is streams:  # on Ray, what tests/jobs/test_status.py has seen without
-            seen = job_status(output)
+            seen = job_status(str(output))
             assert (seen.state, seen.owner and seen.owner.process) == (State.RUNNING, job.pid)
         for n in range(times):
             job.send_signal(number)
@@ -217,7 +219,7 @@ def leave(
         _, said = job.communicate(timeout=60)
     assert job.returncode == STATUS[number], said
     if moment is streams:
-        assert job_status(output).state is State.STOPPED
+        assert job_status(str(output)).state is State.STOPPED
     lines = said.splitlines()
     assert lines[-1] == SAID[number]
     known = (
@@ -227,7 +229,9 @@ def leave(
         f"{number.name}: finishing the shards in flight",
         "SIGINT: ",
     )
-    assert [line for line in lines[:-1] if not line.startswith(known) and " images (" not in line] == []
+    progress = (" images (", " prompts (")
+    unknown = [line for line in lines[:-1] if not (line.startswith(known) or any(one in line for one in progress))]
+    assert unknown == []
     return started
 
 

@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+
+from pipeline.answer.job import answer_corpus
+from pipeline.answer.settings import AnswerSettings
 
 pytestmark = pytest.mark.ray
 REPO = Path(__file__).resolve().parents[2]
@@ -92,30 +96,50 @@ def data_of(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
+def answers_in(output: Path) -> list[dict]:
+    """Rows of answers, without the seconds, which no two runs share."""
+    files = sorted((output / "answers").iterdir())
+    assert len(files) == 2
+    return [row for file in files for row in pq.read_table(file).drop_columns("seconds").to_pylist()]
+
+
 def submit(address: str, environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess:
     command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(REPO), "--", *entrypoint]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_a_submitted_job_is_followed_to_its_end(cluster, environment, prune, tiny_llava, scenes_tars, tmp_path):
-    assert not answers(f"{cluster}/api/jobs/", token="wrong" * 10)
-    job = [
-        "python",
-        "jobs/prune_corpus.py",
-        "--corpus",
-        scenes_tars,
-        "--model",
-        tiny_llava,
-        "--limit",
-        "12",
-        "--max-tokens",
-        "4",
-    ]
-    done = submit(cluster, environment, *job, "--output", str(tmp_path / "out"), "--shard-size", "8")
+@pytest.fixture(scope="module")
+def pruned_here(prune, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("here") / "pruned"
+    prune(output, limit=12, shard_size=8, max_tokens="4")
+    return output
+
+
+def assert_succeeded(done: subprocess.CompletedProcess) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout + done.stderr
-    prune(tmp_path / "here", limit=12, shard_size=8, max_tokens="4")
-    assert data_of(tmp_path / "out") == data_of(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_submitted_job_of_three_stages_is_followed_to_its_end(
+    cluster, environment, pruned_here, tiny_llava, scenes_tars, tmp_path
+):
+    job = ["python", "jobs/prune_corpus.py", "--corpus", scenes_tars, "--model", tiny_llava, "--limit", "12"]
+    job += ["--max-tokens", "4", "--shard-size", "8", "--output", str(tmp_path / "out")]
+    assert_succeeded(submit(cluster, environment, *job))
+    assert data_of(tmp_path / "out") == data_of(pruned_here)
+
+
+def test_a_submitted_job_is_followed_to_its_end(cluster, environment, pruned_here, without_ray, tiny_llava, tmp_path):
+    """The job with the fewest processes, which each import the model's code."""
+    assert not answers(f"{cluster}/api/jobs/", token="wrong" * 10)
+    job = ["python", "jobs/answer_corpus.py", "--pruned", str(pruned_here), "--model", tiny_llava]
+    job += ["--tokens", "2", "--max-new-tokens", "4", "--output", str(tmp_path / "out")]
+    assert_succeeded(submit(cluster, environment, *job))
+    settings = {"tokens": "2", "max_new_tokens": 4, "output": str(tmp_path / "here")}
+    with without_ray():
+        answer_corpus(AnswerSettings(pruned=str(pruned_here), model=tiny_llava, **settings), lambda _: None)
+    assert answers_in(tmp_path / "out") == answers_in(tmp_path / "here")
 
 
 def test_a_job_that_fails_is_told_and_the_code_that_ran_is_the_working_directorys(cluster, environment):

@@ -140,7 +140,7 @@ def assigned(root: Path, seed: int, threads: int, limit: int | None) -> tuple[li
     return rows, [store.read(part) for part in parts], done[0]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 6))])
 @pytest.mark.parametrize("limit", [None, 30])
 def test_as_a_loop_would_do_it_with_any_number_of_threads(batches, tmp_path, seed, limit):
     generations = [[sample for unit in made_up(seed, number) for sample in unit] for number in range(2)]

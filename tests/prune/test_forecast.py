@@ -59,10 +59,10 @@ def test_bytes_are_those_that_the_run_then_writes(planned, pruned_64):
     ids=["0.125-int8", "64-none"],
 )
 def test_bytes_at_other_budgets_dtypes_and_forms(changes, prune, tiny_llava, scenes_tars, tmp_path):
-    """Over the first 130 samples; and by a sample of all that takes in less of them."""
-    output, part = tmp_path / "out", {**changes, "limit": 130}
+    """Over the first 80 samples; and by a sample of all that takes in less of them."""
+    output, part = tmp_path / "out", {**changes, "limit": 80}
     found = forecast(settings_of(tiny_llava, scenes_tars, output, plan_sample=0, **part))
-    sampled = forecast(settings_of(tiny_llava, scenes_tars, output, plan_sample=60, **part))
+    sampled = forecast(settings_of(tiny_llava, scenes_tars, output, plan_sample=40, **part))
     assert not output.exists()
     assert (found.census.whole, sampled.census.whole) == (True, False)
     prune(output, **part)
