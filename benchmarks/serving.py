@@ -198,7 +198,9 @@ def memory_of(bench: Bench, cases: Sequence[Case], given: argparse.Namespace) ->
     """Peak memory of every side, each in a process of its own, on a few images."""
     found: dict[str, dict[str, Any]] = {}
     for one in cases:
-        case = replace(one, work=replace(one.work, images=CHECKED))
+        # The prompts of one image fill a batch of whole images.
+        images = 1 if one.side in (UNTOUCHED, SHARED) else CHECKED
+        case = replace(one, work=replace(one.work, images=images))
         if one.side in found or one.work.images == 1:
             continue
         bench.ready(case)  # what it reads is there

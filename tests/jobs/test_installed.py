@@ -84,20 +84,15 @@ def test_the_wheel_holds_every_module_and_recipe(wheel):
     assert len([name for name in held if name.startswith("pipeline/report/recipes/")]) >= 20
 
 
-@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.ray])])
-def test_the_command_runs_where_only_the_wheel_is(on_ray, environment, tiny_llava, scenes_tars, tmp_path):
-    """Its workers too, of the Ray that it starts; or all work in the program itself."""
+@pytest.mark.ray
+def test_the_command_runs_where_only_the_wheel_is(environment, tiny_llava, scenes_tars, tmp_path):
     where = call(
         environment, tmp_path, "python", "-c", "import jobs, pipeline; print(jobs.__file__, pipeline.__file__)"
     )
     assert where.count(str(environment)) == 2
     assert call(environment, tmp_path, "zoo-prune", "--help").startswith("Usage: zoo-prune [OPTIONS] COMMAND")
     assert call(environment, tmp_path, "zoo-prune", "--version").startswith("zoo-prune, version ")
-    job = ("prune", "--corpus", scenes_tars, "--model", tiny_llava, "--limit", "3", "--output", "out", "--workers", "1")
-    if on_ray:
-        call(environment, tmp_path, "zoo-prune", *job)
-    else:
-        shutil.copy(REPO / "tests" / "in_this_process.py", tmp_path)
-        call(environment, tmp_path, "python", "in_this_process.py", "jobs.zoo_prune", *job)
+    call(environment, tmp_path, "zoo-prune", "prune", "--corpus", scenes_tars, "--model", tiny_llava, "--limit", "3",
+         "--output", "out", "--workers", "1")  # fmt: skip
     asked = ("zoo-prune", "query", "--pruned", "out", "--format", "csv", "select count(*) as images from images")
     assert call(environment, tmp_path, *asked).split() == ['"images"', "3"]

@@ -120,19 +120,18 @@ def assert_succeeded(done: subprocess.CompletedProcess) -> None:
     assert "succeeded" in done.stdout + done.stderr
 
 
-@pytest.mark.slow
-def test_a_submitted_job_of_three_stages_is_followed_to_its_end(
-    cluster, environment, pruned_here, tiny_llava, scenes_tars, tmp_path
-):
+def test_a_submitted_job_is_followed_to_its_end(cluster, environment, pruned_here, tiny_llava, scenes_tars, tmp_path):
+    assert not answers(f"{cluster}/api/jobs/", token="wrong" * 10)
     job = ["python", "jobs/prune_corpus.py", "--corpus", scenes_tars, "--model", tiny_llava, "--limit", "12"]
     job += ["--max-tokens", "4", "--shard-size", "8", "--output", str(tmp_path / "out")]
     assert_succeeded(submit(cluster, environment, *job))
     assert data_of(tmp_path / "out") == data_of(pruned_here)
 
 
-def test_a_submitted_job_is_followed_to_its_end(cluster, environment, pruned_here, without_ray, tiny_llava, tmp_path):
-    """The job with the fewest processes, which each import the model's code."""
-    assert not answers(f"{cluster}/api/jobs/", token="wrong" * 10)
+@pytest.mark.slow
+def test_a_submitted_answer_job_is_followed_to_its_end(
+    cluster, environment, pruned_here, without_ray, tiny_llava, tmp_path
+):
     job = ["python", "jobs/answer_corpus.py", "--pruned", str(pruned_here), "--model", tiny_llava]
     job += ["--tokens", "2", "--max-new-tokens", "4", "--output", str(tmp_path / "out")]
     assert_succeeded(submit(cluster, environment, *job))
