@@ -67,11 +67,9 @@ def prune(name, **how):
     prune_corpus(PruneSettings(**named, **given["run"], **how), found["said"].append)
 
 prune("half", gpus_per_worker=0.5, **given["half"])
-if given["answer"]:
-    answers = AnswerSettings(pruned=f"{given['folder']}/half", model=given["model"],
-                             output=f"{given['folder']}/answers", device="cpu", gpus_per_worker=0.5, workers=1,
-                             **given["answer"])
-    answer_corpus(answers, found["said"].append)
+answers = AnswerSettings(pruned=f"{given['folder']}/half", model=given["model"], output=f"{given['folder']}/answers",
+                         device="cpu", gpus_per_worker=0.5, workers=1, **given["answer"])
+answer_corpus(answers, found["said"].append)
 try:
     prune("three", gpus_per_worker=3.0)
 except UserError as error:
@@ -81,7 +79,7 @@ print(json.dumps(found))
 SIZES = [1, 1, 7, 3, 1, 20, 2, 1]
 
 
-def run_on_gpus(corpus: str, model: str, folder: Path, half: dict, answer: dict) -> dict:
+def run_on_gpus(corpus: str, model: str, folder: Path, half: dict) -> dict:
     """What the program finds.
 
     Args:
@@ -89,9 +87,8 @@ def run_on_gpus(corpus: str, model: str, folder: Path, half: dict, answer: dict)
         model: of both jobs.
         folder: of their outputs.
         half: settings of the prune job on half a GPU a worker.
-        answer: settings of the answer job; empty: there is none.
     """
-    given = {"folder": str(folder), "corpus": corpus, "model": model, "half": half, "answer": answer}
+    given = {"folder": str(folder), "corpus": corpus, "model": model, "half": half, "answer": ANSWER}
     command = [sys.executable, "-c", PROGRAM, json.dumps({**given, "run": RUN, "sizes": SIZES})]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -101,16 +98,16 @@ def run_on_gpus(corpus: str, model: str, folder: Path, half: dict, answer: dict)
 
 @pytest.fixture(scope="module")
 def on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> tuple[Path, dict]:
-    """Where the outputs of the short form lie, one worker and no answers, and what the program found."""
+    """Where the outputs of one worker of each job lie, and what the program found."""
     folder = tmp_path_factory.mktemp("gpus")
-    return folder, run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": BATCH_SIZE, "workers": 1}, {})
+    return folder, run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": BATCH_SIZE, "workers": 1})
 
 
 @pytest.fixture(scope="module")
-def all_on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> Path:
-    """Where the outputs of both jobs lie, with as many workers as CPUs and the batch size that the first measured."""
+def more_on_gpus(scenes_tars, tiny_llava, tmp_path_factory) -> Path:
+    """Where the outputs lie when as many workers as CPUs prune, at the batch size that the job measured."""
     folder = tmp_path_factory.mktemp("gpus")
-    run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": "auto", "workers": 2}, ANSWER)
+    run_on_gpus(scenes_tars, tiny_llava, folder, {"batch_size": "auto", "workers": 2})
     return folder
 
 
@@ -166,14 +163,18 @@ def assert_same_answers(one: Path, other: Path) -> None:
         assert pq.read_table(one / file).drop_columns("seconds") == pq.read_table(other / file).drop_columns("seconds")
 
 
+def test_answering_gives_the_same_answers(on_cpus, on_gpus):
+    assert_same_answers(on_cpus / "answers", on_gpus[0] / "answers")
+
+
 @pytest.mark.slow
-def test_two_workers_a_measured_batch_size_and_answers_on_gpus(all_on_gpus, prune, answer, tmp_path):
-    measured = json.loads((all_on_gpus / "half" / "_job.json").read_text())["resolved"]["batch_size"]
+def test_two_workers_and_a_measured_batch_size_on_gpus(more_on_gpus, prune, answer, tmp_path):
+    measured = json.loads((more_on_gpus / "half" / "_job.json").read_text())["resolved"]["batch_size"]
     assert measured >= 1
     prune(tmp_path / "pruned", **RUN, batch_size=measured)
     answer(tmp_path / "pruned", tmp_path / "answers")
-    assert_same_bytes(all_on_gpus / "half", tmp_path / "pruned")
-    assert_same_answers(tmp_path / "answers", all_on_gpus / "answers")
+    assert_same_bytes(more_on_gpus / "half", tmp_path / "pruned")
+    assert_same_answers(tmp_path / "answers", more_on_gpus / "answers")
 
 
 def test_every_process_with_the_model_asks_for_its_share_of_a_gpu(prune, answer, monkeypatch, tmp_path):
