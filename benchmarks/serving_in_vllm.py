@@ -118,7 +118,8 @@ def main(kind: str, model: str, source: str, new_tokens: str, prompts: str) -> N
         llm = vllm.LLM(
             str(folder), dtype="float32", enforce_eager=True, enable_prefix_caching=True, block_size=BLOCK,
             kv_cache_memory_bytes=2 << 30, mm_processor_cache_gb=0, generation_config="vllm", max_num_seqs=int(prompts),
-            max_model_len=4096, seed=0, **options,
+            # Room for the rows of all images that run together; else their prompts would share nothing.
+            max_num_batched_tokens=32_768, max_model_len=4096, seed=0, **options,
         )  # fmt: skip
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
         sampling = vllm.SamplingParams(temperature=0.0, max_tokens=int(new_tokens), ignore_eos=True, detokenize=False)

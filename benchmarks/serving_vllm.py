@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.serving_bench import PRUNE, UNTOUCHED, Bench, Case
-from benchmarks.serving_in_vllm import ARTIFACT, MARK, PICTURES
+from benchmarks.serving_in_vllm import ARTIFACT, BLOCK, MARK, PICTURES
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,12 +81,16 @@ def time_vllm(bench: Bench, case: Case, found: dict[str, dict[str, Any]], python
         {kind: median(turn[measure] for turn in some[1:]) for kind, some in turns.items()}
         for measure in ("wall_sec", "cpu_sec")
     )
+    cached = {kind: some[-1]["cached_tokens"] for kind, some in turns.items()}
+    for kind, tokens in ((PICTURES, bench.dims.visual_tokens), (ARTIFACT, case.tokens)):
+        least = (case.work.answers - case.work.images) * (tokens // BLOCK * BLOCK)
+        assert cached[kind] >= least, f"vLLM, {kind}: prompts about an image do not share its tokens: {cached[kind]:,}"
     pruning = found[Case(PRUNE, case.work, case.tokens).name]["sec"]
     return {
         "version": sides[ARTIFACT].version,
         "images": case.work.images, "prompts": case.work.prompts, "new_tokens": case.work.new_tokens,
         "tokens": case.tokens, "answers": case.work.answers, "sec": sec, "cpu_sec": cpu,
-        "cached_tokens": {kind: some[-1]["cached_tokens"] for kind, some in turns.items()},
+        "cached_tokens": cached,
         "times": sec[PICTURES] / sec[ARTIFACT], "times_by_cpu": cpu[PICTURES] / cpu[ARTIFACT],
         "times_with_pruning": sec[PICTURES] / (sec[ARTIFACT] + pruning),
         "equal from pictures": equal[PICTURES], "equal from the artifact": equal[ARTIFACT],

@@ -23,6 +23,7 @@ ARCHITECTURES = {
 }
 LIMITS = {"image": 0, "video": 0}  # of `limit_mm_per_prompt`, with which vLLM builds no vision tower
 BLOCK_TOKENS = 32  # of the prefix cache: prompts about one image share whole blocks
+BATCH_TOKENS = 32_768  # of a pass of the model, and rows of images running at once, which else share nothing
 
 
 def served_name(prune_job: JobRecord) -> str:
@@ -66,5 +67,6 @@ def server_command(
         *("--hf-overrides", json.dumps(overrides), "--enable-mm-embeds"),
         *("--limit-mm-per-prompt", json.dumps(LIMITS)),
         *("--block-size", str(BLOCK_TOKENS), "--enable-prefix-caching", "--generation-config", "vllm"),
+        *("--max-num-batched-tokens", str(BATCH_TOKENS)),
         *(("--chat-template", chat_template) if chat_template is not None else ()),
     ]

@@ -73,6 +73,7 @@ def load(settings: GenerateSettings, device: torch.device) -> Callable[[int], "V
         settings.dtype,
         device,
         most=settings.batch_size,
+        most_tokens=settings.batch_tokens,
         gpu_share=settings.gpu_share,
     )
     engine = VllmEngine(prompter, vllm, followed(checkpoint, "vllm"))
@@ -88,6 +89,8 @@ class Vllm:
         dtype: of weights and computation.
         device: CPU or CUDA.
         most: requests that run at once at most.
+        most_tokens: of a pass of the model at most, and rows that images running at once have room for. Where an image
+            finds none, its prompts begin without it, and each reads its rows for itself.
         gpu_share: of one GPU, that this worker may use.
 
     Raises:
@@ -95,7 +98,15 @@ class Vllm:
     """
 
     def __init__(
-        self, model: str, family: str, dtype: str, device: torch.device, *, most: int, gpu_share: float
+        self,
+        model: str,
+        family: str,
+        dtype: str,
+        device: torch.device,
+        *,
+        most: int,
+        most_tokens: int,
+        gpu_share: float,
     ) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -127,6 +138,7 @@ class Vllm:
                 generation_config="vllm",  # the checkpoint's own settings come with each request
                 max_model_len=-1,  # as long as the model takes, or as memory has room for
                 max_num_seqs=most,
+                max_num_batched_tokens=max(most, most_tokens),
                 seed=0,
                 **of_device,
             )

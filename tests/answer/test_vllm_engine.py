@@ -1,6 +1,7 @@
 """What the vllm engine asks of vLLM, and what becomes of its answers; a stand-in generates."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,8 +148,31 @@ def test_a_key_names_the_image_and_all_that_is_given_of_it():
     assert key_of("a", {**one, "image_embeds": strided}) == key_of("a", one)
 
 
-def test_an_environment_without_vllm_is_refused_by_the_worker(tiny_llava):
-    settings = SimpleNamespace(model=tiny_llava, dtype="float32", positions=None, batch_size=4, gpu_share=1.0)
+@pytest.fixture
+def settings(tiny_llava):
+    return SimpleNamespace(
+        model=tiny_llava, dtype="float32", positions=None, batch_size=4, batch_tokens=5_000, gpu_share=1.0
+    )
+
+
+@pytest.mark.parametrize(("batch_tokens", "expected"), [(5_000, 5_000), (1, 4)])
+def test_bounds_of_a_batch_are_those_of_vllm(settings, monkeypatch, batch_tokens, expected):
+    """Which takes no fewer tokens than requests."""
+    given = {}
+
+    def llm(model, **options):
+        given.update(options)
+        config = SimpleNamespace(max_model_len=64)
+        return SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm))
+    monkeypatch.setitem(sys.modules, "zoo_prune_vllm", SimpleNamespace())
+    settings.batch_tokens = batch_tokens
+    load(settings, torch.device("cpu"))
+    assert (given["max_num_seqs"], given["max_num_batched_tokens"]) == (4, expected)
+
+
+def test_an_environment_without_vllm_is_refused_by_the_worker(settings):
     with pytest.raises(UserError, match=r"^--engine vllm: a worker's environment lacks vllm \(") as refused:
         load(settings, torch.device("cpu"))
     assert len(str(refused.value).splitlines()) == 1

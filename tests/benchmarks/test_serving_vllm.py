@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from benchmarks.scaled_next import TINY
 from benchmarks.serving_baselines import Limits
 from benchmarks.serving_bench import ANSWER, UNTOUCHED, Bench, Case, Work
-from benchmarks.serving_in_vllm import ARTIFACT, MARK, NEWLINE, PICTURES, of_artifact, of_pictures, renamed
+from benchmarks.serving_in_vllm import ARTIFACT, BLOCK, MARK, NEWLINE, PICTURES, of_artifact, of_pictures, renamed
 from benchmarks.serving_tables import vllm_line
 from benchmarks.serving_vllm import time_vllm
 from pipeline.artifact.artifact import Artifact
@@ -33,7 +33,7 @@ def bench(tmp_path_factory):
 def python(tmp_path):
     """Makes an interpreter that says these answers of each side, whatever it is told to run."""
 
-    def make(answers):
+    def make(answers, cached=10_000):
         path = tmp_path / "python"
         path.write_text(
             f"#!{sys.executable}\n"
@@ -42,7 +42,8 @@ def python(tmp_path):
             "print('a line of a library')\n"
             "print(mark + json.dumps({'loaded': '0.0'}), flush=True)\n"
             "for _ in sys.stdin:\n"
-            "    found = {'wall_sec': 2.0 if sys.argv[2] == 'pictures' else 1.0, 'cpu_sec': 1.0, 'cached_tokens': 0}\n"
+            "    found = {'wall_sec': 2.0 if sys.argv[2] == 'pictures' else 1.0, 'cpu_sec': 1.0}\n"
+            f"    found['cached_tokens'] = {cached}\n"
             "    print(mark + json.dumps({**found, 'answers': answers}), flush=True)\n"
         )
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -68,6 +69,12 @@ def test_other_answers_are_not_timed(bench, python, answers):
     other = {**answers, ARTIFACT: {name: [tokens[0] + 1, *tokens[1:]] for name, tokens in answers[ARTIFACT].items()}}
     with pytest.raises(AssertionError, match="answers otherwise"):
         time_vllm(bench, CASE, {Case("prune", WORK, 20).name: {"sec": 1.0}}, python(other), 1)
+
+
+def test_images_that_prompts_do_not_share_are_not_timed(bench, python, answers):
+    least = WORK.images * (WORK.prompts - 1) * (TINY.visual_tokens // BLOCK * BLOCK)
+    with pytest.raises(AssertionError, match="pictures: prompts about an image do not share"):
+        time_vllm(bench, CASE, {Case("prune", WORK, 20).name: {"sec": 1.0}}, python(answers, least - 1), 1)
 
 
 def test_it_is_given_the_rows_that_our_engine_reads(bench):
