@@ -53,7 +53,7 @@ def test_the_command_that_starts_the_server(few, tiny_llava, capsys, monkeypatch
         *("--served-model-name", name, "--dtype", "auto", "--host", "127.0.0.1", "--port", "8123"),
         *("--hf-overrides", '{"architectures": ["ZooPruneLlavaForConditionalGeneration"]}', "--enable-mm-embeds"),
         *("--limit-mm-per-prompt", '{"image": 0, "video": 0}', "--block-size", "32", "--enable-prefix-caching"),
-        *("--generation-config", "vllm"),
+        *("--generation-config", "vllm", "--max-num-batched-tokens", "32768"),
     ]
     asked = ["--pruned", str(few), "--model", tiny_llava, "--python", "env/bin/python", "--port", "8123"]
     start = script("start_server")

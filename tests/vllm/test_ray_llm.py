@@ -34,6 +34,7 @@ def processor(model: str) -> Any:
             "hf_overrides": {"architectures": ["ZooPruneLlavaForConditionalGeneration"]},
             "enable_mm_embeds": True,
             "limit_mm_per_prompt": {"image": 0, "video": 0},
+            "max_num_batched_tokens": 32_768,
             "dtype": "float32",
             "enforce_eager": True,
             "block_size": 32,
