@@ -55,7 +55,7 @@ quiet_libraries()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests on Ray and tests of jobs, and begin with their files: short ones fill up what processes have left."""
     for item in items:
-        for fixture, marker in (("ray_session", "ray"), ("without_ray", "long")):
+        for fixture, marker in (("ray_session", "ray"), ("on_gpus", "ray"), ("without_ray", "long")):
             if fixture in item.fixturenames:  # type: ignore[attr-defined]
                 item.add_marker(marker)
         of = getattr(item, "callspec", None)

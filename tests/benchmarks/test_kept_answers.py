@@ -13,6 +13,8 @@ from benchmarks.kept_answers import Model, Part, answer_part, check_equality, po
 from pipeline.families.base import EncodedImage, Segment
 from zoo_ops import SELECTORS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     ("grid", "kept", "factor"),

@@ -9,6 +9,8 @@ from benchmarks import readme_figures, selectors
 from benchmarks.comparison import rows_of
 from zoo_ops import SELECTORS
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = {"plain": 5, "cluttered": 5}  # of two images with a caption, one each
 
 

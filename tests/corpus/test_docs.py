@@ -17,6 +17,8 @@ from pipeline.prune.settings import PruneSettings
 from tests.in_this_process import in_this_process
 from tests.test_readme import REPO, console_blocks, ours
 
+pytestmark = pytest.mark.long
+
 COMMANDS = [
     words
     for is_illustration, commands in console_blocks((REPO / "docs" / "corpora.md").read_text())
