@@ -11,6 +11,8 @@ from benchmarks.queries import LIMITS, measure, over
 from pipeline.artifact.artifact import Artifact
 from pipeline.report.recipe import recipe_names
 
+pytestmark = pytest.mark.long
+
 
 def test_the_page_shows_every_recipe_with_its_output():
     text = queries_page.PAGE.read_text()

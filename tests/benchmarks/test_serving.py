@@ -12,6 +12,8 @@ from benchmarks.serving_baselines import Clock, Limits, Stock
 from benchmarks.serving_bench import ANSWER, IN_REQUEST, PRUNE, SHARED, UNTOUCHED, Bench, Work, operations
 from benchmarks.serving_tables import arithmetic_lines, gain_lines, leading_line
 
+pytestmark = pytest.mark.long
+
 SMALL = ("--small", "--images", "2", "--long-images", "2", "--repeats", "1", "--threads", "1")
 
 

@@ -17,6 +17,8 @@ from pipeline.datasets.torch_dataset import PrunedDataset, PrunedLoader
 from pipeline.errors import UserError
 from tests.datasets.conftest import features_of, ids
 
+pytestmark = pytest.mark.long
+
 COUNTS = (5, 3, 0, 7, 1, 6)
 ALL = [f"{shard}-{n}" for shard, count in enumerate(COUNTS) for n in range(count)]
 SHUFFLED = {"shuffle": True, "seed": 5}

@@ -14,6 +14,8 @@ from pipeline.families import family_of
 from pipeline.families.base import KeptImage
 from tests.families.models import MORE, TINY, tokenizer
 
+pytestmark = pytest.mark.long
+
 NEW_TOKENS = 16
 PROMPTS = ["what is this", "how many red w3 in the picture", "w9", "what colour <image> of w1 w2 w3", "w5 w6 w7 w8"]
 

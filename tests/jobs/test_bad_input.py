@@ -14,6 +14,8 @@ from pipeline.answer.settings import AnswerSettings
 from pipeline.errors import UserError
 from pipeline.prune.settings import PruneSettings
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).resolve().parents[2]
 SCENES = "examples/scenes/scenes-000000.tar"
 MODEL = "examples/tiny-llava"

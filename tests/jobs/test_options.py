@@ -24,6 +24,8 @@ from pipeline.errors import UserError
 from pipeline.prune.settings import Estimator, Selector
 from pipeline.settings import expected, flag, options
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).resolve().parents[2]
 JOBS = {
     "prune": prune_corpus,

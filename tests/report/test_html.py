@@ -25,6 +25,8 @@ from pipeline.report.query import connect
 from pipeline.report.thumbnails import thumbnail
 from tests.report.reports import HOSTILE, TURNED, hostile_corpus, page_on, report_on, write_answers
 
+pytestmark = pytest.mark.long
+
 NOT_TEXT = ("script", "style")
 
 
